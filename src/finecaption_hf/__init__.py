@@ -1,0 +1,92 @@
+"""FineCaption for Hugging Face transformers: captions of any region of an image.
+
+Importing this package is cheap: torch and transformers are imported when one of the names below is first used. The Auto
+classes of transformers know FineCaption once a class of this package was used, or `register()` was called; without this
+package they load the same files from beside the weights, with `trust_remote_code=True`.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .configuration_finecaption import FineCaptionConfig
+    from .image_processing_finecaption import FineCaptionImageProcessor
+    from .masks_finecaption import MaskError, as_mask, decode_mask, encode_mask
+    from .modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionModel
+    from .processing_finecaption import FineCaptionProcessor
+
+__version__ = "0.1.0"
+
+EMBEDDED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "finecaption-tiny"
+"""Folder of the checkpoint that comes with the package."""
+
+_CLASSES = {
+    "FineCaptionConfig": "configuration_finecaption",
+    "FineCaptionModel": "modeling_finecaption",
+    "FineCaptionForConditionalGeneration": "modeling_finecaption",
+    "FineCaptionProcessor": "processing_finecaption",
+    "FineCaptionImageProcessor": "image_processing_finecaption",
+}
+_MASK_NAMES = ("as_mask", "encode_mask", "decode_mask", "MaskError")
+
+
+def register() -> None:
+    """Make the Auto classes of transformers load FineCaption checkpoints with the classes of this package.
+
+    Needed only by code that goes through the Auto classes without having used a class of this package before; doing it
+    again changes nothing. From then on `save_pretrained` copies the Hub files beside the weights.
+
+    Raises:
+        ImportError: If the installed transformers is outside the range that the Hub files support.
+    """
+    from .configuration_finecaption import FineCaptionConfig  # isort: skip  (checks the version of transformers)
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+    from .image_processing_finecaption import FineCaptionImageProcessor
+    from .modeling_finecaption import FineCaptionForConditionalGeneration
+    from .processing_finecaption import FineCaptionProcessor
+
+    AutoConfig.register(FineCaptionConfig.model_type, FineCaptionConfig, exist_ok=True)
+    # AutoModel gives the class with the language-model head: a captioner without it is of little use.
+    AutoModel.register(FineCaptionConfig, FineCaptionForConditionalGeneration, exist_ok=True)
+    AutoModelForImageTextToText.register(FineCaptionConfig, FineCaptionForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(FineCaptionConfig, FineCaptionProcessor, exist_ok=True)
+    AutoImageProcessor.register(
+        FineCaptionConfig, image_processor_classes={"torchvision": FineCaptionImageProcessor}, exist_ok=True
+    )
+    FineCaptionConfig.register_for_auto_class("AutoConfig")
+    FineCaptionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+    FineCaptionProcessor.register_for_auto_class("AutoProcessor")
+    FineCaptionImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        register()
+        value = getattr(import_module(f".{_CLASSES[name]}", __name__), name)
+    elif name in _MASK_NAMES:
+        value = getattr(import_module(".masks_finecaption", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "EMBEDDED_CHECKPOINT",
+    "FineCaptionConfig",
+    "FineCaptionForConditionalGeneration",
+    "FineCaptionImageProcessor",
+    "FineCaptionModel",
+    "FineCaptionProcessor",
+    "MaskError",
+    "as_mask",
+    "decode_mask",
+    "encode_mask",
+    "register",
+]

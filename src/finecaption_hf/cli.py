@@ -1,0 +1,419 @@
+"""The `finecaption` command; `python -m finecaption_hf.cli` is the same.
+
+What is slow to import (torch, transformers) is imported where a command needs it, so that help comes at once.
+"""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
+
+from . import EMBEDDED_CHECKPOINT, __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from .modeling_finecaption import FineCaptionForConditionalGeneration
+    from .processing_finecaption import FineCaptionProcessor
+
+app = typer.Typer(
+    name="finecaption",
+    help="Captions for any region of a picture.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+scenes_app = typer.Typer(help="Rendered scenes, whose right answers are known.", no_args_is_help=True)
+app.add_typer(scenes_app, name="scenes")
+
+
+class Task(str, Enum):
+    region = "region"
+    dense = "dense"
+    whole = "global"
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Split(str, Enum):
+    train = "train"
+    test = "test"
+
+
+class OrderedCommand(TyperCommand):
+    """Notes in which order options stand on the command line; otherwise only the order within each option is known."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args:
+            _, _, parameters = self.make_parser(ctx).parse_args(args=list(args))
+            ctx.meta["order"] = [parameter.name for parameter in parameters]
+        return super().parse_args(ctx, args)
+
+
+def _in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple[str, str]]:
+    """(option, value) of repeatable options, as they stand on the command line."""
+    values = {name: iter(given or ()) for name, given in options.items()}
+    return [(name, next(values[name])) for name in ctx.meta.get("order", ()) if name in values]
+
+
+# --- options that several commands share -----------------------------------------------------------------------------
+
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="ID_OR_FOLDER", help="Checkpoint: Hub id or folder.", show_default="the embedded one"),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="cuda if there is one")]
+DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Precision.", show_default="as saved")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Seed = Annotated[int, typer.Option(min=0, help="The first scene; scenes are numbered.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(f"finecaption-hf {__version__}")
+        raise typer.Exit
+
+
+# --- caption ---------------------------------------------------------------------------------------------------------
+
+_REGIONS, _QUESTIONS = "Regions (repeatable; none: the whole picture)", "Questions (repeatable; none: --task region)"
+
+
+@app.command(cls=OrderedCommand)
+def caption(
+    ctx: typer.Context,
+    image: Annotated[Path, typer.Argument(help="Picture file. Its EXIF orientation is applied.", show_default=False)],
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|BLOB",
+            help="Mask as a file (PNG and other pictures of black and white, .npy, .json with COCO RLE or GeoJSON, "
+            ".txt with a blob) or as a blob, base64(gzip(uint8 H x W)).",
+            rich_help_panel=_REGIONS,
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="Box in pixels, ends exclusive.", rich_help_panel=_REGIONS),
+    ] = None,
+    polygon: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,X,Y,...|JSON|FILE",
+            help="Outline in pixels; as JSON, GeoJSON with holes too.",
+            rich_help_panel=_REGIONS,
+        ),
+    ] = None,
+    rle: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JSON|FILE", help='COCO RLE: {"size": [H, W], "counts": ...}.', rich_help_panel=_REGIONS),
+    ] = None,
+    task: Annotated[list[Task] | None, typer.Option(help="A kind of caption.", rich_help_panel=_QUESTIONS)] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="An attribute that the checkpoint knows, such as color; a wrong name lists them.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Your own words.", rich_help_panel=_QUESTIONS)
+    ] = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 128,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the picture with outlined regions and captions.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Caption regions of a picture.
+
+    Regions and questions are numbered as they stand on the command line; every question is asked about every region.
+    """
+    with _errors_in_one_line():
+        _check_writable(out)
+        picture = _open_picture(image)
+        given = _in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle)
+        references = [
+            (f"region {number} (--{kind})", _reference(kind, text))
+            for number, (kind, text) in enumerate(given, start=1)
+        ]
+        regions = [_region(where, it, picture) for where, it in references or [("whole picture", None)]]
+        checkpoint, processor = _load(model, device, dtype)
+        asked = _in_order(ctx, task=task, attribute=attribute, question=question) or [("task", Task.region)]
+        prompts = {}
+        for kind, value in asked:
+            name = value.value if isinstance(value, Task) else value
+            prompts[name] = name if kind == "question" else processor.question(name)
+
+    from .captioning import caption_regions
+    from .masks_finecaption import mask_to_box
+
+    answers = caption_regions(
+        checkpoint, processor, picture, regions, list(prompts.values()), max_new_tokens=max_new_tokens
+    )
+    records = [
+        {
+            "region": number,
+            "box_xyxy": list(mask_to_box(region)),
+            "area": int(region.sum()),
+            "answers": dict(zip(prompts, texts, strict=True)),
+        }
+        for number, (region, texts) in enumerate(zip(regions, answers, strict=True), start=1)
+    ]
+    if as_json:
+        typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
+    else:
+        _print_answers(records)
+    if out is not None:
+        _write_picture(out, picture, regions, records)
+
+
+def _print_answers(records: list[dict[str, Any]]) -> None:
+    """A single caption as it is; a table of several."""
+    if len(records) == 1 and len(records[0]["answers"]) == 1:
+        typer.echo(next(iter(records[0]["answers"].values())))
+        return
+    table = Table("region", "box (x0, y0, x1, y1)", "question", "answer", show_lines=False)
+    for record in records:
+        cells = [str(record["region"]), ", ".join(map(str, record["box_xyxy"]))]
+        for name, text in record["answers"].items():
+            # Text: a caption with square brackets is not to be read as markup.
+            table.add_row(*cells, Text(name), Text(text))
+            cells = ["", ""]
+        table.add_section()
+    Console().print(table)
+
+
+def _write_picture(
+    out: Path, picture: "Image.Image", regions: "list[np.ndarray]", records: list[dict[str, Any]]
+) -> None:
+    from .drawing import draw_regions
+
+    captions = []
+    for record in records:
+        answers: dict[str, str] = record["answers"]
+        lines = answers.values() if len(answers) == 1 else (f"{name}: {text}" for name, text in answers.items())
+        captions.append("\n".join(lines))
+    with _errors_in_one_line():
+        draw_regions(picture, regions, captions).save(out)
+    typer.echo(f"Wrote {out}", err=True)
+
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+
+@scenes_app.command()
+def render(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to; made if it does not exist.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of scenes.")] = 8,
+    seed: Seed = 0,
+    split: Annotated[Split, typer.Option(help="Combinations of color, shape and texture that occur.")] = Split.test,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 256,
+) -> None:
+    """Render scenes: PNG files, and regions.jsonl with one region a line (image, COCO RLE, caption, all answers)."""
+    from PIL import Image
+
+    from .masks_finecaption import encode_rle
+    from .scenes import answers, render_scene
+
+    num_regions = 0
+    with _errors_in_one_line():
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "regions.jsonl").open("w", encoding="utf-8") as lines:
+            for number in range(seed, seed + n):
+                scene = render_scene(number, size=size, split=split.value)
+                name = f"scene-{split.value}-{number:06}.png"
+                Image.fromarray(scene.image).save(out / name)
+                for index, mask in enumerate(scene.masks):
+                    told = answers(scene.objects, index)
+                    record = {
+                        "image": name,
+                        "segmentation": encode_rle(mask),
+                        "caption": told["dense"],
+                        "answers": told,
+                    }
+                    lines.write(json.dumps(record) + "\n")
+                    num_regions += 1
+    typer.echo(f"Wrote {n} scenes with {num_regions} regions to {out}", err=True)
+
+
+@scenes_app.command()
+def score(
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of scenes.")] = 500,
+    seed: Seed = 0,
+    model: Model = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Region-question pairs that are decoded together.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Score a checkpoint on scenes whose combinations of color, shape and texture are kept out of training."""
+    with _errors_in_one_line():
+        checkpoint, processor = _load(model, device, dtype)
+
+    from .scenes.scoring import score_scenes
+
+    result = score_scenes(checkpoint, processor, n, seed=seed, batch_size=batch_size)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    table = Table("question", "right answers")
+    for name, share in result["accuracy"].items():
+        table.add_row(name, f"{share:.1%}")
+    Console().print(table)
+
+
+# --- reading what the user gave --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """One line and exit code 2 for what the user can mend; around such steps only: a defect keeps its traceback."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _load(
+    model: str | None, device: str | None, dtype: Dtype | None
+) -> "tuple[FineCaptionForConditionalGeneration, FineCaptionProcessor]":
+    from .captioning import load
+
+    if model is None and not EMBEDDED_CHECKPOINT.is_dir():
+        raise FileNotFoundError(
+            f"The embedded checkpoint is missing from {EMBEDDED_CHECKPOINT}. Reinstall, or give --model."
+        )
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return load(model, device=device, dtype=None if dtype is None else dtype.value)
+
+
+def _open_picture(path: Path) -> "Image.Image":
+    from PIL import Image, ImageOps
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no picture file {path}.")
+    try:
+        picture: Image.Image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}. Give a JPEG, PNG or similar file.") from error
+    return picture
+
+
+def _check_writable(out: Path | None) -> None:
+    """Find out before the model runs, not after it."""
+    if out is None:
+        return
+    from PIL import Image
+
+    extensions = Image.registered_extensions()
+    if out.suffix.lower() not in extensions or extensions[out.suffix.lower()] not in Image.SAVE:
+        raise ValueError(
+            f"--out {out}: {out.suffix or 'no suffix'} names no picture format. Give a name such as out.png."
+        )
+    if not out.resolve().parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: the folder {out.parent} does not exist. Make it first.")
+
+
+def _region(where: str, reference: Any, picture: "Image.Image") -> "np.ndarray":
+    from .masks_finecaption import MaskError, as_mask
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            region = as_mask(reference, picture.height, picture.width)
+    except MaskError as error:
+        raise MaskError(f"{where}: {error}") from error
+    for warning in caught:
+        typer.echo(f"Warning: {where}: {warning.message}", err=True)
+    return region
+
+
+def _reference(kind: str, text: str) -> Any:
+    """The region reference that an option's value stands for: a file's content, JSON, numbers or a blob."""
+    if os.path.isfile(text):  # unlike Path.is_file, False for a blob that is too long for a file name
+        value = _read_reference(Path(text))
+    elif text.lstrip().startswith(("{", "[")):
+        value = _parse_json(text, f"--{kind}")
+    elif kind in ("box", "polygon"):
+        value = _numbers(kind, text)
+    elif kind == "mask" and text.startswith("H4sI"):  # how base64 of a gzip stream begins
+        value = text
+    else:
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        meant = {"mask": "a mask blob (base64 of gzip, beginning with H4sI)", "rle": "JSON"}[kind]
+        raise ValueError(f"--{kind} {shown}: neither an existing file nor {meant}. Paths are relative to {Path.cwd()}.")
+    if isinstance(value, list):
+        return {"box_xyxy" if kind == "box" else "polygon": value}
+    return value
+
+
+def _read_reference(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".geojson"):
+        return _parse_json(path.read_text(encoding="utf-8"), str(path))
+    if suffix in (".txt", ".b64"):
+        return path.read_text(encoding="utf-8").strip()
+    if suffix == ".npy":
+        import numpy as np
+
+        return np.load(path, allow_pickle=False)
+    from PIL import Image
+
+    try:
+        return Image.open(path)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a mask. Give a picture file such as PNG, .npy, .json with COCO RLE or GeoJSON, "
+            "or .txt with a blob."
+        ) from error
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: this is no JSON ({error}).") from error
+
+
+def _numbers(kind: str, text: str) -> list[float]:
+    try:
+        return [float(number) for number in re.split(r"[,\s]+", text.strip(" \t,()"))]
+    except ValueError:
+        form = "X0,Y0,X1,Y1" if kind == "box" else "X,Y,X,Y,..."
+        raise ValueError(
+            f"--{kind} {text[:60]}: neither an existing file nor numbers. Give {form} in pixels."
+        ) from None
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""Pictures for people: regions outlined and numbered, their captions underneath.
+
+Legend: H W height and width of the picture in pixels, R regions. Points are (x, y).
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+Color = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# Bright enough to stand out on a photograph, dark enough to carry white digits, and apart for colour-blind readers.
+COLORS: tuple[Color, ...] = (
+    (229, 57, 53),
+    (30, 120, 230),
+    (0, 150, 110),
+    (240, 124, 0),
+    (142, 60, 200),
+    (216, 27, 126),
+    (0, 145, 175),
+    (135, 100, 60),
+)
+_WHITE, _INK = (255, 255, 255), (32, 33, 36)
+
+MIN_WIDTH = 720  # pixels; smaller pictures are enlarged, for lines that are finer than a pixel and captions that fit
+_FONT_SHARE = 0.021  # of the width: about 90 characters a line
+_STROKE_SHARE, _HALO_SHARE = 0.0035, 0.0018  # of the longer side
+_FILL_OPACITY = 0.16  # little, because the captions speak of colours
+_DEPTH_GRID = 96  # a region is looked at this coarsely to find a place for its number
+
+# Tried in this order where Pillow's own font, which is Latin only, lacks a character.
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "WenQuanYi Zen Hei.ttf",
+    "Arial Unicode.ttf",
+    "PingFang.ttc",
+    "segoeui.ttf",
+    "msyh.ttc",
+    "malgun.ttf",
+    "Nirmala.ttf",
+)
+
+
+def draw_regions(
+    image: Image.Image,
+    masks: Sequence[np.ndarray],
+    captions: Sequence[str] | None = None,
+    *,
+    colors: Sequence[Color] | None = None,
+) -> Image.Image:
+    """Outline regions on a picture, number them if there are several, and write the captions below.
+
+    Args:
+        image: a picture of any mode, (H, W); it is not changed.
+        masks: R arrays bool (H, W), True inside the region.
+        captions: R texts, each of one or more lines; `None` leaves the space below out.
+        colors: RGB colours, used in turn; `None` means `COLORS`.
+
+    Returns:
+        An RGB picture of the width of `image`, or of a multiple of it where that is below `MIN_WIDTH`.
+
+    Raises:
+        ValueError: If a mask does not have the picture's size, or if there is not one caption per mask.
+    """
+    for mask in masks:
+        if mask.shape != (image.height, image.width):
+            raise ValueError(
+                f"The mask's shape is {mask.shape} but the image is {image.height}x{image.width} (height x width). "
+                "Give as_mask(reference, image.height, image.width)."
+            )
+    if captions is not None and len(captions) != len(masks):
+        raise ValueError(f"There are {len(captions)} captions for {len(masks)} regions; give one per region.")
+
+    palette = list(colors or COLORS)
+    region_colors = [palette[index % len(palette)] for index in range(len(masks))]
+    factor = math.ceil(MIN_WIDTH / image.width)
+    picture = image.convert("RGB")
+    if factor > 1:
+        picture = picture.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
+        masks = [_enlarge(mask, picture.size) for mask in masks]
+
+    font_size = round(picture.width * _FONT_SHARE)
+    largest_first = sorted(range(len(masks)), key=lambda index: -int(masks[index].sum()))
+    for index in largest_first:
+        _outline(picture, masks[index], region_colors[index])
+    if len(masks) > 1:
+        _number_regions(picture, masks, region_colors, largest_first, font_size)
+    if captions:
+        picture = _write_below(picture, captions, region_colors, font_size)
+    return picture
+
+
+# --- regions ---------------------------------------------------------------------------------------------------------
+
+
+def _outline(picture: Image.Image, mask: np.ndarray, color: Color) -> None:
+    """Tint a region and draw a line around it, outside of it, so that even a region of one pixel stays visible."""
+    stroke = max(2, round(max(picture.size) * _STROKE_SHARE))
+    halo = max(1, round(max(picture.size) * _HALO_SHARE))
+    if not mask.all():
+        picture.paste(color, mask=_soft(mask, _FILL_OPACITY))
+    line = _grow(mask, stroke) & ~mask
+    # Where the region meets the picture's border the line runs inside.
+    frame = np.ones_like(mask)
+    frame[stroke:-stroke, stroke:-stroke] = False
+    line |= mask & frame
+    picture.paste(_WHITE, mask=_soft(_grow(line, halo) & ~(mask & ~frame), 0.85))
+    picture.paste(color, mask=_soft(line, 1.0))
+
+
+def _enlarge(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale up to `size` (width, height) with smooth edges; pixels of the region never disappear."""
+    pixels = Image.fromarray(mask.astype(np.uint8) * 255)
+    smooth = np.asarray(pixels.resize(size, Image.Resampling.BICUBIC)) >= 128
+    return smooth if smooth.any() else np.asarray(pixels.resize(size, Image.Resampling.NEAREST)) > 0
+
+
+def _soft(mask: np.ndarray, opacity: float) -> Image.Image:
+    """A paste mask with slightly smoothed edges."""
+    return Image.fromarray(mask.astype(np.uint8) * round(255 * opacity)).filter(ImageFilter.GaussianBlur(0.6))
+
+
+def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Dilate by a disc of `radius` pixels; works on the mask's own box only, so small regions are quick."""
+    top, bottom, left, right = _bounds(mask, radius)
+    crop = np.pad(mask[top:bottom, left:right], radius)
+    # With running sums, "any pixel within d columns" is one difference, whatever d.
+    sums = np.pad(np.cumsum(crop, axis=1, dtype=np.int32), ((0, 0), (1, 0)))
+    height, width = bottom - top, right - left
+    grown = np.zeros((height, width), dtype=bool)
+    for dy in range(-radius, radius + 1):
+        dx = math.isqrt(radius * radius - dy * dy)
+        rows = sums[radius + dy : radius + dy + height]
+        grown |= rows[:, radius + dx + 1 : radius + dx + 1 + width] > rows[:, radius - dx : radius - dx + width]
+    result = np.zeros_like(mask)
+    result[top:bottom, left:right] = grown
+    return result
+
+
+def _bounds(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the mask's box with a margin, within the picture; exclusive ends."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return (
+        max(0, int(rows[0]) - margin),
+        min(mask.shape[0], int(rows[-1]) + 1 + margin),
+        max(0, int(columns[0]) - margin),
+        min(mask.shape[1], int(columns[-1]) + 1 + margin),
+    )
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _number_regions(
+    picture: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[Color], largest_first: list[int], font_size: int
+) -> None:
+    """Put each region's number where the region is widest and no smaller region covers it, or beside a small region."""
+    radius = round(font_size * 0.8)
+    taken: list[tuple[int, int]] = []
+    covered = np.zeros(masks[0].shape, dtype=bool)
+    for index in reversed(largest_first):
+        free = masks[index] & ~covered
+        for point in taken:
+            _erase_disc(free, point, 2 * radius)
+        covered |= masks[index]
+        center, depth = _deepest(free if free.any() else masks[index])
+        if depth < radius:
+            center = _beside(masks, center, round(depth + 1.4 * radius), radius, taken)
+        taken.append(center)
+        _badge(picture, center, index + 1, colors[index], font_size)
+
+
+def _erase_disc(mask: np.ndarray, center: tuple[int, int], radius: int) -> None:
+    x, y = center
+    top, left = max(0, y - radius), max(0, x - radius)
+    window = mask[top : y + radius + 1, left : x + radius + 1]
+    rows, columns = np.ogrid[top : top + window.shape[0], left : left + window.shape[1]]
+    window[(columns - x) ** 2 + (rows - y) ** 2 <= radius * radius] = False
+
+
+def _deepest(mask: np.ndarray) -> tuple[tuple[int, int], float]:
+    """The point of a non-empty mask that is farthest from its edge, and how far that is in pixels, both roughly."""
+    top, bottom, left, right = _bounds(mask, 0)
+    scale = max(1.0, max(bottom - top, right - left) / _DEPTH_GRID)
+    size = (max(1, round((right - left) / scale)), max(1, round((bottom - top) / scale)))
+    crop = Image.fromarray(mask[top:bottom, left:right].astype(np.uint8) * 255)
+    coverage = np.asarray(crop.resize(size, Image.Resampling.BOX))
+    layer = np.pad(coverage >= min(128, int(coverage.max())), 1)
+    depth = np.zeros(layer.shape)
+    while layer.any():
+        depth += layer
+        inner = layer[1:-1, 1:-1] & layer[:-2, 1:-1] & layer[2:, 1:-1] & layer[1:-1, :-2] & layer[1:-1, 2:]
+        layer = np.pad(inner, 1)
+    ys, xs = np.nonzero(depth == depth.max())
+    # Among equals, the one nearest to their middle: a bar gets its number in the centre, not at one end.
+    nearest = int(np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2))
+    x = left + (xs[nearest] - 0.5) * (right - left) / size[0]
+    y = top + (ys[nearest] - 0.5) * (bottom - top) / size[1]
+    return (int(x), int(y)), float(depth.max() - 0.5) * scale
+
+
+def _beside(
+    masks: Sequence[np.ndarray], center: tuple[int, int], distance: int, radius: int, taken: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """A place for the number of a region that is too small to hold it: next to `center`, hiding little."""
+    height, width = masks[0].shape
+    slanted = round(distance / math.sqrt(2))
+    steps = [(0, -distance), (distance, 0), (-distance, 0), (0, distance)]
+    steps += [(dx, dy) for dy in (-slanted, slanted) for dx in (slanted, -slanted)]
+    places = [
+        (min(max(center[0] + dx, radius), width - 1 - radius), min(max(center[1] + dy, radius), height - 1 - radius))
+        for dx, dy in steps
+    ]
+
+    def crowding(place: tuple[int, int]) -> tuple[int, int]:
+        x, y = place
+        window = np.s_[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+        numbers = sum(math.dist(place, other) < 2 * radius for other in taken)
+        return numbers, sum(int(mask[window].sum()) for mask in masks if not mask.all())
+
+    return min(places, key=crowding)
+
+
+def _badge(picture: Image.Image, center: tuple[int, int], number: int, color: Color, font_size: int) -> None:
+    """A disc with a white rim and a number; drawn larger and scaled down, because PIL's own edges are jagged."""
+    fine = 4
+    radius = round(font_size * 0.8)
+    size = (2 * radius + 1) * fine
+    rim = max(2, radius // 7) * fine
+    disc, inside = Image.new("RGB", (size, size), _WHITE), Image.new("L", (size, size))
+    ImageDraw.Draw(inside).ellipse((0, 0, size - 1, size - 1), fill=255)
+    draw = ImageDraw.Draw(disc)
+    draw.ellipse((rim, rim, size - 1 - rim, size - 1 - rim), fill=color)
+    text, font = str(number), ImageFont.load_default(size=(font_size if number < 100 else font_size * 0.7) * fine)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    draw.text(((size - left - right) / 2, (size - top - bottom) / 2), text, fill=_WHITE, font=font)
+    small = (2 * radius + 1, 2 * radius + 1)
+    corner = (center[0] - radius, center[1] - radius)
+    picture.paste(disc.resize(small, Image.Resampling.BOX), corner, inside.resize(small, Image.Resampling.BOX))
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def _write_below(picture: Image.Image, captions: Sequence[str], colors: Sequence[Color], font_size: int) -> Image.Image:
+    margin, line_height = font_size, round(font_size * 1.4)
+    text_left = margin + round(font_size * 2.2)
+    blocks = []
+    for caption in captions:
+        font, text = _font_for(caption, font_size)
+        blocks.append((font, _wrap(text, font, picture.width - text_left - margin)))
+    gap = round(font_size * 0.7)
+    height = 2 * margin + sum(len(lines) * line_height for _, lines in blocks) + gap * (len(blocks) - 1)
+
+    sheet = Image.new("RGB", (picture.width, picture.height + height), _WHITE)
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    y = picture.height + margin
+    for index, (font, lines) in enumerate(blocks):
+        middle = (margin + round(font_size * 0.8), y + line_height // 2)
+        if len(blocks) > 1:
+            _badge(sheet, middle, index + 1, colors[index], font_size)
+        else:
+            half = font_size // 2
+            draw.rectangle((middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half), fill=colors[index])
+        for line in lines:
+            draw.text((text_left, y + line_height / 2), line, fill=_INK, font=font, anchor="lm")
+            y += line_height
+        y += gap
+    return sheet
+
+
+def _wrap(text: str, font: Font, width: float) -> list[str]:
+    """Break into lines at spaces, and within a word that is wider than a line (or a script without spaces)."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in re.findall(r"\S+", paragraph):
+            joined = f"{line} {word}" if line else word
+            if font.getlength(joined) <= width:
+                line = joined
+                continue
+            if line:
+                lines.append(line)
+            while font.getlength(word) > width and len(word) > 1:
+                fitting = next((n for n in range(len(word) - 1, 1, -1) if font.getlength(word[:n]) <= width), 1)
+                lines.append(word[:fitting])
+                word = word[fitting:]
+            line = word
+        lines.append(line)
+    return lines
+
+
+def _font_for(text: str, size: int) -> tuple[Font, str]:
+    """A font that has every character of the text; failing that, the best one, with the others replaced in the text."""
+    wanted = {character for character in text if unicodedata.category(character)[0] not in "CZM"}
+    font: Font = ImageFont.load_default(size=size)
+    missing = {character for character in wanted if not _has_glyph(font, character)}
+    for name in _SYSTEM_FONTS if missing else ():
+        try:
+            other = ImageFont.truetype(name, size)
+        except OSError:
+            continue
+        lacking = {character for character in wanted if not _has_glyph(other, character)}
+        if len(lacking) < len(missing):
+            font, missing = other, lacking
+        if not missing:
+            break
+    return font, "".join(_substitute(character) if character in missing else character for character in text)
+
+
+def _substitute(character: str) -> str:
+    """The plain letter under an accent, else a question mark."""
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(font: Font, character: str) -> bool:
+    """Fonts draw the same box for every character that they lack; U+10FFFF is never assigned."""
+    try:
+        return bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
+    except UnicodeError:  # Pillow without FreeType has a Latin-1 bitmap font only
+        return False

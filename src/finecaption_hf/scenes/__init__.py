@@ -1,0 +1,45 @@
+"""Rendered scenes with exact masks, attributes and captions: the data that needs no download."""
+
+from .language import ATTRIBUTE_NAMES, QUESTIONS, answers, describe_scene, exact_match, normalize_answer, vocabulary
+from .rendering import (
+    COLORS,
+    HELD_OUT,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    TEXTURES,
+    Scene,
+    SceneObject,
+    Split,
+    is_held_out,
+    position_of,
+    render_scene,
+    render_swatches,
+    triples,
+)
+
+__all__ = [
+    "ATTRIBUTE_NAMES",
+    "COLORS",
+    "HELD_OUT",
+    "POSITIONS",
+    "QUESTIONS",
+    "SHAPES",
+    "SIZES",
+    "SPLITS",
+    "TEXTURES",
+    "Scene",
+    "SceneObject",
+    "Split",
+    "answers",
+    "describe_scene",
+    "exact_match",
+    "is_held_out",
+    "normalize_answer",
+    "position_of",
+    "render_scene",
+    "render_swatches",
+    "triples",
+    "vocabulary",
+]

@@ -1,0 +1,57 @@
+"""What has to be set before anything of Hugging Face is imported, and what several test files share."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+# Settings are read when a library is imported. Without network the Hub client would wait for most of a minute, and code
+# that a test loads from beside weights must neither come from an earlier run nor stay for the next one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_modules = tempfile.TemporaryDirectory(prefix="finecaption-test-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE_PICTURE = ROOT / "examples" / "scene.png"
+EXAMPLE_MASK = ROOT / "examples" / "scene-mask.png"
+
+
+class RealRegion(NamedTuple):
+    """A region of a photograph: the file, COCO RLE (its mask is (H, W)) and a caption that a person would accept."""
+
+    image: Path
+    rle: dict[str, Any]
+    caption: str
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Decoded by pycocotools, so independently of the code under test; bool (H, W)."""
+        from pycocotools import mask as coco
+
+        return coco.decode(self.rle).astype(bool)
+
+
+@pytest.fixture(scope="session")
+def real_regions() -> list[RealRegion]:
+    """27 regions of six photographs, which are not ours to copy: skipped where their folder is absent."""
+    folder = ROOT.parent / "shared" / "real_regions"
+    if not (folder / "regions.jsonl").is_file():
+        pytest.skip(f"the photographs with masks are not in {folder}")
+    records = [json.loads(line) for line in (folder / "regions.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [RealRegion(folder / record["image"], record["segmentation"], record["caption"]) for record in records]
+
+
+@pytest.fixture(scope="session")
+def embedded() -> tuple[Any, Any]:
+    """Model and processor of the checkpoint that comes with the package, on the CPU. Treat them as read-only."""
+    from finecaption_hf import EMBEDDED_CHECKPOINT
+    from finecaption_hf.captioning import load
+
+    if not (EMBEDDED_CHECKPOINT / "config.json").is_file():
+        pytest.fail(f"The embedded checkpoint is missing from {EMBEDDED_CHECKPOINT}; it belongs to the repository.")
+    return load(device="cpu")

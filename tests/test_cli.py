@@ -1,0 +1,396 @@
+"""The command line, and captions from Python, on real photographs and on the example."""
+
+import base64
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE, RealRegion
+from PIL import Image
+from pycocotools import mask as coco
+from typer.testing import CliRunner
+
+from finecaption_hf import MaskError, __version__
+from finecaption_hf.captioning import caption_regions, load
+from finecaption_hf.cli import app
+from finecaption_hf.drawing import MIN_WIDTH
+
+# What the parts of the example are: examples/README.md says how it was made.
+EXAMPLE_CAPTION = "a checkered orange circle"
+EXAMPLE_ATTRIBUTES = {
+    "color": "orange",
+    "shape": "circle",
+    "texture": "checkered",
+    "size": "large",
+    "position": "bottom right",
+}
+NUM_REGIONS = 27
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_caption(image: Path, *arguments: object) -> list[dict[str, Any]]:
+    """The records that `finecaption caption IMAGE ... --json` prints."""
+    result = run("caption", image, *arguments, "--json", "--device", "cpu", "--max-new-tokens", 8)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+# --- every way to say which pixels are meant -------------------------------------------------------------------------
+
+
+def box_of(mask: np.ndarray) -> list[int]:
+    """[x0, y0, x1, y1], ends exclusive, by pycocotools."""
+    x, y, width, height = map(int, coco.toBbox(coco.encode(np.asfortranarray(mask.astype(np.uint8)))))
+    return [x, y, x + width, y + height]
+
+
+def filled_box(mask: np.ndarray) -> np.ndarray:
+    x0, y0, x1, y1 = box_of(mask)
+    result = np.zeros_like(mask)
+    result[y0:y1, x0:x1] = True
+    return result
+
+
+def as_blob(mask: np.ndarray) -> str:
+    return base64.b64encode(gzip.compress(mask.astype(np.uint8).tobytes())).decode()
+
+
+def as_geojson(mask: np.ndarray) -> dict[str, Any]:
+    """One rectangle for each run of pixels in a row: exactly the mask."""
+    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    return {
+        "type": "MultiPolygon",
+        "coordinates": [
+            [[[int(x0), int(y)], [int(x1), int(y)], [int(x1), int(y) + 1], [int(x0), int(y) + 1], [int(x0), int(y)]]]
+            for (y, x0), (_, x1) in zip(starts, ends, strict=True)
+        ],
+    }
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    """Uncompressed counts of COCO RLE."""
+    columns = np.concatenate([[0], mask.T.ravel().astype(np.int8), [1 - mask[-1, -1]]])
+    ends = np.flatnonzero(np.diff(columns))
+    return np.diff(np.concatenate([[0], ends])).tolist()
+
+
+def corners_of(mask: np.ndarray) -> list[int]:
+    x0, y0, x1, y1 = box_of(mask)
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def command_line_forms(region: RealRegion, folder: Path, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(option, value, mask that is meant) for each form that the command line takes."""
+    mask = region.mask
+    files = {suffix: folder / f"{name}{suffix}" for suffix in (".png", ".npy", ".txt", ".json", ".geojson")}
+    Image.fromarray(mask.astype(np.uint8) * 255).save(files[".png"])
+    np.save(files[".npy"], mask)
+    files[".txt"].write_text(as_blob(mask) + "\n")
+    files[".json"].write_text(json.dumps(region.rle))
+    files[".geojson"].write_text(json.dumps(as_geojson(mask)))
+    for suffix in (".png", ".npy", ".txt", ".json"):
+        yield "--mask", str(files[suffix]), mask
+    yield "--mask", as_blob(mask), mask
+    yield "--rle", json.dumps(region.rle), mask
+    yield "--rle", str(files[".json"]), mask
+    yield "--polygon", str(files[".geojson"]), mask
+    yield "--polygon", ",".join(map(str, corners_of(mask))), filled_box(mask)
+    yield "--box", ",".join(map(str, box_of(mask))), filled_box(mask)
+
+
+def python_forms(region: RealRegion) -> list[Any]:
+    """References that mean the same mask."""
+    mask = region.mask
+    return [
+        region.rle,
+        {"size": region.rle["size"], "counts": runs_of(mask)},
+        mask,
+        mask.astype(np.uint8) * 255,
+        torch.from_numpy(mask),
+        Image.fromarray(mask.astype(np.uint8) * 255),
+        as_blob(mask),
+        as_geojson(mask),
+    ]
+
+
+def python_box_forms(region: RealRegion) -> list[Any]:
+    corners = corners_of(region.mask)
+    return [
+        {"box_xyxy": box_of(region.mask)},
+        box_of(region.mask),
+        {"polygon": corners},
+        corners,
+        filled_box(region.mask),
+    ]
+
+
+def by_picture(regions: Sequence[RealRegion]) -> dict[Path, list[RealRegion]]:
+    pictures: dict[Path, list[RealRegion]] = {}
+    for region in regions:
+        pictures.setdefault(region.image, []).append(region)
+    return pictures
+
+
+def test_every_real_region_in_every_form_through_the_command_line(
+    embedded: Any, real_regions: list[RealRegion], tmp_path: Path
+) -> None:
+    assert len(real_regions) == NUM_REGIONS
+    for image, regions in by_picture(real_regions).items():
+        forms = [
+            form
+            for number, region in enumerate(regions)
+            for form in command_line_forms(region, tmp_path, f"{image.stem}-{number}")
+        ]
+        records = run_caption(image, *(text for option, value, _ in forms for text in (option, value)))
+        assert [record["region"] for record in records] == list(range(1, len(forms) + 1))
+        for record, (option, _, mask) in zip(records, forms, strict=True):
+            assert record["box_xyxy"] == box_of(mask), option
+            assert record["area"] == mask.sum(), option
+            assert list(record["answers"]) == ["region"] and record["answers"]["region"], option
+
+
+@pytest.mark.hub
+def test_every_real_region_in_every_form_through_python(embedded: Any, real_regions: list[RealRegion]) -> None:
+    model, processor = embedded
+    assert len(real_regions) == NUM_REGIONS
+    for path, regions in by_picture(real_regions).items():
+        image = Image.open(path)
+        for region in regions:
+            for forms in (python_forms(region), python_box_forms(region)):
+                # One batch, so that rows with equal inputs are computed alike.
+                answers = caption_regions(
+                    model, processor, image, forms, "region", max_new_tokens=8, batch_size=len(forms)
+                )
+                assert answers[0][0]
+                assert answers == [answers[0]] * len(forms), path
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def test_example_is_captioned_rightly(embedded: Any) -> None:
+    result = run("caption", EXAMPLE_PICTURE, "--mask", EXAMPLE_MASK, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == EXAMPLE_CAPTION
+
+
+def test_example_attributes_are_answered_rightly(embedded: Any) -> None:
+    names = [text for name in EXAMPLE_ATTRIBUTES for text in ("--attribute", name)]
+    (record,) = run_caption(EXAMPLE_PICTURE, "--mask", EXAMPLE_MASK, *names)
+    assert record["answers"] == EXAMPLE_ATTRIBUTES
+
+
+def test_regions_and_questions_keep_the_order_of_the_command_line(embedded: Any) -> None:
+    records = run_caption(
+        *(EXAMPLE_PICTURE, "--box", "10,20,30,40", "--question", "What is this?", "--polygon", "0,0,50,0,0,50"),
+        *("--attribute", "shape", "--mask", EXAMPLE_MASK, "--task", "dense", "--attribute=color", "--box=1,2,3,4"),
+    )
+    assert [record["box_xyxy"] for record in records][::3] == [[10, 20, 30, 40], [1, 2, 3, 4]]
+    assert records[2]["box_xyxy"] == box_of(np.asarray(Image.open(EXAMPLE_MASK)))
+    assert all(list(record["answers"]) == ["What is this?", "shape", "dense", "color"] for record in records)
+
+
+def test_picture_without_a_region_is_captioned_whole(embedded: Any) -> None:
+    (record,) = run_caption(EXAMPLE_PICTURE, "--task", "global")
+    assert record["box_xyxy"] == [0, 0, 256, 256] and record["area"] == 256 * 256
+    assert list(record["answers"]) == ["global"]
+
+
+def test_several_answers_are_printed_as_a_table(embedded: Any) -> None:
+    result = run(
+        *("caption", EXAMPLE_PICTURE, "--mask", EXAMPLE_MASK, "--attribute", "color", "--attribute", "shape"),
+        *("--device", "cpu", "--question", "What [bold]is[/bold] this?"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "orange" in result.stdout and "circle" in result.stdout
+    assert "[bold]is[/bold]" in result.stdout  # not taken for markup
+
+
+def test_out_writes_an_outlined_picture(embedded: Any, tmp_path: Path) -> None:
+    out = tmp_path / "outlined.png"
+    result = run("caption", EXAMPLE_PICTURE, "--mask", EXAMPLE_MASK, "--device", "cpu", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert str(out) in result.stderr.replace("\n", "")
+    with Image.open(out) as drawn:
+        assert drawn.width >= MIN_WIDTH and drawn.height > drawn.width  # the picture is square; captions are below
+
+
+def test_mask_fits_the_picture_as_it_is_displayed(embedded: Any, tmp_path: Path) -> None:
+    """A phone's portrait photograph is stored lying down, with a note to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    Image.new("RGB", (120, 80), (200, 40, 40)).save(tmp_path / "portrait.jpg", exif=exif)
+    mask = np.zeros((120, 80), dtype=np.uint8)
+    mask[100:110, 10:30] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (record,) = run_caption(tmp_path / "portrait.jpg", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png")
+    assert record["box_xyxy"] == [10, 100, 30, 110]
+    model, processor = embedded
+    assert caption_regions(model, processor, tmp_path / "portrait.jpg", mask, "region", max_new_tokens=8)[0][0]
+
+
+@pytest.mark.hub
+def test_batch_size_leaves_captions_unchanged(embedded: Any) -> None:
+    model, processor = embedded
+    image = Image.open(EXAMPLE_PICTURE)
+    masks = [Image.open(EXAMPLE_MASK), None, [5, 5, 90, 90]]
+    questions = ["color", "region", "What is this?"]
+    alone = caption_regions(model, processor, image, masks, questions, batch_size=1)
+    together = caption_regions(model, processor, image, masks, questions, batch_size=9)
+    assert [len(answers) for answers in together] == [3, 3, 3]
+    assert alone == together
+
+
+def test_one_reference_is_one_region(embedded: Any) -> None:
+    model, processor = embedded
+    reference = {"box_xyxy": [5, 5, 90, 90]}
+    alone = caption_regions(model, processor, EXAMPLE_PICTURE, reference, ["color"])
+    assert alone == caption_regions(model, processor, EXAMPLE_PICTURE, [reference], "color")
+
+
+def test_captions_without_a_question_raise(embedded: Any) -> None:
+    model, processor = embedded
+    with pytest.raises(ValueError, match="No question was given"):
+        caption_regions(model, processor, EXAMPLE_PICTURE, None, [])
+
+
+def test_region_outside_of_the_picture_raises(embedded: Any) -> None:
+    model, processor = embedded
+    with pytest.raises(MaskError, match="outside"):
+        caption_regions(model, processor, EXAMPLE_PICTURE, {"box_xyxy": [300, 300, 400, 400]}, "region")
+
+
+def test_model_of_another_kind_raises(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="type 'llama', not 'finecaption'"):
+        load(tmp_path)
+
+
+def test_device_that_cannot_be_used_raises(embedded: Any) -> None:
+    with pytest.raises(ValueError, match="device 'abacus' cannot be used"):
+        load(device="abacus")
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mask", "nothing.png"], "neither an existing file nor a mask blob"),
+        (["--mask", "A" * 5000], "neither an existing file nor a mask blob"),
+        (["--mask", "H4sIAAAA"], "region 1 (--mask): The gzip stream in the blob is truncated"),
+        (["--mask", __file__], "cannot be read as a mask"),
+        (["--mask", EXAMPLE_PICTURE], "coloured"),
+        (["--box", "1,2,3"], "region 1 (--box): A list of 3 entries is no box"),
+        (["--box", "left"], "Give X0,Y0,X1,Y1 in pixels"),
+        (["--box", "1,2,30,40", "--box", "900,900,999,999"], "region 2 (--box): The box [900, 900, 999, 999]"),
+        (["--polygon", "1,2,3,4"], "at least three points"),
+        (["--rle", "{"], "--rle: this is no JSON"),
+        (["--rle", "[" * 100_000], "--rle: this is no JSON"),
+        (["--rle", "nothing.json"], "neither an existing file nor JSON"),
+        (["--rle", '{"size": [4, 4], "counts": "04"}'], "256"),
+        (["--out", "caption.doc"], ".doc names no picture format"),
+        (["--out", "no-such-folder/out.png"], "folder no-such-folder does not exist"),
+        (["--model", "/no/such/folder"], "neither a folder nor the id of a Hub repository"),
+        (["--task", "sing"], "region"),
+        (["--dtype", "int8"], "bfloat16"),
+        (["--max-new-tokens", "0"], "0 is not in the range"),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_in_one_error_that_names_the_remedy(arguments: list[object], message: str) -> None:
+    result = run("caption", EXAMPLE_PICTURE, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output and not result.stdout
+
+
+def test_wrong_attribute_lists_the_known_ones(embedded: Any) -> None:
+    result = run("caption", EXAMPLE_PICTURE, "--attribute", "smell", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "smell" in result.stderr and "texture" in result.stderr and "position" in result.stderr
+
+
+def test_picture_that_is_missing_or_none_ends_in_an_error() -> None:
+    result = run("caption", "nothing.jpg")
+    assert result.exit_code == 2 and "There is no picture file nothing.jpg" in result.stderr
+    result = run("caption", __file__)
+    assert result.exit_code == 2 and "cannot be read as a picture" in result.stderr
+
+
+def test_coordinates_that_look_like_fractions_are_warned_about(embedded: Any) -> None:
+    result = run("caption", EXAMPLE_PICTURE, "--box", "0.1,0.1,0.9,0.9", "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "Warning: region 1 (--box)" in result.stderr and "between 0 and 1" in result.stderr
+    assert json.loads(result.stdout)[0]["area"] == 1
+
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+
+def test_rendered_scenes_have_pictures_and_one_line_per_region(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        assert run("scenes", "render", "--out", tmp_path / folder, "--n", 3, "--seed", 6).exit_code == 0
+    lines = (tmp_path / "one" / "regions.jsonl").read_text()
+    assert lines == (tmp_path / "two" / "regions.jsonl").read_text()
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert len({record["image"] for record in records}) == 3 < len(records)
+    for record in records:
+        with Image.open(tmp_path / "one" / record["image"]) as image:
+            assert [image.height, image.width] == record["segmentation"]["size"] == [256, 256]
+        assert coco.area(record["segmentation"]) > 0
+        assert record["caption"] == record["answers"]["dense"]
+
+
+def test_example_is_the_scene_that_its_note_says(tmp_path: Path) -> None:
+    assert run("scenes", "render", "--out", tmp_path, "--n", 1, "--seed", 6).exit_code == 0
+    record = json.loads((tmp_path / "regions.jsonl").read_text().splitlines()[0])
+    assert np.array_equal(Image.open(tmp_path / record["image"]), Image.open(EXAMPLE_PICTURE))
+    assert np.array_equal(coco.decode(record["segmentation"]), np.asarray(Image.open(EXAMPLE_MASK)))
+    answers = record["answers"]
+    assert answers["region"] == EXAMPLE_CAPTION and EXAMPLE_ATTRIBUTES.items() <= answers.items()
+
+
+def test_scenes_of_an_impossible_size_end_in_an_error(tmp_path: Path) -> None:
+    result = run("scenes", "render", "--out", tmp_path, "--size", 3)
+    assert result.exit_code == 2 and "3" in result.stderr and "Traceback" not in result.output
+
+
+def test_score_prints_accuracy_per_question(embedded: Any) -> None:
+    result = run("scenes", "score", "--n", 4, "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    accuracy = json.loads(result.stdout)["accuracy"]
+    assert set(EXAMPLE_ATTRIBUTES) <= set(accuracy)
+    assert all(0 <= share <= 1 for share in accuracy.values())
+
+
+# --- start-up --------------------------------------------------------------------------------------------------------
+
+
+def test_module_runs_as_the_command_does() -> None:
+    command = [sys.executable, "-m", "finecaption_hf.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().endswith(__version__)
+    assert run("--version").stdout.strip().endswith(__version__)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["caption", "--help"], ["scenes", "render", "--help"]])
+def test_help_comes_without_importing_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from finecaption_hf.cli import app\n"
+        f"assert CliRunner().invoke(app, {arguments!r}).exit_code == 0\n"
+        "assert not {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,134 @@
+"""The outlined picture."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finecaption_hf.drawing import COLORS, MIN_WIDTH, draw_regions
+
+GREY = (120, 120, 120)
+SIZE = (900, 600)  # width, height; wide enough not to be enlarged
+
+
+def picture(size: tuple[int, int] = SIZE) -> Image.Image:
+    return Image.new("RGB", size, GREY)
+
+
+def box_mask(x0: int, y0: int, x1: int, y1: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    mask = np.zeros((size[1], size[0]), dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def color_distance(image: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
+    """(H, W): how far each pixel is from a colour, 0 to 255."""
+    return np.abs(np.asarray(image).astype(int) - color).max(axis=2)
+
+
+def test_picture_without_captions_keeps_its_size_and_the_input_is_untouched() -> None:
+    image = picture()
+    drawn = draw_regions(image, [box_mask(100, 100, 300, 300)])
+    assert drawn.size == image.size
+    assert not color_distance(image, GREY).any()
+
+
+def test_outline_lies_around_the_region_and_the_rest_is_untouched() -> None:
+    mask = box_mask(200, 150, 400, 350)
+    drawn = draw_regions(picture(), [mask])
+    line = color_distance(drawn, COLORS[0]) < 30
+    assert line[148:150, 210:390].all() and line[350:352, 210:390].all()
+    assert line[160:340, 198:200].all() and line[160:340, 400:402].all()
+    assert not line[155:345, 205:395].any()  # the inside stays readable
+    changed = color_distance(drawn, GREY) > 0
+    assert not changed[:130].any() and not changed[370:].any() and not changed[:, :180].any()
+
+
+def test_tint_inside_is_faint() -> None:
+    drawn = draw_regions(picture(), [box_mask(200, 150, 400, 350)])
+    assert 0 < color_distance(drawn, GREY)[180:320, 230:370].max() < 40
+
+
+@pytest.mark.parametrize("where", [(0, 0), (450, 300), (899, 599)])
+def test_region_of_one_pixel_is_visible(where: tuple[int, int]) -> None:
+    x, y = where
+    drawn = draw_regions(picture(), [box_mask(x, y, x + 1, y + 1)])
+    assert (color_distance(drawn, COLORS[0]) < 40).sum() >= 5
+
+
+def test_region_of_one_pixel_survives_enlarging() -> None:
+    size = (100, 80)
+    drawn = draw_regions(picture(size), [box_mask(50, 40, 51, 41, size)])
+    assert drawn.width >= MIN_WIDTH and drawn.width % size[0] == 0
+    assert (color_distance(drawn, COLORS[0]) < 40).sum() >= 5
+
+
+def test_whole_picture_as_region_gets_a_frame_and_no_tint() -> None:
+    drawn = draw_regions(picture(), [box_mask(0, 0, *SIZE)])
+    line = color_distance(drawn, COLORS[0]) < 30
+    assert line[:2].all() and line[-2:].all() and line[:, :2].all() and line[:, -2:].all()
+    assert not color_distance(drawn, GREY)[20:-20, 20:-20].any()
+
+
+def test_several_regions_have_numbers_in_their_colors() -> None:
+    masks = [box_mask(50, 50, 350, 550), box_mask(500, 50, 850, 550)]
+    drawn = draw_regions(picture(), masks)
+    for mask, color in zip(masks, COLORS, strict=False):
+        assert (color_distance(drawn, color)[mask] < 30).sum() > 200  # the disc: the outline is outside of the mask
+        assert (color_distance(drawn, (255, 255, 255))[mask] < 30).sum() > 20
+
+
+def test_number_of_a_region_under_another_stays_visible() -> None:
+    outer, inner = box_mask(100, 100, 800, 500), box_mask(300, 150, 600, 450)
+    drawn = draw_regions(picture(), [outer, inner])
+    only_outer = np.zeros_like(outer)
+    only_outer[110:490, 110:790] = True
+    only_outer[140:460, 290:610] = False
+    assert ((color_distance(drawn, COLORS[0]) < 30) & only_outer).sum() > 100
+
+
+def test_given_colors_are_used_in_turn() -> None:
+    colors = [(0, 255, 255), (255, 255, 0)]
+    masks = [box_mask(x, 100, x + 80, 180) for x in (50, 300, 550)]
+    drawn = draw_regions(picture(), masks, colors=colors)
+    for index, x in enumerate((50, 300, 550)):
+        assert (color_distance(drawn, colors[index % 2]) < 30)[110:170, x - 2].all()
+
+
+def test_captions_are_written_below_and_longer_ones_take_more_lines() -> None:
+    mask = box_mask(100, 100, 300, 300)
+    short = draw_regions(picture(), [mask], ["a box"])
+    long = draw_regions(picture(), [mask], ["a box " * 80])
+    lines = draw_regions(picture(), [mask], ["color: red\nshape: square"])
+    assert SIZE[1] < short.height < lines.height < long.height
+    assert (color_distance(short, (255, 255, 255))[SIZE[1] :] > 150).any()
+
+
+def test_words_longer_than_a_line_stay_within_the_picture() -> None:
+    drawn = draw_regions(picture(), [box_mask(100, 100, 300, 300)], ["a" * 400])
+    panel = color_distance(drawn, (255, 255, 255))[SIZE[1] :]
+    assert not panel[:, -10:].any()
+    assert (panel > 150).any(axis=1).sum() > 40  # several lines
+
+
+@pytest.mark.parametrize(
+    "caption", ["", "naïve café", "Русский", "日本語の説明", "شرح", "🙂👍🏽", "a\u0301\u200b", "\ud800"]
+)
+def test_captions_in_any_script_are_drawn(caption: str) -> None:
+    drawn = draw_regions(picture(), [box_mask(100, 100, 300, 300)], [caption])
+    assert drawn.height > SIZE[1]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_pictures_of_any_mode_are_drawn_on(mode: str) -> None:
+    drawn = draw_regions(picture().convert(mode), [box_mask(100, 100, 300, 300)], ["a box"])
+    assert drawn.mode == "RGB"
+
+
+def test_mask_of_another_size_raises() -> None:
+    with pytest.raises(ValueError, match=r"shape is \(900, 600\) but the image is 600x900"):
+        draw_regions(picture(), [box_mask(0, 0, 10, 10).T])
+
+
+def test_number_of_captions_that_differs_raises() -> None:
+    with pytest.raises(ValueError, match="2 captions for 1 regions"):
+        draw_regions(picture(), [box_mask(0, 0, 10, 10)], ["a", "b"])

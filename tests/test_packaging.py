@@ -1,0 +1,208 @@
+"""The distribution: what it declares, what it contains, and that the files for the Hub stand alone."""
+
+import ast
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from packaging.requirements import Requirement
+
+import finecaption_hf
+from finecaption_hf import EMBEDDED_CHECKPOINT, configuration_finecaption
+
+PACKAGE = ROOT / "src" / "finecaption_hf"
+HUB_FILES = sorted(PACKAGE.glob("*_finecaption.py"))
+HUB_LIBRARIES = {"transformers", "torch", "torchvision", "timm", "numpy", "PIL", "packaging"}
+CORE = set(
+    [
+        "transformers",
+        "torch",
+        "torchvision",
+        "timm",
+        "accelerate",
+        "safetensors",
+        "huggingface_hub",
+        "pillow",
+        "numpy",
+        "evaluate",
+        "typer",
+        "rich",
+    ]
+)
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def requirements(text: str) -> dict[str, Requirement]:
+    found = [Requirement(line) for line in text.splitlines() if line.strip()]
+    return {requirement.name: requirement for requirement in found}
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+def test_installed_version_is_the_packages() -> None:
+    assert version("finecaption-hf") == finecaption_hf.__version__
+
+
+def test_core_dependencies_are_the_agreed_ones_and_none_is_pinned() -> None:
+    config = setup_cfg()
+    core = requirements(config["options"]["install_requires"])
+    assert set(core) == CORE
+    extras = [requirements(text) for name, text in config["options.extras_require"].items()]
+    for requirement in [*core.values(), *(each for extra in extras for each in extra.values())]:
+        assert not requirement.url
+        assert not any(specifier.operator in ("==", "===", "~=") for specifier in requirement.specifier)
+    assert not any(set(core) & set(extra) for extra in extras)
+
+
+def test_python_3_10_is_admitted() -> None:
+    config = setup_cfg()
+    assert config["options"]["python_requires"] == ">=3.10"
+    for path in PACKAGE.rglob("*.py"):
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+def test_transformers_range_is_the_one_that_loading_enforces() -> None:
+    core = requirements(setup_cfg()["options"]["install_requires"])
+    floor, ceiling = configuration_finecaption.MIN_TRANSFORMERS, configuration_finecaption.MAX_TRANSFORMERS
+    assert core["transformers"].specifier == Requirement(f"transformers>={floor},<{ceiling}").specifier
+
+
+def test_command_is_installed() -> None:
+    (command,) = (entry for entry in entry_points(group="console_scripts") if entry.name == "finecaption")
+    assert command.value == "finecaption_hf.cli:main"
+
+
+def test_license_is_apache_and_the_readme_names_both_commands() -> None:
+    assert "Apache License" in (ROOT / "LICENSE").read_text() and (ROOT / "NOTICE").read_text().strip()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "scripts/quickstart" in readme and "scripts/test" in readme
+
+
+def test_wheel_holds_the_checkpoint_and_the_hub_files(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "setuptools", minversion="77", reason="builds with the installed setuptools, to need no network"
+    )
+    source = tmp_path / "source"
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        (source / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check", "--wheel-dir"]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("finecaption_hf-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    here = {
+        path.relative_to(PACKAGE.parent).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if ".dist-info/" not in name} == here
+    assert {"finecaption_hf/py.typed", "finecaption_hf/checkpoints/finecaption-tiny/config.json"} <= here
+    assert {Path(name).name for name in names if ".dist-info/" in name} >= {"LICENSE", "NOTICE", "METADATA"}
+
+
+# --- files for the Hub -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.stem)
+def test_hub_file_imports_only_its_neighbours_and_core_libraries(path: Path) -> None:
+    """transformers copies such files flat, and asks for every library that they import anywhere outside of a try."""
+    text = path.read_text(encoding="utf-8")
+    siblings = {file.stem for file in HUB_FILES}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module in siblings, (
+                f"line {node.lineno}: only `from .x_finecaption import y`"
+            )
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            for module in modules:
+                top = str(module).partition(".")[0]
+                assert top != "__future__", "annotations as strings break from_pretrained"
+                assert top in HUB_LIBRARIES or top in sys.stdlib_module_names, f"line {node.lineno}: {module}"
+    # The library finds relative imports by text, in docstrings too.
+    found = re.findall(r"^\s*(?:from\s+\.(\S*)\s+import|import\s+\.(\S+))", text, re.MULTILINE)
+    assert {first or second for first, second in found} <= siblings
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.stem)
+def test_hub_file_checks_the_version_before_it_needs_a_name_of_transformers(path: Path) -> None:
+    if path.stem == "configuration_finecaption":
+        return
+    origins = [
+        node.module or ""
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom)
+    ]
+    first = next((i for i, module in enumerate(origins) if module.partition(".")[0] == "transformers"), None)
+    assert first is None or "configuration_finecaption" in origins[:first]
+
+
+def test_embedded_checkpoint_carries_the_current_hub_files() -> None:
+    """They are what loads with trust_remote_code; a copy that lags behind would give other results than the package."""
+    copies = sorted(EMBEDDED_CHECKPOINT.glob("*.py"))
+    assert {"configuration_finecaption.py", "modeling_finecaption.py"} <= {copy.name for copy in copies}
+    for copy in copies:
+        assert copy.read_bytes() == (PACKAGE / copy.name).read_bytes(), f"{copy.name}: save the checkpoint anew"
+
+
+# --- the repository --------------------------------------------------------------------------------------------------
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, finecaption_hf as f\n"
+        "assert f.EMBEDDED_CHECKPOINT.name == 'finecaption-tiny' and 'as_mask' in dir(f)\n"
+        "heavy = {'torch', 'transformers', 'evaluate', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "f.as_mask, f.FineCaptionProcessor\n"
+        "assert 'evaluate' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_name_of_the_package_raises() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'FineCaptionTokenizer'"):
+        finecaption_hf.FineCaptionTokenizer  # noqa: B018
+
+
+@pytest.mark.hub
+def test_using_a_class_registers_it_with_the_auto_classes() -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+    config = finecaption_hf.FineCaptionConfig
+    assert type(AutoConfig.for_model("finecaption")) is config
+    for auto in (AutoModel, AutoModelForImageTextToText):
+        assert auto._model_mapping[config] is finecaption_hf.FineCaptionForConditionalGeneration
+
+
+def test_files_name_no_folder_of_one_machine() -> None:
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not in a git clone")
+    home = re.compile(r"(?<![\w.~])/(?:home|root|Users|work|tmp)/\w")
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        assert not home.search(text), name
