@@ -135,11 +135,13 @@ def main() -> None:
     processor = FineCaptionProcessor(
         FineCaptionImageProcessor(**model.config.image_processor_kwargs()),
         tokenizer,
-        chat_template=tokenizer.chat_template,
+        chat_template=tokenizer.chat_template,  # kept by the processor, in a file of its own
         image_seq_length=model.config.image_seq_length,
         questions=QUESTIONS,
     )
-    tokenizer.chat_template = None  # the processor keeps it
+    for transient in ("chat_template", "local_files_only"):
+        tokenizer.init_kwargs.pop(transient, None)
+    del tokenizer.chat_template
     shutil.rmtree(EMBEDDED_CHECKPOINT, ignore_errors=True)
     model.save_pretrained(EMBEDDED_CHECKPOINT)
     processor.save_pretrained(EMBEDDED_CHECKPOINT)

@@ -91,6 +91,21 @@ def test_license_is_apache_and_the_readme_names_both_commands() -> None:
     assert "scripts/quickstart" in readme and "scripts/test" in readme
 
 
+def test_readme_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("src", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.count("[") >= 3
+    assert (tmp_path / "outlined.png").stat().st_size > 0
+
+
 def test_wheel_holds_the_checkpoint_and_the_hub_files(tmp_path: Path) -> None:
     pytest.importorskip(
         "setuptools", minversion="77", reason="builds with the installed setuptools, to need no network"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
@@ -274,14 +275,25 @@ def score(
 
     from .scenes.scoring import score_scenes
 
-    result = score_scenes(checkpoint, processor, n, seed=seed, batch_size=batch_size)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("scenes", total=n)
+        result = score_scenes(
+            checkpoint,
+            processor,
+            n,
+            seed=seed,
+            batch_size=batch_size,
+            on_scene=lambda done: progress.update(bar, completed=done),
+        )
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
-    table = Table("question", "right answers")
+    table = Table("question", "right answers", "95 % interval", "both of a pair")
     for name, share in result["accuracy"].items():
-        table.add_row(name, f"{share:.1%}")
+        low, high = result["intervals_95"][name]
+        table.add_row(name, f"{share:.1%}", f"{low:.1%} to {high:.1%}", f"{result['both_of_a_pair'][name]:.1%}")
     Console().print(table)
+    typer.echo(f"{result['regions']} regions of {result['scenes']} scenes, first scene {result['seed']}")
 
 
 # --- reading what the user gave --------------------------------------------------------------------------------------

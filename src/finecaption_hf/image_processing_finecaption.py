@@ -209,11 +209,11 @@ def flatten_regions(masks: Any, image_indices: Any, num_images: int, is_list: bo
             for index, entry in enumerate(per_image)
             for reference in _references(entry, "masks" if not is_list else f"masks[{index}]")
         ]
-    for index in range(num_images):
-        if all(index != of_region for _, of_region in pairs):
-            raise ValueError(
-                f"Image {index} of {num_images} has no region. Leave it out, or give None for it: the whole image."
-            )
+    without = set(range(num_images)) - {index for _, index in pairs}
+    if without:
+        raise ValueError(
+            f"Image {min(without)} of {num_images} has no region. Leave it out, or give None for it: the whole image."
+        )
     return [reference for reference, _ in pairs], [index for _, index in pairs]
 
 
@@ -285,12 +285,6 @@ class FineCaptionImageProcessor(TorchvisionBackend):
     high_res_image_std = OPENAI_CLIP_STD
     mask_mean = 0.5
     mask_std = 0.26
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        # The base class takes None for "not given", but here it says that there is no high-resolution input.
-        if "high_res_size" in kwargs and kwargs["high_res_size"] is None:
-            self.high_res_size = None
 
     @property
     def model_input_names(self) -> list[str]:
@@ -432,6 +426,8 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         data = {}
         statistics = {}
         for name, (target, mean, std) in inputs.items():
+            if not target.height or not target.width:
+                raise ValueError(f"The size {dict(target)} of {name} does not say its height and width. Give both.")
             data[name] = torch.empty((len(images), 3, target.height, target.width), dtype=torch.float32, device=device)
             statistics[name] = _grey_level_statistics(mean, std, scale, do_normalize, device)
         picture_sizes = []
@@ -557,14 +553,16 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, input_data_format: str | Cha
     if image.dtype == torch.bool:
         image = image.to(torch.uint8) * 255
     elif image.dtype != torch.uint8:
-        low, high = image.aminmax()
-        limit = 1 if image.is_floating_point() else 255
-        if not (low >= 0 and high <= limit):  # NaN fails here, too
+        is_float = image.is_floating_point()
+        levels = image.to(torch.float32) * 255 if is_float else image.to(torch.int64)
+        low, high = levels.aminmax()
+        if not (low >= 0 and high <= 255):  # NaN fails here, too
+            unit = 255 if is_float else 1
             raise ValueError(
-                f"An image of type {image.dtype} has values from {low.item():g} to {high.item():g}. Give floats from 0 "
-                "to 1, or whole numbers from 0 to 255."
+                f"An image of type {image.dtype} has values from {low.item() / unit:g} to {high.item() / unit:g}. Give "
+                "floats from 0 to 1, or whole numbers from 0 to 255."
             )
-        image = (image.to(torch.float32) * 255).round().to(torch.uint8) if limit == 1 else image.to(torch.uint8)
+        image = (levels.round() if is_float else levels).to(torch.uint8)
     if image.shape[0] == 4:
         opacity = image[3:].to(torch.float32) / 255
         image = (image[:3] * opacity + 255 * (1 - opacity)).round().to(torch.uint8)

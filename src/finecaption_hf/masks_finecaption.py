@@ -372,8 +372,8 @@ def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:
         plain = tensor.detach()
         if plain.is_floating_point() and plain.dtype not in (torch.float16, torch.float32, torch.float64):
             plain = plain.to(torch.float32)  # bfloat16 and float8 have no numpy type; widening is exact
-        # A view with the lazy conjugate or negative bit has no numpy form.
-        return plain.cpu().resolve_conj().resolve_neg().numpy()
+        # A view with the lazy negative bit (the imaginary part of a conjugate) has no numpy form.
+        return plain.cpu().resolve_neg().numpy()
     except (RuntimeError, TypeError) as error:
         raise MaskError(
             f"A tensor of dtype {tensor.dtype} and layout {tensor.layout} on {tensor.device} has no readable pixels "
@@ -642,12 +642,7 @@ def _decompress_counts(counts: str | bytes | bytearray, num_pixels: int) -> NDAr
     values = np.add.reduceat((chunks & 0x1F).astype(np.int64) << shifts, first)
     negative = (chunks[last] & 0x10) != 0
     values -= negative * (np.int64(1) << (5 * lengths))
-    # Bounded before they are summed, so that the sums cannot leave int64 unseen.
-    if (np.abs(values) > num_pixels).any():
-        raise MaskError(
-            f"The RLE's counts hold a run longer than the {num_pixels} pixels of the mask. Give counts and size of "
-            "the same mask."
-        )
+    # A sum beyond int64 may wrap, but only after a run that the caller sees to be beyond all sizes.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
@@ -997,8 +992,6 @@ def _filled(ring: _FloatArray, window: tuple[int, int, int, int], work: _Work) -
         rows = first_row[edges] + steps
         run = lower[edges] - upper[edges]
         x = upper[edges, 0] + (rows + 0.5 - upper[edges, 1]) * run[:, 0] / run[:, 1]
-        # Rounding must not carry a crossing past the end of its edge, where the window may stop.
-        x = np.clip(x, np.minimum(upper, lower)[edges, 0], np.maximum(upper, lower)[edges, 0])
         columns = np.clip(np.ceil(x - 0.5), left, right) - left
         np.add.at(flips.reshape(-1), ((rows - top) * stride + columns).astype(np.int64), np.uint8(1))
         i = j
@@ -1043,8 +1036,7 @@ def _reached(ring: _FloatArray, height: int, width: int, work: _Work) -> tuple[N
     edge, place = np.concatenate(edges), np.concatenate(places)
     order = np.lexsort((place, edge))
     edge, place = edge[order], place[order]
-    # An edge through a grid point is cut twice there: rounding leaves a piece of no length in a pixel beside it.
-    piece = (edge[1:] == edge[:-1]) & (place[1:] - place[:-1] > _FLATNESS)
+    piece = (edge[1:] == edge[:-1]) & (place[1:] > place[:-1])  # through a grid point an edge is cut twice
     middle = ((place[1:] + place[:-1]) / 2)[piece]
     edge = edge[1:][piece]
     cells = np.floor(a[edge] + middle[:, None] * (b - a)[edge]).astype(np.int64)

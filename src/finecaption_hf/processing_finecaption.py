@@ -93,7 +93,7 @@ class FineCaptionProcessor(ProcessorMixin):
         return ["token_type_ids"]
 
     def question(self, name: str) -> str:
-        """The instruction of a task or attribute. Case, spaces and punctuation of the name do not matter.
+        """The instruction of a task or attribute. Case and separators of the name do not matter.
 
         Raises:
             ValueError: If there is no such name; the message lists those that there are.

@@ -70,18 +70,21 @@ stand in the message, so that nothing up to the last image token depends on the 
 
 
 def normalise_name(name: str) -> str:
-    """Bring a name to one form: `"Materials/Texture"` and `"materials texture"` become `"materials_texture"`."""
-    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+    """Bring a name to one form: `"Materials/Texture"` and `"materials texture"` become `"materials_texture"`.
+
+    Only separators go: `"Color?"` is a question in someone's own words, not the name `"Color"`.
+    """
+    return re.sub(r"[\s_/,&-]+", "_", name.casefold()).strip("_")
 
 
 def find_question(name: str, questions: Mapping[str, str]) -> str | None:
-    """The instruction of a task or attribute, `None` where no name matches. Case and punctuation do not matter."""
+    """The instruction of a task or attribute, `None` where no name matches. See `normalise_name` for what matters."""
     wanted = normalise_name(name)
     return next((text for known, text in questions.items() if normalise_name(known) == wanted), None)
 
 
 def resolve_question(name: str, questions: Mapping[str, str]) -> str:
-    """The instruction of a task or attribute. Case, spaces and punctuation of the name do not matter.
+    """The instruction of a task or attribute. Case and separators of the name do not matter.
 
     Args:
         name (`str`): such as `"Materials/Texture"`, `"materials_texture"` or `"dense"`.
