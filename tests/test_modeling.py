@@ -487,6 +487,7 @@ def test_layer_scale_and_response_norms_of_other_convnexts_are_initialised():
         (lambda b: b.update(image_indices=torch.tensor([0, 0, 1, 2])), "image_indices must be between 0 and 1"),
         (lambda b: b.update(image_indices=torch.tensor([0, 0, 1, -1])), "image_indices must be between 0 and 1"),
         (lambda b: b.update(image_indices=torch.tensor([0, 1])), "4 region masks for 2 regions"),
+        (lambda b: b.update(image_indices=torch.tensor([0, 0, 0, 0])), "Some of the 2 images have no region"),
         (lambda b: b.pop("high_res_pixel_values"), "give high_res_pixel_values"),
         (lambda b: b.update(high_res_features=torch.zeros(2, 96, 8, 8)), "not both"),
         (lambda b: b.update(high_res_pixel_values=torch.zeros(3, 3, 256, 256)), "3 high-resolution images for 2"),

@@ -478,7 +478,7 @@ def test_image_token_inside_a_question_raises_or_stays_text(
     processor: FineCaptionProcessor, image: Image.Image
 ) -> None:
     chat = processor.conversation(image, "What says <image> here?")
-    with pytest.raises(ValueError, match="2 image tokens.*none inside a question"):
+    with pytest.raises(ValueError, match=r"2 image tokens.*none inside a question"):
         to_inputs(processor, chat)
     if "sanitize_control_tokens" not in inspect.signature(ProcessorMixin.apply_chat_template).parameters:
         pytest.skip("this release of transformers cannot mark a user's text")

@@ -424,6 +424,13 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             ((image_indices >= 0) & (image_indices < num_images)).all(),
             f"image_indices must be between 0 and {num_images - 1} for {num_images} images.",
         )
+        # Inputs of several calls that were merely concatenated all count their images from 0.
+        images = torch.arange(num_images, device=image_indices.device)
+        torch_compilable_check(
+            (image_indices == images[:, None]).any(1).all(),
+            f"Some of the {num_images} images have no region in image_indices. If this comes from a pipeline's "
+            "batch_size, give a list of chats and no batch_size: inputs that were prepared apart cannot be stacked.",
+        )
         return image_indices
 
     def _checked_mask_values(
