@@ -547,7 +547,7 @@ def main() -> None:
     parser.add_argument("--swatch-steps", type=int, default=400)
     parser.add_argument("--tower-steps", type=int, default=600)
     parser.add_argument("--word-steps", type=int, default=200)
-    parser.add_argument("--caption-steps", type=int, default=4000)
+    parser.add_argument("--caption-steps", type=int, default=1500)
     parser.add_argument("--images", type=int, default=16, help="scenes per step, two to four regions each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -207,6 +207,16 @@ def test_picture_without_a_region_is_captioned_whole(embedded: Any) -> None:
     assert list(record["answers"]) == ["global"]
 
 
+def test_global_caption_is_about_the_whole_picture_whatever_the_regions(embedded: Any) -> None:
+    (whole,) = run_caption(EXAMPLE_PICTURE, "--task", "global")
+    records = run_caption(
+        EXAMPLE_PICTURE, "--mask", EXAMPLE_MASK, "--box", "0,70,80,155", "--task", "global", "--attribute", "color"
+    )
+    assert [list(record["answers"]) for record in records] == [["global", "color"]] * 2
+    assert {record["answers"]["global"] for record in records} == {whole["answers"]["global"]}
+    assert records[0]["answers"]["color"] == EXAMPLE_ATTRIBUTES["color"]
+
+
 def test_several_answers_are_printed_as_a_table(embedded: Any) -> None:
     result = run(
         *("caption", EXAMPLE_PICTURE, "--mask", EXAMPLE_MASK, "--attribute", "color", "--attribute", "shape"),

@@ -1105,6 +1105,13 @@ def test_thin_polygon_does_not_vanish(polygon):
     assert mask[:, x0:x1].any(axis=0).all()  # without gaps
 
 
+@pytest.mark.parametrize(
+    "ring", [[(0, 2), (4, 0), (0, 1.99)], [(0, 0), (4, 2), (4, 1.99)], [(1, 4), (4, 1), (4, 1.01)]]
+)
+def test_sliver_through_grid_points_marks_no_pixel_beside_it(ring):
+    check_polygon(ring, 9, 11)
+
+
 def test_thin_part_of_a_region_does_not_vanish():
     mask = as_mask([[0, 0, 4, 0, 4, 4, 0, 4], [7.1, 6.1, 7.2, 6.1, 7.2, 6.2]], 8, 10)
     assert mask.sum() == 17

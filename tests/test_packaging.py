@@ -15,7 +15,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 
 import finecaption_hf
-from finecaption_hf import EMBEDDED_CHECKPOINT, configuration_finecaption
+from finecaption_hf import configuration_finecaption
 
 PACKAGE = ROOT / "src" / "finecaption_hf"
 HUB_FILES = sorted(PACKAGE.glob("*_finecaption.py"))
@@ -165,14 +165,6 @@ def test_hub_file_checks_the_version_before_it_needs_a_name_of_transformers(path
     ]
     first = next((i for i, module in enumerate(origins) if module.partition(".")[0] == "transformers"), None)
     assert first is None or "configuration_finecaption" in origins[:first]
-
-
-def test_embedded_checkpoint_carries_the_current_hub_files() -> None:
-    """They are what loads with trust_remote_code; a copy that lags behind would give other results than the package."""
-    copies = sorted(EMBEDDED_CHECKPOINT.glob("*.py"))
-    assert {"configuration_finecaption.py", "modeling_finecaption.py"} <= {copy.name for copy in copies}
-    for copy in copies:
-        assert copy.read_bytes() == (PACKAGE / copy.name).read_bytes(), f"{copy.name}: save the checkpoint anew"
 
 
 # --- the repository --------------------------------------------------------------------------------------------------

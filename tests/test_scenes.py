@@ -29,6 +29,7 @@ from finecaption_hf.scenes import (
     normalize_answer,
     position_of,
     render_scene,
+    render_swatches,
     triples,
     vocabulary,
 )
@@ -334,3 +335,26 @@ def test_vocabulary_holds_every_word(scenes):
 
     said = [text for s in scenes for i in range(len(s.objects)) for text in answers(s.objects, i).values()]
     assert words([*said, *QUESTIONS.values()]) <= words(vocabulary())
+
+
+def test_swatches_show_their_colours_and_textures() -> None:
+    board, colors, textures = render_swatches(5, cells=4, side=32)
+    again, _, _ = render_swatches(5, cells=4, side=32)
+    np.testing.assert_array_equal(board, again)
+    assert (board.shape, colors.shape, textures.shape) == ((128, 128, 3), (4, 4), (4, 4))
+    swatches = board.reshape(4, 32, 4, 32, 3).transpose(0, 2, 1, 3, 4).astype(float)
+    contrast = swatches.mean(axis=-1).std(axis=(2, 3)) / swatches.mean(axis=(2, 3, 4))
+    plain = textures == TEXTURES.index("plain")
+    assert plain.any() and not plain.all()
+    # The noise alone is +-4 levels, the pattern 22 % of the mean.
+    assert contrast[plain].max() < 0.06 < 0.18 < contrast[~plain].min()
+    mean = swatches.mean(axis=(2, 3))
+    for color in range(len(COLORS)):
+        same = mean[colors == color]
+        assert same.size == 0 or np.ptp(same, axis=0).max() < 40
+
+
+@pytest.mark.parametrize("arguments", [{"seed": -1}, {"seed": 0, "cells": 0}, {"seed": 0, "side": 4}])
+def test_impossible_swatches_raise(arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="swatches"):
+        render_swatches(**arguments)

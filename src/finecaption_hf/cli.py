@@ -149,7 +149,8 @@ def caption(
 ) -> None:
     """Caption regions of a picture.
 
-    Regions and questions are numbered as they stand on the command line; every question is asked about every region.
+    Regions and questions are numbered as they stand on the command line. Every question is asked about every region,
+    but for the global caption, which is about the whole picture.
     """
     with _errors_in_one_line():
         _check_writable(out)
@@ -170,15 +171,27 @@ def caption(
     from .captioning import caption_regions
     from .masks_finecaption import mask_to_box
 
-    answers = caption_regions(
-        checkpoint, processor, picture, regions, list(prompts.values()), max_new_tokens=max_new_tokens
-    )
+    def ask(about: "Sequence[np.ndarray | None]", names: list[str]) -> list[list[str]]:
+        """One list of answers per region, in the order of the names."""
+        if not names:
+            return [[] for _ in about]
+        texts = [prompts[name] for name in names]
+        return caption_regions(checkpoint, processor, picture, about, texts, max_new_tokens=max_new_tokens)
+
+    # The global caption is about the whole picture, whichever regions are asked about otherwise.
+    whole = [name for name in prompts if name == Task.whole.value]
+    regional = [name for name in prompts if name not in whole]
+    (of_picture,) = ask([None], whole)
+    answers = [
+        {name: told[name] for name in prompts}
+        for told in (dict(zip(regional + whole, texts + of_picture, strict=True)) for texts in ask(regions, regional))
+    ]
     records = [
         {
             "region": number,
             "box_xyxy": list(mask_to_box(region)),
             "area": int(region.sum()),
-            "answers": dict(zip(prompts, texts, strict=True)),
+            "answers": texts,
         }
         for number, (region, texts) in enumerate(zip(regions, answers, strict=True), start=1)
     ]

@@ -981,15 +981,14 @@ def _filled(ring: _FloatArray, window: tuple[int, int, int, int], work: _Work) -
     upper, lower, first_row = upper[crossing], lower[crossing], first_row[crossing]
     num_rows = num_rows[crossing].astype(np.int64)
     totals = np.cumsum(num_rows)
+    before = totals - num_rows
     if totals.size:
         work.spend(_WORK_PER_CROSSING * int(totals[-1]))
     i = 0
     while i < totals.size:
-        done = int(totals[i] - num_rows[i])
-        j = max(i + 1, int(np.searchsorted(totals, done + _CROSSINGS_PER_CHUNK, side="right")))
+        j = max(i + 1, int(np.searchsorted(totals, before[i] + _CROSSINGS_PER_CHUNK, side="right")))
         edges = np.repeat(np.arange(i, j), num_rows[i:j])
-        steps = np.arange(done, int(totals[j - 1])) - (totals - num_rows)[edges]
-        rows = first_row[edges] + steps
+        rows = first_row[edges] + np.arange(before[i], totals[j - 1]) - before[edges]
         run = lower[edges] - upper[edges]
         x = upper[edges, 0] + (rows + 0.5 - upper[edges, 1]) * run[:, 0] / run[:, 1]
         columns = np.clip(np.ceil(x - 0.5), left, right) - left

@@ -36,7 +36,7 @@ def score_scenes(
         seed: the first scene's seed; the others follow.
         size: pixels a side of the rendered pictures.
         split: "test" shows only combinations of color, shape and texture that training holds out.
-        names: the questions, of `QUESTIONS`.
+        names: the questions, of `QUESTIONS`. "global" is asked once per scene, about the whole picture.
         batch_size: region-question pairs that are decoded together.
         on_scene: called with the number of scenes done, for a progress bar.
 
@@ -53,22 +53,24 @@ def score_scenes(
     unknown = [name for name in names if name not in QUESTIONS]
     if unknown or not names:
         raise ValueError(f"Unknown questions: {unknown}. Choose from: {', '.join(QUESTIONS)}.")
-    questions = [QUESTIONS[name] for name in names]
+    regional = [name for name in names if name != "global"]
     right: dict[str, list[bool]] = {name: [] for name in names}
     pairs: dict[str, list[bool]] = {name: [] for name in names}
+    num_regions = 0
     for done in range(1, n + 1):
         scene = render_scene(seed + done - 1, size=size, split=split)
-        captions = caption_regions(
-            model,
-            processor,
-            Image.fromarray(scene.image),
-            list(scene.masks),
-            questions,
-            max_new_tokens=48,
-            batch_size=batch_size,
-        )
+        image = Image.fromarray(scene.image)
         truths = [answers(scene.objects, index) for index in range(len(scene.objects))]
-        for column, name in enumerate(names):
+
+        def ask(masks: list[Any], asked: list[str], image: Image.Image = image) -> list[list[str]]:
+            questions = [QUESTIONS[name] for name in asked]
+            return caption_regions(model, processor, image, masks, questions, max_new_tokens=48, batch_size=batch_size)
+
+        if "global" in names:
+            ((given_caption,),) = ask([None], ["global"])
+            right["global"].append(exact_match("global", given_caption, truths[0]["global"]))
+        captions = ask(list(scene.masks), regional) if regional else []
+        for column, name in enumerate(regional):
             given = [exact_match(name, row[column], truth[name]) for row, truth in zip(captions, truths)]
             right[name] += given
             pairs[name] += [
@@ -76,6 +78,7 @@ def score_scenes(
                 for a, b in combinations(range(len(truths)), 2)
                 if truths[a][name] != truths[b][name]
             ]
+        num_regions += len(truths)
         if on_scene is not None:
             on_scene(done)
     return {
@@ -83,7 +86,7 @@ def score_scenes(
         "intervals_95": {name: [round(bound, 4) for bound in wilson(values)] for name, values in right.items()},
         "both_of_a_pair": {name: round(_mean(values), 4) for name, values in pairs.items() if values},
         "scenes": n,
-        "regions": len(right[names[0]]),
+        "regions": num_regions,
         "seed": seed,
         "size": size,
         "split": split,

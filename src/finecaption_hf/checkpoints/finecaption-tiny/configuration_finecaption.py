@@ -1,0 +1,337 @@
+"""What a FineCaption checkpoint is: which towers it has, on which grid they meet, the adapter and the language model.
+
+Dimension letters: C channels, N image tokens, D language-model width. Sizes are (height, width) in pixels unless a name
+says grid; every FineCaption input is square, so one integer stands for both sides.
+"""
+
+from typing import Any
+
+import transformers
+from packaging.version import Version
+
+MIN_TRANSFORMERS = "5.19"
+MAX_TRANSFORMERS = "6"
+
+
+def check_transformers_version(version: str) -> None:
+    """Refuse a transformers release outside the range that this code is tested on.
+
+    Args:
+        version (`str`): a release such as `"5.23.0"`; development builds count as the release they lead to.
+
+    Raises:
+        ImportError: If `version` is below 5.19 or not below 6.
+    """
+    release = Version(Version(version).base_version)
+    if not Version(MIN_TRANSFORMERS) <= release < Version(MAX_TRANSFORMERS):
+        raise ImportError(
+            f"FineCaption needs transformers>={MIN_TRANSFORMERS},<{MAX_TRANSFORMERS}, but transformers {version} is "
+            f'installed. Run: pip install "transformers>={MIN_TRANSFORMERS},<{MAX_TRANSFORMERS}"'
+        )
+
+
+# The other files of a checkpoint import this one first, so an unsupported release ends here, not in a missing name.
+check_transformers_version(transformers.__version__)
+
+from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
+from transformers.image_utils import (  # noqa: E402
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+# Full-size parts (arXiv 2411.15411 names the parts; widths are those of the published checkpoints).
+_CLIP_L_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "projection_dim": 768,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+# `initializer_range` differs from the library's 1e-10, with which a tower that is not loaded from weights cannot train.
+_SAM_L = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "global_attn_indexes": [5, 11, 17, 23],
+    "image_size": 1024,
+    "patch_size": 16,
+    "output_channels": 256,
+    "initializer_range": 0.02,
+}
+_LLAMA_31_8B = {
+    "vocab_size": 128257,  # 128,256 of the tokenizer and the image token
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+
+
+class FineCaptionConvNextConfig(PreTrainedConfig):
+    """The ConvNeXt tower: a timm model whose stage outputs are feature maps.
+
+    Args:
+        architecture (`str`): timm model name, without the tag of its weights.
+        model_args (`dict`, *optional*): further arguments of `timm.create_model`, such as `{"depths": [1, 1, 2, 1]}`.
+        feature_stage (`int`): the stage whose output is used; negative counts from the last; later ones are not built.
+        hidden_size (`int`): channels of that stage, C; checked against the timm model.
+        stride (`int`): input pixels per feature cell at that stage; checked against the timm model.
+        layer_scale_init_value (`float`): layer scale of blocks that are not loaded from weights.
+        initializer_range (`float`): standard deviation of weights that are not loaded.
+    """
+
+    model_type = "finecaption_convnext"
+    base_config_key = "convnext_config"
+
+    architecture: str = "convnext_xxlarge"
+    model_args: dict[str, Any] | None = None
+    feature_stage: int = -1
+    hidden_size: int = 3072
+    stride: int = 32
+    layer_scale_init_value: float = 1e-6
+    initializer_range: float = 0.02
+
+
+class FineCaptionConfig(PreTrainedConfig):
+    """Configuration of FineCaption; the defaults are the full-size model of arXiv 2411.15411, 9.5 billion parameters.
+
+    Args:
+        vision_config (`CLIPVisionConfig` or `dict`): the mask-aware CLIP tower.
+        convnext_config (`FineCaptionConvNextConfig` or `dict`): the first high-resolution tower.
+        sam_config (`SamVisionConfig` or `dict`): the second high-resolution tower.
+        text_config (`PreTrainedConfig` or `dict`): the language model, any causal model of the library.
+        use_mask (`bool`): whether the CLIP tower takes the region mask (the alpha convolution exists).
+        use_convnext (`bool`): whether the ConvNeXt tower exists.
+        use_sam (`bool`): whether the SAM tower exists. With both off, the model has the CLIP tower alone.
+        vision_feature_layer (`int`): the hidden state of CLIP that is used, as in `hidden_states[i]` (0 is the
+            embedding); the layers behind it are not built.
+        sam_feature_layer (`int`, *optional*): the SAM block whose output is used; `None` means the neck.
+        high_res_image_size (`int`): side of the high-resolution input in pixels.
+        grid_size (`int`): side of the feature grid on which the towers meet; N = grid_size ** 2 image tokens.
+        adapter_hidden_size (`int`, *optional*): width of the adapter's hidden layer; `None` means the language model's.
+        adapter_hidden_act (`str`): activation of the adapter.
+        adapter_bias (`bool`): whether the adapter's linear layers have biases.
+        image_mean, image_std (`list[float]`): statistics with which `pixel_values` are normalised (CLIP's).
+        high_res_image_mean, high_res_image_std (`list[float]`): statistics with which `high_res_pixel_values` arrive.
+        convnext_image_mean, convnext_image_std (`list[float]`): statistics that the ConvNeXt tower was trained with.
+        sam_image_mean, sam_image_std (`list[float]`): statistics that the SAM tower was trained with. Where they differ
+            from those in which the image arrives, the model converts, so each tower sees its own.
+        mask_mean, mask_std (`float`): normalisation of the region mask, from Alpha-CLIP (arXiv 2312.03818).
+        image_token_id (`int`): the token that an image token replaces in `input_ids`.
+        initializer_range (`float`): standard deviation of adapter weights that are not loaded.
+        tie_word_embeddings (`bool`): whether the output layer shares the language model's embeddings; follows
+            `text_config` when that ties.
+
+    Raises:
+        ValueError: If sizes do not fit together; the message names both numbers.
+    """
+
+    model_type = "finecaption"
+    sub_configs = {
+        "vision_config": AutoConfig,
+        "convnext_config": FineCaptionConvNextConfig,
+        "sam_config": AutoConfig,
+        "text_config": AutoConfig,
+    }
+
+    vision_config: Any = None
+    convnext_config: Any = None
+    sam_config: Any = None
+    text_config: Any = None
+    use_mask: bool = True
+    use_convnext: bool = True
+    use_sam: bool = True
+    vision_feature_layer: int = -2
+    sam_feature_layer: int | None = None
+    high_res_image_size: int = 1024
+    grid_size: int = 32
+    adapter_hidden_size: int | None = None
+    adapter_hidden_act: str = "gelu"
+    adapter_bias: bool = True
+    image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
+    high_res_image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    high_res_image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
+    convnext_image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    convnext_image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
+    sam_image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    sam_image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
+    mask_mean: float = 0.5
+    mask_std: float = 0.26
+    image_token_id: int = 128256
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision_config = _sub_config(self.vision_config, "clip_vision_model", _CLIP_L_336)
+        self.sam_config = _sub_config(self.sam_config, "sam_vision_model", _SAM_L)
+        self.text_config = _sub_config(self.text_config, "llama", _LLAMA_31_8B)
+        if self.convnext_config is None:
+            self.convnext_config = FineCaptionConvNextConfig()
+        elif isinstance(self.convnext_config, dict):
+            self.convnext_config = FineCaptionConvNextConfig(**self.convnext_config)
+        for name in _STATISTICS:
+            setattr(self, name, [float(value) for value in getattr(self, name)])
+        if self.text_config.tie_word_embeddings:
+            self.tie_word_embeddings = True
+        super().__post_init__(**kwargs)
+        # Saving a model writes the entry of one Auto class only; users load through either.
+        self.auto_map = {**_AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        vision, sam, convnext = self.vision_config, self.sam_config, self.convnext_config
+        if self.grid_size < 1:
+            raise ValueError(f"grid_size is {self.grid_size}; the feature grid needs at least 1 cell a side.")
+        if vision.image_size % vision.patch_size:
+            raise ValueError(
+                f"The CLIP tower's image size {vision.image_size} is no multiple of its patch size {vision.patch_size}."
+            )
+        if not 1 <= self.vision_num_layers <= vision.num_hidden_layers:
+            raise ValueError(
+                f"vision_feature_layer {self.vision_feature_layer} does not exist in a CLIP tower of "
+                f"{vision.num_hidden_layers} layers; give 1 to {vision.num_hidden_layers}, or -1 to "
+                f"-{vision.num_hidden_layers}."
+            )
+        if self.use_convnext:
+            if self.high_res_image_size % convnext.stride:
+                raise ValueError(
+                    f"high_res_image_size {self.high_res_image_size} is no multiple of the ConvNeXt tower's stride "
+                    f"{convnext.stride}."
+                )
+            self._check_grid("ConvNeXt", self.high_res_image_size // convnext.stride)
+        if self.use_sam:
+            if sam.image_size != self.high_res_image_size:
+                raise ValueError(
+                    f"The SAM tower takes {sam.image_size} px but high_res_image_size is {self.high_res_image_size}; "
+                    "both high-resolution towers see the same image, so the two must be equal."
+                )
+            if sam.image_size % sam.patch_size:
+                raise ValueError(
+                    f"The SAM tower's image size {sam.image_size} is no multiple of its patch size {sam.patch_size}."
+                )
+            if self.sam_feature_layer is not None and not (
+                -sam.num_hidden_layers <= self.sam_feature_layer < sam.num_hidden_layers
+            ):
+                raise ValueError(
+                    f"sam_feature_layer {self.sam_feature_layer} does not exist in a SAM tower of "
+                    f"{sam.num_hidden_layers} blocks; give -{sam.num_hidden_layers} to {sam.num_hidden_layers - 1}, or "
+                    "None for the neck."
+                )
+            self._check_grid("SAM", sam.image_size // sam.patch_size)
+        for name in _STATISTICS:
+            if len(getattr(self, name)) != vision.num_channels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {vision.num_channels} channels.")
+        if not 0 <= self.image_token_id < self.text_config.vocab_size:
+            raise ValueError(
+                f"image_token_id {self.image_token_id} is outside of the language model's vocabulary of "
+                f"{self.text_config.vocab_size}; add the image token to the tokenizer and raise text_config.vocab_size."
+            )
+
+    def _check_grid(self, tower: str, cells: int) -> None:
+        if cells % self.grid_size:
+            raise ValueError(
+                f"The {tower} tower gives a {cells}x{cells} grid, which cannot be folded into grid_size "
+                f"{self.grid_size}x{self.grid_size}; it must be the same size or a multiple."
+            )
+
+    @property
+    def image_seq_length(self) -> int:
+        """Image tokens per region, N."""
+        return self.grid_size**2
+
+    @property
+    def vision_num_layers(self) -> int:
+        """CLIP layers that are built: those up to `vision_feature_layer`."""
+        layer = self.vision_feature_layer
+        return layer if layer >= 0 else self.vision_config.num_hidden_layers + 1 + layer
+
+    @property
+    def convnext_feature_size(self) -> int:
+        """Channels of the ConvNeXt tower on the common grid, after its cells are folded into channels."""
+        fold = self.high_res_image_size // self.convnext_config.stride // self.grid_size
+        return self.convnext_config.hidden_size * fold**2
+
+    @property
+    def sam_feature_size(self) -> int:
+        """Channels of the SAM tower on the common grid, after its cells are folded into channels."""
+        sam = self.sam_config
+        channels = sam.output_channels if self.sam_feature_layer is None else sam.hidden_size
+        return channels * (sam.image_size // sam.patch_size // self.grid_size) ** 2
+
+    @property
+    def fused_feature_size(self) -> int:
+        """Channels of the concatenated towers, the adapter's input width."""
+        size = self.vision_config.hidden_size
+        if self.use_convnext:
+            size += self.convnext_feature_size
+        if self.use_sam:
+            size += self.sam_feature_size
+        return size
+
+    def image_processor_kwargs(self) -> dict[str, Any]:
+        """Arguments with which `FineCaptionImageProcessor` prepares inputs for this model."""
+        high_res = self.use_convnext or self.use_sam
+        return {
+            "size": {"height": self.vision_config.image_size, "width": self.vision_config.image_size},
+            "high_res_size": (
+                {"height": self.high_res_image_size, "width": self.high_res_image_size} if high_res else None
+            ),
+            "do_mask": self.use_mask,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "high_res_image_mean": list(self.high_res_image_mean),
+            "high_res_image_std": list(self.high_res_image_std),
+            "mask_mean": self.mask_mean,
+            "mask_std": self.mask_std,
+        }
+
+
+_AUTO_MAP = {
+    "AutoConfig": "configuration_finecaption.FineCaptionConfig",
+    "AutoModel": "modeling_finecaption.FineCaptionForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_finecaption.FineCaptionForConditionalGeneration",
+}
+
+_STATISTICS = (
+    "image_mean",
+    "image_std",
+    "high_res_image_mean",
+    "high_res_image_std",
+    "convnext_image_mean",
+    "convnext_image_std",
+    "sam_image_mean",
+    "sam_image_std",
+)
+
+
+def _sub_config(given: dict | PreTrainedConfig | None, model_type: str, defaults: dict[str, Any]) -> PreTrainedConfig:
+    if given is None:
+        return AutoConfig.for_model(model_type, **defaults)
+    if isinstance(given, dict):
+        given = dict(given)
+        return AutoConfig.for_model(given.pop("model_type", model_type), **given)
+    return given
+
+
+# Saving then copies the code beside the weights, so that a checkpoint loads where this package is not installed.
+FineCaptionConfig.register_for_auto_class()
+
+__all__ = ["FineCaptionConfig", "FineCaptionConvNextConfig"]

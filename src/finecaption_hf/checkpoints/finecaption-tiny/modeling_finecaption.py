@@ -1,0 +1,670 @@
+"""FineCaption: a mask-aware CLIP tower and two high-resolution towers, fused into a prefix of image tokens per region.
+
+Dimension letters: B regions, I images, C channels, H W pixels, h w feature grid, N = h * w image tokens, T tokens of a
+sequence, S sequences, D language-model width, V vocabulary.
+"""
+
+from .configuration_finecaption import FineCaptionConfig, FineCaptionConvNextConfig
+
+# isort: split
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.layers.grn import GlobalResponseNorm
+from timm.models.convnext import ConvNeXtBlock
+from torch import nn
+from transformers import AutoModel, PreTrainedModel, SamVisionConfig
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.models.clip.configuration_clip import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
+from transformers.models.sam.modeling_sam import SamVisionModel
+from transformers.utils import can_return_tuple, logging, torch_compilable_check
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class FineCaptionModelOutputWithPast(ModelOutput):
+    """Outputs of `FineCaptionModel`.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(S, T, D)`): the language model's last hidden state.
+        past_key_values (`Cache`): keys and values of the sequence.
+        hidden_states, attentions (`tuple[torch.Tensor]`): the language model's, where asked for.
+        image_hidden_states (`torch.Tensor` of shape `(B, N, D)`): the image tokens of each region.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class FineCaptionCausalLMOutputWithPast(ModelOutput):
+    """Outputs of `FineCaptionForConditionalGeneration`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): negative log-likelihood per labelled token, where labels are given.
+        logits (`torch.Tensor` of shape `(S, T, V)`): scores of the next token.
+        past_key_values (`Cache`): keys and values of the sequence.
+        hidden_states, attentions (`tuple[torch.Tensor]`): the language model's, where asked for.
+        image_hidden_states (`torch.Tensor` of shape `(B, N, D)`): the image tokens of each region.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class FineCaptionAlphaConv(nn.Conv2d):
+    """Patch embedding of the region mask; starts at zero, so that an untrained one leaves CLIP as it is.
+
+    A class of its own because weights are initialised leaf by leaf and a plain `Conv2d` would start at random.
+    """
+
+
+class FineCaptionVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's embeddings with the region mask added to the patches, before class token and positions.
+
+    Alpha-CLIP, section 3.2 (arXiv 2312.03818); FineCaption, section 4 (arXiv 2411.15411).
+    """
+
+    def __init__(self, config: CLIPVisionConfig, use_mask: bool):
+        super().__init__(config)
+        if use_mask:
+            self.alpha_embedding = FineCaptionAlphaConv(
+                1, self.embed_dim, kernel_size=self.patch_size, stride=self.patch_size, bias=False
+            )
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, mask_values: torch.Tensor | None, image_indices: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Embed each image once and each region's mask, `(I, 3, H, W)` and `(B, 1, H, W)` to `(B, 1 + N, C)`."""
+        height, width = pixel_values.shape[-2:]
+        if (height, width) != (self.image_size, self.image_size):
+            raise ValueError(
+                f"pixel_values are {height}x{width} but the CLIP tower takes {self.image_size}x{self.image_size}. "
+                "Prepare images with the processor that belongs to the checkpoint."
+            )
+        weight = self.patch_embedding.weight
+        patches = self.patch_embedding(pixel_values.to(dtype=weight.dtype))
+        if image_indices is not None:
+            patches = patches.index_select(0, image_indices.to(patches.device))
+        if mask_values is not None:
+            if mask_values.shape[1:] != (1, height, width):
+                raise ValueError(
+                    f"mask_values have shape {tuple(mask_values.shape)}; needed is (regions, 1, {height}, {width})."
+                )
+            if mask_values.shape[0] != patches.shape[0]:
+                raise ValueError(
+                    f"There are {mask_values.shape[0]} region masks for {patches.shape[0]} regions. Give one mask per "
+                    "region, and image_indices where regions share an image."
+                )
+            patches = patches + self.alpha_embedding(mask_values.to(patches.device, weight.dtype))
+        patches = patches.flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.position_embedding(self.position_ids)
+
+
+class FineCaptionVisionTower(CLIPPreTrainedModel):
+    """The mask-aware CLIP encoder, up to the hidden state that is used; parameter names are `CLIPVisionModel`'s."""
+
+    config: CLIPVisionConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: CLIPVisionConfig, num_layers: int, use_mask: bool):
+        super().__init__(config)
+        built = copy.copy(config)
+        built.num_hidden_layers = num_layers
+        self.embeddings = FineCaptionVisionEmbeddings(config, use_mask)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = CLIPEncoder(built)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FineCaptionAlphaConv):
+            init.zeros_(module.weight)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        mask_values: torch.Tensor | None = None,
+        image_indices: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Encode regions.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(I, 3, H, W)`): normalised images.
+            mask_values (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): normalised region masks.
+            image_indices (`torch.Tensor` of shape `(B,)`, *optional*): the image of each region; `None` means B = I.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 1 + N, C)`: hidden states, class token first, equal to
+            `CLIPVisionModel(..., output_hidden_states=True).hidden_states[layer]` while the alpha convolution is zero.
+        """
+        hidden_states = self.embeddings(pixel_values, mask_values, image_indices)
+        return self.encoder(inputs_embeds=self.pre_layrnorm(hidden_states)).last_hidden_state
+
+
+class FineCaptionConvNextTower(nn.Module):
+    """Feature maps of a timm ConvNeXt; stages behind the chosen one and the classifier are not built."""
+
+    def __init__(self, config: FineCaptionConvNextConfig):
+        super().__init__()
+        self.encoder = timm.create_model(
+            config.architecture, pretrained=False, num_classes=0, **(config.model_args or {})
+        )
+        num_stages = len(self.encoder.feature_info)
+        if not -num_stages <= config.feature_stage < num_stages:
+            raise ValueError(
+                f"convnext_config.feature_stage is {config.feature_stage} but {config.architecture} has {num_stages} "
+                "stages."
+            )
+        stage = config.feature_stage % num_stages
+        info = self.encoder.feature_info[stage]
+        for field, found in (("hidden_size", info["num_chs"]), ("stride", info["reduction"])):
+            expected = getattr(config, field)
+            if found != expected:
+                raise ValueError(
+                    f"convnext_config.{field} is {expected} but stage {stage} of {config.architecture} has {found}."
+                )
+        self.encoder.prune_intermediate_layers([stage], prune_head=True)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(I, 3, H, W)` to feature maps `(I, C, H / stride, W / stride)`."""
+        return self.encoder.forward_features(pixel_values.to(dtype=next(self.encoder.parameters()).dtype))
+
+
+class _ChannelsFirst(nn.Module):
+    """Stands where SAM's neck would be when a block's own output is used: `(I, h, w, C)` to `(I, C, h, w)`."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.permute(0, 3, 1, 2)
+
+
+class FineCaptionSamTower(SamVisionModel):
+    """SAM's image encoder with its own neck; parameter names are `SamVisionModel`'s.
+
+    With `feature_layer` given, that block's output is used instead and neither later blocks nor the neck are built.
+    """
+
+    def __init__(self, config: SamVisionConfig, feature_layer: int | None = None):
+        super().__init__(config)
+        if feature_layer is not None:
+            encoder = self.vision_encoder
+            encoder.layers = encoder.layers[: feature_layer % config.num_hidden_layers + 1]
+            encoder.neck = _ChannelsFirst()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """`(I, 3, H, W)` to feature maps `(I, C, H / patch, W / patch)`."""
+        dtype = self.vision_encoder.patch_embed.projection.weight.dtype
+        return self.vision_encoder(pixel_values.to(dtype=dtype)).last_hidden_state
+
+
+class FineCaptionAdapter(nn.Module):
+    """Maps the concatenated tower features of a region to the language model's width, `(B, N, C)` to `(B, N, D)`."""
+
+    def __init__(self, config: FineCaptionConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        hidden = config.adapter_hidden_size or width
+        self.linear_1 = nn.Linear(config.fused_feature_size, hidden, bias=config.adapter_bias)
+        self.act = ACT2FN[config.adapter_hidden_act]
+        self.linear_2 = nn.Linear(hidden, width, bias=config.adapter_bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(features.to(dtype=self.linear_1.weight.dtype))))
+
+
+def convert_normalisation(
+    image: torch.Tensor, given: tuple[list[float], list[float]], wanted: tuple[list[float], list[float]]
+) -> torch.Tensor:
+    """Convert a normalised image from one set of statistics to another.
+
+    Args:
+        image (`torch.Tensor` of shape `(I, C, H, W)`): (pixels - mean) / std of `given`.
+        given, wanted (`tuple[list[float], list[float]]`): mean and standard deviation per channel, pixels in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(I, C, H, W)`: (pixels - mean) / std of `wanted`; `image` itself where both agree.
+    """
+    if given == wanted:
+        return image
+    (given_mean, given_std), (wanted_mean, wanted_std) = given, wanted
+    scale = [a / b for a, b in zip(given_std, wanted_std, strict=True)]
+    shift = [(a - b) / c for a, b, c in zip(given_mean, wanted_mean, wanted_std, strict=True)]
+    return image * image.new_tensor(scale).view(-1, 1, 1) + image.new_tensor(shift).view(-1, 1, 1)
+
+
+def fold_to_grid(features: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """Fold neighbouring cells into channels: `(I, C, h, w)` to `(I, C * r * r, grid, grid)` with r = h / grid."""
+    cells = features.shape[-1]
+    if features.shape[-2] != cells or cells % grid_size:
+        raise ValueError(
+            f"Tower features of {features.shape[-2]}x{cells} cells cannot be folded to {grid_size}x{grid_size}. "
+            "Prepare images with the processor that belongs to the checkpoint."
+        )
+    return nn.functional.pixel_unshuffle(features, cells // grid_size)
+
+
+class FineCaptionPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by FineCaption models."""
+
+    config_class = FineCaptionConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # A tower stays on one device: its parts are small, and they exchange tensors outside of their forward calls.
+    _no_split_modules = [
+        "FineCaptionVisionTower",
+        "FineCaptionConvNextTower",
+        "FineCaptionSamTower",
+        "FineCaptionAdapter",
+    ]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # timm's own parameters outside of linear, convolution and norm layers; a tensor that is missed here would be
+        # whatever memory holds when a checkpoint lacks it.
+        if isinstance(module, ConvNeXtBlock) and module.gamma is not None:
+            init.constant_(module.gamma, self.config.convnext_config.layer_scale_init_value)
+        elif isinstance(module, GlobalResponseNorm):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        # timm keeps a switch of its own, which the library does not find.
+        for module in self.modules():
+            if isinstance(module, FineCaptionConvNextTower):
+                module.encoder.set_grad_checkpointing(enable)
+
+
+class FineCaptionModel(FineCaptionPreTrainedModel):
+    """Towers, adapter and language model, without the language-modelling head."""
+
+    def __init__(self, config: FineCaptionConfig):
+        super().__init__(config)
+        self.vision_tower = FineCaptionVisionTower._from_config(
+            config.vision_config, num_layers=config.vision_num_layers, use_mask=config.use_mask
+        )
+        if config.use_convnext:
+            self.convnext_tower = FineCaptionConvNextTower(config.convnext_config)
+        if config.use_sam:
+            self.sam_tower = FineCaptionSamTower._from_config(config.sam_config, feature_layer=config.sam_feature_layer)
+        self.adapter = FineCaptionAdapter(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_high_res_features(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """Run the high-resolution towers, which do not see the mask: once per image, whatever its number of regions.
+
+        Args:
+            high_res_pixel_values (`torch.Tensor` of shape `(I, 3, H, W)`): images, normalised with the configuration's
+                `high_res_image_mean` and `high_res_image_std`.
+
+        Returns:
+            `torch.Tensor` of shape `(I, C, h, w)`: ConvNeXt channels, then SAM channels, on the common grid; `None`
+            where the model has neither tower. Give it back as `high_res_features` to reuse it for more regions.
+        """
+        config = self.config
+        if not (config.use_convnext or config.use_sam):
+            return None
+        size = config.high_res_image_size
+        if high_res_pixel_values.shape[-2:] != (size, size):
+            height, width = high_res_pixel_values.shape[-2:]
+            raise ValueError(
+                f"high_res_pixel_values are {height}x{width} but the high-resolution towers take {size}x{size}. "
+                "Prepare images with the processor that belongs to the checkpoint."
+            )
+        given = (config.high_res_image_mean, config.high_res_image_std)
+        features = []
+        if config.use_convnext:
+            wanted = (config.convnext_image_mean, config.convnext_image_std)
+            image = convert_normalisation(high_res_pixel_values, given, wanted)
+            features.append(fold_to_grid(self.convnext_tower(image), config.grid_size))
+        if config.use_sam:
+            wanted = (config.sam_image_mean, config.sam_image_std)
+            image = convert_normalisation(high_res_pixel_values, given, wanted)
+            features.append(fold_to_grid(self.sam_tower(image), config.grid_size))
+        return torch.cat([feature.to(features[0].device) for feature in features], dim=1)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        high_res_pixel_values: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        image_indices: torch.Tensor | None = None,
+        high_res_features: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Compute the image tokens of each region.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(I, 3, H, W)`): low-resolution images.
+            high_res_pixel_values (`torch.Tensor` of shape `(I, 3, H', W')`, *optional*): high-resolution images.
+            mask_values (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): normalised region masks; `None` means that
+                each region is its whole image.
+            image_indices (`torch.Tensor` of shape `(B,)`, *optional*): the image of each region; `None` means that
+                regions and images correspond, B = I.
+            high_res_features (`torch.Tensor` of shape `(I, C, h, w)`, *optional*): what `get_high_res_features` gave
+                for these images, instead of `high_res_pixel_values`.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` `(B, N, C)` are the concatenated tower features (CLIP,
+            ConvNeXt, SAM) in row-major order, `pooler_output` `(B, N, D)` the image tokens.
+
+        Raises:
+            ValueError: If an input is missing, or if the numbers of images, regions and masks do not agree.
+        """
+        num_images = pixel_values.shape[0]
+        image_indices = self._checked_image_indices(image_indices, num_images, mask_values)
+        num_regions = num_images if image_indices is None else image_indices.shape[0]
+        mask_values = self._checked_mask_values(mask_values, pixel_values, num_regions)
+        high_res_features = self._checked_high_res_features(high_res_features, high_res_pixel_values, num_images)
+
+        hidden_states = self.vision_tower(pixel_values, mask_values=mask_values, image_indices=image_indices)
+        features = self._to_grid(hidden_states[:, 1:])
+        if high_res_features is not None:
+            if image_indices is not None:
+                high_res_features = high_res_features.index_select(0, image_indices.to(high_res_features.device))
+            features = torch.cat([features, high_res_features.to(features.device, features.dtype)], dim=1)
+        features = features.flatten(2).transpose(1, 2)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.adapter(features))
+
+    def _to_grid(self, patches: torch.Tensor) -> torch.Tensor:
+        """CLIP patches `(B, n, C)` to the common grid `(B, C, h, w)`, bilinearly where their own grid differs."""
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        features = patches.transpose(1, 2).unflatten(2, (side, side))
+        if side == self.config.grid_size:
+            return features
+        size = (self.config.grid_size, self.config.grid_size)
+        return nn.functional.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+    def _checked_image_indices(
+        self, image_indices: torch.Tensor | None, num_images: int, mask_values: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if image_indices is None:
+            if mask_values is not None and mask_values.shape[0] != num_images:
+                raise ValueError(
+                    f"There are {mask_values.shape[0]} region masks for {num_images} images. Give image_indices, which "
+                    "says to which image each region belongs."
+                )
+            return None
+        torch_compilable_check(
+            ((image_indices >= 0) & (image_indices < num_images)).all(),
+            f"image_indices must be between 0 and {num_images - 1} for {num_images} images.",
+        )
+        # Inputs of several calls that were merely concatenated all count their images from 0.
+        images = torch.arange(num_images, device=image_indices.device)
+        torch_compilable_check(
+            (image_indices == images[:, None]).any(1).all(),
+            f"Some of the {num_images} images have no region in image_indices. If this comes from a pipeline's "
+            "batch_size, give a list of chats and no batch_size: inputs that were prepared apart cannot be stacked.",
+        )
+        return image_indices
+
+    def _checked_mask_values(
+        self, mask_values: torch.Tensor | None, pixel_values: torch.Tensor, num_regions: int
+    ) -> torch.Tensor | None:
+        config = self.config
+        if not config.use_mask:
+            if mask_values is not None:
+                logger.warning_once("mask_values have no effect: this FineCaption has no mask input (use_mask=False).")
+            return None
+        if mask_values is None:
+            inside = (1.0 - config.mask_mean) / config.mask_std
+            return pixel_values.new_full((num_regions, 1, *pixel_values.shape[-2:]), inside)
+        return mask_values
+
+    def _checked_high_res_features(
+        self,
+        high_res_features: torch.Tensor | None,
+        high_res_pixel_values: torch.Tensor | None,
+        num_images: int,
+    ) -> torch.Tensor | None:
+        if not (self.config.use_convnext or self.config.use_sam):
+            return None
+        given = high_res_pixel_values if high_res_features is None else high_res_features
+        if given is None:
+            raise ValueError(
+                "This FineCaption has high-resolution towers: give high_res_pixel_values, or high_res_features from "
+                "get_high_res_features."
+            )
+        if high_res_features is not None and high_res_pixel_values is not None:
+            raise ValueError("Give either high_res_pixel_values or high_res_features, not both.")
+        if given.shape[0] != num_images:
+            raise ValueError(
+                f"There are {given.shape[0]} high-resolution images for {num_images} low-resolution ones; both hold "
+                "each image once, in the same order."
+            )
+        return self.get_high_res_features(given) if high_res_features is None else high_res_features
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Where image tokens go, `(S, T, 1)`; checks that their number is that of the features `(B, N, D)`."""
+        if input_ids is None:
+            token = torch.tensor(self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            placeholders = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            placeholders = input_ids == self.config.image_token_id
+        num_features = image_features.shape[0] * image_features.shape[1]
+        torch_compilable_check(
+            placeholders.sum() == num_features,
+            lambda: (
+                f"The prompts hold {int(placeholders.sum())} image tokens but the regions give {num_features} "
+                f"({image_features.shape[0]} regions of {image_features.shape[1]}). Use the processor that belongs to "
+                "the checkpoint, with one image placeholder per region."
+            ),
+        )
+        return placeholders.unsqueeze(-1).to(inputs_embeds.device)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        high_res_pixel_values: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        image_indices: torch.Tensor | None = None,
+        high_res_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> FineCaptionModelOutputWithPast:
+        """Run the language model over sequences in which image tokens stand for regions.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(S, T)`): tokens; the B * N image tokens, in reading order over the
+                batch, are replaced by the regions' image tokens in order.
+            pixel_values, high_res_pixel_values, mask_values, image_indices, high_res_features: as `get_image_features`.
+            attention_mask (`torch.Tensor` of shape `(S, T)` or `(S, 1, T, T)`, *optional*): 1 or True where attended.
+            position_ids (`torch.LongTensor` of shape `(S, T)`, *optional*): positions.
+            past_key_values (`Cache`, *optional*): keys and values of what comes before.
+            inputs_embeds (`torch.Tensor` of shape `(S, T, D)`, *optional*): embeddings instead of `input_ids`.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of pixels.
+
+        Raises:
+            ValueError: If the number of image tokens is not that of the regions', or inputs contradict each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        image_output = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None and image_output is not None:
+            raise ValueError("Give either pixel_values or mm_encoder_outputs, not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            image_output = self.get_image_features(
+                pixel_values,
+                high_res_pixel_values=high_res_pixel_values,
+                mask_values=mask_values,
+                image_indices=image_indices,
+                high_res_features=high_res_features,
+                return_dict=True,
+            )
+        image_features = None
+        if image_output is not None:
+            image_features = image_output.pooler_output
+            if not isinstance(image_features, torch.Tensor):
+                image_features = torch.stack(list(image_features))
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders, image_features)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return FineCaptionModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, GenerationMixin):
+    """FineCaption with its language-modelling head: regions and prompts to text.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    >>> processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    >>> model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+    >>> chat = processor.conversation(image, "What color is this region?", mask=mask)
+    >>> inputs = processor.apply_chat_template(
+    ...     chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ... )
+    >>> answer = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
+    >>> processor.batch_decode(answer, skip_special_tokens=True)
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: FineCaptionConfig):
+        super().__init__(config)
+        self.model = FineCaptionModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_high_res_features(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """See [`FineCaptionModel.get_high_res_features`]."""
+        return self.model.get_high_res_features(high_res_pixel_values)
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See [`FineCaptionModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        high_res_pixel_values: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        image_indices: torch.Tensor | None = None,
+        high_res_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> FineCaptionCausalLMOutputWithPast:
+        """Score the next token at each position; see [`FineCaptionModel.forward`] for the inputs.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(S, T)`, *optional*): tokens to predict, -100 where none; shifted here.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*): compute logits for the last so many positions (0:
+                all), or for the given ones.
+
+        Returns:
+            `FineCaptionCausalLMOutputWithPast`: with `loss` where labels are given.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            high_res_pixel_values=high_res_pixel_values,
+            mask_values=mask_values,
+            image_indices=image_indices,
+            high_res_features=high_res_features,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return FineCaptionCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+FineCaptionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["FineCaptionForConditionalGeneration", "FineCaptionModel", "FineCaptionPreTrainedModel"]

@@ -1,0 +1,19 @@
+"""The benchmarks run, compare like with like, and report what the documentation quotes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+
+def test_processor_benchmark_compares_the_same_work_and_reports_both_ratios(tmp_path: Path) -> None:
+    """It refuses to time contestants whose outputs differ; two rounds are no measurement, so no ratio is judged here."""
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "processor.py"), "--rounds", "2", "--json", str(result)]
+    subprocess.run(command, check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    assert figures["speedup_over_pil"] > 0
+    assert figures["ratio_to_bare"] > 0
+    assert max(figures["agreement"].values()) <= 1.01
