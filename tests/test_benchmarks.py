@@ -9,7 +9,7 @@ from conftest import ROOT
 
 
 def test_processor_benchmark_compares_the_same_work_and_reports_both_ratios(tmp_path: Path) -> None:
-    """It refuses to time contestants whose outputs differ; two rounds are no measurement, so no ratio is judged here."""
+    """It refuses to time contestants whose outputs differ; two rounds are no measurement, so none is judged."""
     result = tmp_path / "result.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "processor.py"), "--rounds", "2", "--json", str(result)]
     subprocess.run(command, check=True, timeout=300)
