@@ -13,6 +13,8 @@ import pytest
 # that a test loads from beside weights must neither come from an earlier run nor stay for the next one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The tensors of tests are small: threads would gain nothing, and on busy cores they wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 _modules = tempfile.TemporaryDirectory(prefix="finecaption-test-modules-")
 os.environ["HF_MODULES_CACHE"] = _modules.name
 
