@@ -277,6 +277,15 @@ class FineCaptionProcessor(ProcessorMixin):
             **kwargs,
         )
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Save image processor, tokenizer, chat template and questions, whatever was processed before."""
+        # Fast tokenizers keep the padding of their last call and would write it into tokenizer.json.
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_padding()
+            backend.no_truncation()
+        return super().save_pretrained(save_directory, **kwargs)
+
     def _get_num_multimodal_tokens(
         self, image_sizes: list[tuple[int, int]] | None = None, **kwargs: Any
     ) -> MultiModalData:
