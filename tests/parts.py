@@ -119,7 +119,7 @@ TEMPLATES = {
 {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}\
 {% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}""",
 }
-_WORDS = "what color is this region describe the marked in one sentence red blue QUESTION ANSWER AGAIN hello".split()
+_WORDS = ("what color is this region describe the marked in one sentence red blue QUESTION ANSWER AGAIN hello").split()  # noqa: SIM905
 
 
 def randomise(model: nn.Module, seed: int) -> Any:

@@ -1,5 +1,6 @@
 """Assembly refuses what does not fit, executes nothing, leaves no half checkpoint, and says what it did."""
 
+import copy
 import hashlib
 import json
 import os
@@ -21,7 +22,6 @@ from transformers import CLIPVisionModel
 from typer.testing import CliRunner
 
 from finecaption_hf.assembly import AssemblyError, assemble, sources
-from finecaption_hf.assembly import assemble as assembling
 from finecaption_hf.assembly.writer import ShardWriter
 from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
@@ -312,7 +312,10 @@ def test_parts_that_are_left_out_are_initialised_and_named(folder, tmp_path):
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert not state["model.vision_tower.embeddings.alpha_embedding.weight"].any()
     # As the library initialises a CLIP of this size, in which the scale of each matrix has its own formula.
-    reference = CLIPVisionModel(model.config.vision_config).state_dict()
+    # Its formulas count the layers that are built.
+    config = copy.deepcopy(model.config.vision_config)
+    config.num_hidden_layers = 2
+    reference = CLIPVisionModel(config).state_dict()
     for name in ("self_attn.q_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"):
         wanted = torch.stack([reference[f"encoder.layers.{i}.{name}.weight"] for i in range(2)]).std()
         found = torch.stack([state[f"model.vision_tower.encoder.layers.{i}.{name}.weight"] for i in range(2)]).std()
@@ -375,7 +378,7 @@ def test_shards_are_as_large_as_asked_and_indexed(folder, tmp_path):
         with safe_open(path, "pt") as file:
             assert file.metadata() == {"format": "pt"}
             sizes = [file.get_tensor(key).nbytes for key in file.keys()]  # noqa: SIM118
-            assert sum(sizes) <= 30_000
+            assert sum(sizes) <= 30_000 or len(sizes) == 1
             assert {index["weight_map"][key] for key in file.keys()} == {path.name}  # noqa: SIM118
 
 
@@ -402,7 +405,7 @@ def test_error_in_the_middle_leaves_nothing(folder, tmp_path, monkeypatch):
     def fail(*arguments: Any) -> None:
         raise RuntimeError("disk is gone")
 
-    monkeypatch.setattr("finecaption_hf.assembly.assemble.write_summary", fail)
+    monkeypatch.setattr("finecaption_hf.assembly.build.write_summary", fail)
     with pytest.raises(RuntimeError, match="disk is gone"):
         assemble(tmp_path / "out", **small(folder))
     assert not list(tmp_path.iterdir())
@@ -410,7 +413,7 @@ def test_error_in_the_middle_leaves_nothing(folder, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-import finecaption_hf.assembly.assemble as room
+import finecaption_hf.assembly.build as room
 
 stage, out, clip, llm = sys.argv[1:]
 name = {"weights": "_tensors_of", "processor": "_write_processor", "config": "_write_config"}[stage]

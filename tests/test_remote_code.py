@@ -17,7 +17,6 @@ import finecaption_hf
 from finecaption_hf.captioning import load
 from finecaption_hf.scenes import render_scene
 
-
 pytestmark = pytest.mark.hub
 
 FOLDER = finecaption_hf.EMBEDDED_CHECKPOINT

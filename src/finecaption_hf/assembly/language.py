@@ -102,17 +102,18 @@ def add_image_token(tokenizer: Any, rows: int, image_token: str, image_token_id:
     """
     tokens = len(tokenizer)
     if image_token_id is not None:
-        image_token = tokenizer.convert_ids_to_tokens(image_token_id) if image_token_id < tokens else None
-        if image_token is None:
+        known = tokenizer.convert_ids_to_tokens(image_token_id) if image_token_id < tokens else None
+        if known is None:
             raise AssemblyError(
                 f"The tokenizer has no token {image_token_id}, which its model reads as the image token."
             )
+        image_token = known
     is_new = image_token not in tokenizer.get_vocab()
     tokenizer.add_tokens([image_token], special_tokens=True)
     found = tokenizer.convert_tokens_to_ids(image_token)
     if tokenizer.pad_token_id is None:
-        known = tokenizer.get_vocab()
-        tokenizer.pad_token = next((token for token in _PAD_TOKENS if token in known), tokenizer.eos_token)
+        vocabulary = tokenizer.get_vocab()
+        tokenizer.pad_token = next((token for token in _PAD_TOKENS if token in vocabulary), tokenizer.eos_token)
         if tokenizer.pad_token is None:
             raise AssemblyError("The tokenizer has no padding token and none that could be one. Set its pad_token.")
     return Vocabulary(tokens, rows, max(rows, len(tokenizer), found + 1), image_token, found, is_new)

@@ -80,21 +80,20 @@ class Options:
                 raise AssemblyError(
                     f"--{option.replace('_', '-')} decides {both[0]}; leave it out of the configuration."
                 )
-        unknown = self.config.keys() - set(FineCaptionConfig.__dataclass_fields__)
-        if unknown:
-            raise AssemblyError(f"FineCaptionConfig has no field {', '.join(sorted(unknown))}.")
+        foreign = self.config.keys() - set(FineCaptionConfig.__dataclass_fields__)
+        if foreign:
+            raise AssemblyError(f"FineCaptionConfig has no field {', '.join(sorted(foreign))}.")
 
 
 @dataclass
 class Plan:
     """Everything that is settled before a tensor is read.
 
-    `parts` give tensors; `configuration_only` are sources of which only the configuration or tokenizer is used.
+    Of some parts only the configuration or the tokenizer is used; `parts` are those that give tensors.
     """
 
     config: FineCaptionConfig
-    parts: list[Part]
-    configuration_only: list[Part]
+    all_parts: list[Part]
     tokenizer: Any
     vocabulary: Vocabulary
     chat_template: str
@@ -103,8 +102,8 @@ class Plan:
     generation: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def all_parts(self) -> list[Part]:
-        return [*self.parts, *self.configuration_only]
+    def parts(self) -> list[Part]:
+        return [part for part in self.all_parts if part.source.weights]
 
     @property
     def language_is_given(self) -> bool:
@@ -144,10 +143,12 @@ def make_plan(options: Options, tell: Callable[[str], None]) -> Plan:
     fields["tie_word_embeddings"] = bool(fields.get("tie_word_embeddings") or text.tie_word_embeddings)
     config = FineCaptionConfig(**fields)
 
-    plan = Plan(
+    return Plan(
         config=config,
-        parts=[],
-        configuration_only=[],
+        all_parts=[
+            _part(option, source, listed, config, base, head, "alpha_clip" in found)
+            for option, (source, listed) in found.items()
+        ],
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         chat_template=template,
@@ -155,10 +156,6 @@ def make_plan(options: Options, tell: Callable[[str], None]) -> Plan:
         dtype=_dtype(language_source) if "tokenizer" not in sources else "float32",
         generation=_generation(language_source) if "tokenizer" not in sources else {},
     )
-    for option, (source, listed) in found.items():
-        part = _part(option, source, listed, config, base, head, "alpha_clip" in found)
-        (plan.parts if source.weights else plan.configuration_only).append(part)
-    return plan
 
 
 def _timm_id(name: str) -> str:

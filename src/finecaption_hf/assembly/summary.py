@@ -22,7 +22,7 @@ _ROLES = {
     "from_llava": "CLIP tower, adapter and language model",
     "tokenizer": "tokenizer",
 }
-_TOWERS = {
+_TOWERS: dict[str, str | tuple[str, ...]] = {
     "mask-aware CLIP tower": "model.vision_tower.",
     "ConvNeXt tower": "model.convnext_tower.",
     "SAM tower": "model.sam_tower.",

@@ -108,7 +108,7 @@ class ShardWriter:
                             f"{tuple(tensor.shape)} came."
                         )
                     data = tensor.to(dtype=self.dtype).contiguous()
-                    file.write(memoryview(data.flatten().view(torch.uint8).numpy()))
+                    data.flatten().view(torch.uint8).numpy().tofile(file)
                     del tensor, data
         if len(self.shards) > 1:
             index = {

@@ -147,6 +147,8 @@ def _tensors_of(
                     if grown.get(use.target, 0) and piece.shape[0] < shapes[use.target][0]:
                         piece = grow(piece, shapes[use.target][0], tokens, dtype)
                     yield use.target, piece
+                    del piece
+                del tensor  # or its file stayed mapped while the next is read
 
 
 def grow(rows: torch.Tensor, needed: int, tokens: int, dtype: torch.dtype) -> torch.Tensor:
