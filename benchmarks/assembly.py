@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 
 SHARD = 200_000_000  # bytes, of the language model and of the output
 VOCABULARY = 32_000
-# Imports come first, what transformers loads lazily included. The peak is read from /proc: getrusage would begin with what
-# the parent held when it started this process.
+# Imports come first, what transformers loads lazily included. The peak is read from /proc: getrusage would begin with
+# what the parent held when it started this process.
 CHILD = """
 import json, sys
 
