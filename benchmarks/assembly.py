@@ -2,7 +2,7 @@
 
     python benchmarks/assembly.py [--json FILE] [--parameters N] [--folder DIR]
 
-Random parts are written in their own formats: a CLIP and a ConvNeXt as one file each, a language model in shards. A
+Random parts are written in their own formats: a CLIP as one pickle, a ConvNeXt as one file, a language model in shards. A
 process of its own assembles them. What it holds at its peak (mapped files included, as the kernel counts them) beyond
 what it holds after its imports, over the size of the largest file of a part, is `peak_rss_over_largest_shard`. The
 `bound` is one largest file and one file of the output, as a ratio to the former; the model is many times that.
@@ -70,7 +70,7 @@ def write_clip(folder: Path) -> None:
         model = CLIPVisionModel(config)
     config.save_pretrained(folder)
     tensors = {f"vision_model.{name.removeprefix('vision_model.')}": t for name, t in random_weights(model).items()}
-    save_file(tensors, folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")  # the format of the published one
 
 
 def write_convnext(folder: Path) -> None:
@@ -132,7 +132,7 @@ def measure(folder: Path, parameters: int) -> dict[str, Any]:
     write_clip(folder / "clip")
     write_convnext(folder / "convnext")
     write_language_model(folder / "llm", parameters)
-    files = [path for name in ("clip", "convnext", "llm") for path in (folder / name).glob("*.safetensors")]
+    files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin")]
     largest = max(path.stat().st_size for path in files)
     arguments = {
         "out": str(folder / "out"),

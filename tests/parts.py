@@ -153,10 +153,12 @@ def clip(folder: Path, model: bool = True) -> Path:
     return folder
 
 
-def alpha_clip(file: Path, prefix: str = "module.", seed: int = 2, alpha: float = 0.1) -> Path:
-    """Names and shapes of Alpha-CLIP's visual tower, as its training code saves it."""
+def alpha_clip(
+    file: Path, prefix: str = "module.", seed: int = 2, alpha: float = 0.1, width: int = 32, legacy: bool = False
+) -> Path:
+    """Names and shapes of Alpha-CLIP's visual tower, as its training code saves it; `legacy`: as old releases did."""
     generator = torch.Generator().manual_seed(seed)
-    width, inner, cells = 32, 64, 36
+    inner, cells = 2 * width, 36
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * 0.15
@@ -179,7 +181,8 @@ def alpha_clip(file: Path, prefix: str = "module.", seed: int = 2, alpha: float 
         }.items():
             block = f"transformer.resblocks.{i}.{name}"
             tensors |= {f"{block}.weight": draw(rows, columns), f"{block}.bias": draw(rows)}
-    torch.save({prefix + name: tensor for name, tensor in tensors.items()}, file)
+    named = {prefix + name: tensor for name, tensor in tensors.items()}
+    torch.save(named, file, _use_new_zipfile_serialization=not legacy)
     return file
 
 
@@ -244,6 +247,7 @@ def language_model(
 
 
 def llava(folder: Path) -> Path:
+    """With its template where processors of that time kept it."""
     tokenizer = make_tokenizer(TEMPLATES["llava"], image_token=True)
     rows = len(tokenizer) + 6  # LLaVA's vocabulary is padded
     config = LlavaConfig(
@@ -253,6 +257,8 @@ def llava(folder: Path) -> Path:
         image_seq_length=36,
     )
     randomise(LlavaForConditionalGeneration(config), seed=6).save_pretrained(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tokenizer.chat_template}))
+    tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -106,7 +106,9 @@ def test_clip_is_read_in_every_format_of_the_hub(folder, tmp_path, format):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def alpha_clip_by_formula(state: dict[str, torch.Tensor], pixels: Any, alpha: Any, layers: int) -> torch.Tensor:
+def alpha_clip_by_formula(
+    state: dict[str, torch.Tensor], pixels: Any, alpha: Any, layers: int, heads: int = 2
+) -> torch.Tensor:
     """Alpha-CLIP, section 3.2 (arXiv 2312.03818), in a few lines: RGB and alpha convolutions are added, then CLIP."""
     w = {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
@@ -122,7 +124,7 @@ def alpha_clip_by_formula(state: dict[str, torch.Tensor], pixels: Any, alpha: An
     for i in range(layers):
         block = f"transformer.resblocks.{i}"
         q, k, v = (
-            y.unflatten(-1, (2, -1)).transpose(1, 2)
+            y.unflatten(-1, (heads, -1)).transpose(1, 2)
             for y in linear(norm(x, f"{block}.ln_1"), f"{block}.attn.in_proj").chunk(3, -1)
         )
         weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
@@ -154,6 +156,20 @@ def test_alpha_clip_equals_its_formula_before_and_after_the_split(folder, tmp_pa
     # float32; the same sums in another order
     assert torch.allclose(found, wanted, atol=2e-5, rtol=1e-5)
     assert not torch.allclose(found, without, atol=1e-2)
+
+
+def test_alpha_clip_alone_tells_its_own_configuration(folder, tmp_path):
+    file = parts.alpha_clip(tmp_path / "alpha.pth", width=64, legacy=True)
+    assemble(tmp_path / "out", alpha_clip=str(file), llm=str(folder / "llm"), without=["convnext", "sam"])
+    model = load(tmp_path / "out", device="cpu")[0]
+    vision = model.config.vision_config
+    assert (vision.hidden_size, vision.num_attention_heads, vision.num_hidden_layers) == (64, 1, 3)
+    assert (vision.image_size, vision.patch_size, vision.hidden_act) == (84, 14, "quick_gelu")
+    state = torch.load(file, weights_only=True)
+    with torch.inference_mode():
+        found = model.model.vision_tower(pixels(84), mask_values=masks())
+        wanted = alpha_clip_by_formula(state, pixels(84), masks(), layers=2, heads=1)
+    assert torch.allclose(found, wanted, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
@@ -190,6 +206,40 @@ def test_sam_features_equal_those_of_the_library(folder, tmp_path, name):
         assert torch.equal(model.model.sam_tower(pixels(256)), wanted)
     # 16 cells a side, folded by two and two
     assert model.config.grid_size == 8 and model.config.sam_feature_size == 64
+
+
+def test_convnext_is_read_from_an_openclip_file(folder, full, tmp_path):
+    given = tmp_path / "openclip"
+    given.mkdir()
+    (given / "config.json").write_text((folder / "convnext" / "config.json").read_text())
+    state = load_file(folder / "convnext" / "model.safetensors")
+    trunk = {f"visual.trunk.{name}": tensor for name, tensor in state.items() if not name.startswith("head.fc")}
+    text = {name: torch.zeros(2) for name in ("logit_scale", "token_embedding.weight", "transformer.resblocks.0.a")}
+    torch.save({**trunk, **text, "visual.head.proj.weight": torch.zeros(2)}, given / "open_clip_pytorch_model.bin")
+    assemble(
+        tmp_path / "out",
+        clip=str(folder / "clip"),
+        convnext=str(given),
+        llm=str(folder / "llm"),
+        without=["sam"],
+        config={"high_res_image_size": 256},
+    )
+    one, two = (load(place, device="cpu")[0].model.convnext_tower.state_dict() for place in (full, tmp_path / "out"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_earlier_layers_can_be_chosen(folder, tmp_path):
+    fields = {"vision_feature_layer": 1, "sam_feature_layer": 0, "convnext_config": {"feature_stage": -2}}
+    given = {name: str(folder / name) for name in ("clip", "convnext", "sam", "llm")}
+    summary = assemble(tmp_path / "out", **given, config=fields)
+    model = load(tmp_path / "out", device="cpu")[0].model
+    reasons = {entry["reason"].split(":")[0] for part in summary["parts"] for entry in part["ignored"]}
+    assert {"a layer behind the one whose features are used", "SAM's neck"} <= reasons
+    reference = SamModel.from_pretrained(folder / "sam").eval()
+    with torch.inference_mode():
+        wanted = reference.vision_encoder(pixels(256), output_hidden_states=True).hidden_states[1]
+        assert torch.equal(model.sam_tower(pixels(256)), wanted.permute(0, 3, 1, 2))
+    assert len(model.convnext_tower.encoder.stages) == 3 and len(model.vision_tower.encoder.layers) == 1
 
 
 def test_both_towers_see_their_own_statistics(folder, full):

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from ..prompts_finecaption import DEFAULT_CHAT_TEMPLATE
 from .errors import AssemblyError
-from .sources import Source
+from .sources import Source, read_json
 
 # A language model's template wants strings: this makes one of every content that is a list, its images first.
 _TO_STRINGS = """\
@@ -77,6 +77,9 @@ def load_tokenizer(source: Source) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(_existing(folder, source.name), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise AssemblyError(f"{source.name} has no tokenizer that can be loaded: {error}") from error
+    if not tokenizer.chat_template and folder is not None and (folder / "chat_template.json").is_file():
+        # Where processors kept it before it had a file of its own.
+        tokenizer.chat_template = read_json(folder / "chat_template.json").get("chat_template")
     if len(tokenizer) == 0:
         raise AssemblyError(f"{source.name} has a tokenizer without tokens. Give a folder with its tokenizer files.")
     return tokenizer

@@ -55,6 +55,8 @@ class Options:
     image_token: str
 
     def __post_init__(self) -> None:
+        switched_off = {name for name in ("mask", "convnext", "sam") if self.config.get(f"use_{name}") is False}
+        object.__setattr__(self, "without", self.without | switched_off)
         unknown = self.without - {"mask", "convnext", "sam"}
         if unknown:
             raise AssemblyError(

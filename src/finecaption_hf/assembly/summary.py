@@ -10,6 +10,7 @@ import transformers
 
 from .. import __version__
 from .accounting import Part
+from .key_maps import EMBEDDINGS, HEAD
 from .plan import Plan
 
 FILE = "assembly.json"
@@ -56,7 +57,7 @@ def summarise(
         }
         | {"total": sum(sizes.values())},
         "parts": [_part(part, hashes, bool(part.source.weights)) for part in plan.all_parts],
-        "initialised": _initialised(fresh, sizes),
+        "initialised": [*_initialised(fresh, sizes), *_new_rows(plan, shapes)],
         "seed": seed,
         "vocabulary": {
             "image_token": vocabulary.image_token,
@@ -64,7 +65,6 @@ def summarise(
             "image_token_is_new": vocabulary.is_new,
             "rows_before": vocabulary.rows if plan.language_is_given else 0,
             "rows": vocabulary.needed,
-            "new_rows": "the mean of the embeddings of all tokens",
             "output_layer": "tied to the embeddings" if plan.config.tie_word_embeddings else "separate",
         },
         "chat_template": plan.template_note,
@@ -105,6 +105,21 @@ def _initialised(fresh: set[str], sizes: dict[str, int]) -> list[dict[str, Any]]
                 }
             )
     return found
+
+
+def _new_rows(plan: Plan, shapes: dict[str, tuple[int, ...]]) -> list[dict[str, Any]]:
+    """Rows that the embeddings of a given language model, and its output layer where it is separate, have grown by."""
+    rows = plan.vocabulary.needed - plan.vocabulary.rows
+    if not (plan.language_is_given and rows):
+        return []
+    grown = [shapes[name] for name in (EMBEDDINGS, HEAD) if name in shapes]
+    return [
+        {
+            "what": f"language model: {rows} new row{'s' * (rows > 1)} of the vocabulary, the mean of the others",
+            "tensors": len(grown),
+            "parameters": sum(rows * shape[1] for shape in grown),
+        }
+    ]
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ class ShardWriter:
         """Write all tensors, given in the planned order.
 
         Raises:
-            ValueError: If another tensor comes than the planned one.
+            RuntimeError: If another tensor comes than the planned one.
         """
         stream = iter(tensors)
         for file_name, names in self.shards.items():
@@ -103,7 +103,7 @@ class ShardWriter:
                 for name in names:
                     arrived, tensor = next(stream, ("the end", torch.empty(0)))
                     if arrived != name or tuple(tensor.shape) != self.shapes[name]:
-                        raise ValueError(
+                        raise RuntimeError(
                             f"{name} of shape {self.shapes[name]} was planned, but {arrived} of shape "
                             f"{tuple(tensor.shape)} came."
                         )
