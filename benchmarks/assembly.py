@@ -2,8 +2,8 @@
 
     python benchmarks/assembly.py [--json FILE] [--parameters N] [--folder DIR]
 
-Random parts are written in their own formats: a CLIP as one pickle, a ConvNeXt as one file, a language model in shards. A
-process of its own assembles them. What it holds at its peak (mapped files included, as the kernel counts them) beyond
+Random parts are written in their own formats: a CLIP as one pickle, a ConvNeXt as one file, a language model in
+shards. A process of its own assembles them. What it holds at its peak (mapped files included, as the kernel counts them) beyond
 what it holds after its imports, over the size of the largest file of a part, is `peak_rss_over_largest_shard`. The
 `bound` is one largest file and one file of the output, as a ratio to the former; the model is many times that.
 """
@@ -52,7 +52,7 @@ def random_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     def fill(shape: torch.Size) -> torch.Tensor:
         count = shape.numel()
-        return noise.repeat(-(-count // len(noise)))[:count].reshape(shape)
+        return noise.repeat(-(-count // len(noise)))[:count].reshape(shape).clone()
 
     return {name: fill(parameter.shape) for name, parameter in model.named_parameters()}
 
