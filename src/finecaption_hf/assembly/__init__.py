@@ -1,0 +1,14 @@
+"""Build a FineCaption checkpoint from pretrained parts, key by key.
+
+`sources` finds the files of a part, `tensors` reads them one tensor at a time, `parts` says which tensor goes where,
+`language` fits tokenizer and chat template, `writer` writes shards; `assemble` puts them in order, `summary` tells what
+was done.
+
+>>> from finecaption_hf.assembly import assemble
+>>> assemble("out", clip="openai/clip-vit-large-patch14-336", alpha_clip="clip_l14_336_grit.pth", llm="owner/some-llm")
+"""
+
+from .assemble import assemble
+from .errors import AssemblyError
+
+__all__ = ["AssemblyError", "assemble"]

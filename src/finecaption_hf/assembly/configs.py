@@ -1,0 +1,248 @@
+"""What the model must look like for its parts to fit: each part's configuration, read or derived from its tensors."""
+
+import re
+from typing import Any
+
+import timm
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from ..configuration_finecaption import FineCaptionConvNextConfig
+from .errors import AssemblyError
+from .key_maps import alpha_clip_name
+from .sources import Source, read_json
+from .tensors import TensorInfo
+from .writer import DTYPES
+
+Tensors = dict[str, TensorInfo]
+
+# Models that change their logits behind the output layer, which a FineCaption does not: field -> value without effect.
+_LOGIT_FIELDS = {
+    "final_logit_softcapping": None,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "lm_head_multiplier": 1.0,
+}
+
+
+def clip_config(source: Source) -> PreTrainedConfig:
+    """Vision configuration of a CLIP of the Hub."""
+    config = source.config
+    if config.get("model_type") == "clip":
+        config = config.get("vision_config") or {}
+    elif config.get("model_type") != "clip_vision_model":
+        raise AssemblyError(f"--clip {source.name} is a model of type {config.get('model_type')!r}, not CLIP.")
+    return AutoConfig.for_model("clip_vision_model", **_values(config))
+
+
+def alpha_clip_config(source: Source, tensors: Tensors) -> PreTrainedConfig:
+    """Vision configuration of an Alpha-CLIP file, whose heads are 64 wide like those of all published ones."""
+    shapes = {alpha_clip_name(key).removeprefix("visual."): info.shape for key, info in tensors.items()}
+    where = f"--alpha-clip {source.name}"
+    width, channels, _, patch = _shape(shapes, "conv1.weight", 4, where)
+    positions = _shape(shapes, "positional_embedding", 2, where)[0]
+    inner = _shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0]
+    if width % 64:
+        raise AssemblyError(
+            f"{where} is {width} wide, which does not tell its heads. Give --clip for its configuration."
+        )
+    return AutoConfig.for_model(
+        "clip_vision_model",
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        num_attention_heads=width // 64,
+        num_channels=channels,
+        image_size=round((positions - 1) ** 0.5) * patch,
+        patch_size=patch,
+        hidden_act="quick_gelu",
+    )
+
+
+def convnext_config(source: Source, base: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `FineCaptionConfig` that a timm ConvNeXt decides: its configuration and its statistics.
+
+    Args:
+        source (`Source`): timm's config.json names the architecture; for a bare file `base` must.
+        base (`dict`): the user's `convnext_config`.
+    """
+    fields = dict(base)
+    found: dict[str, Any] = {}
+    if source.has_config and "architecture" in source.config:
+        if "architecture" in base and base["architecture"] != source.config["architecture"]:
+            raise AssemblyError(
+                f"--convnext {source.name} is a {source.config['architecture']}, but convnext_config says "
+                f"{base['architecture']}."
+            )
+        fields["architecture"] = source.config["architecture"]
+        model_args = {**(source.config.get("model_args") or {}), **(base.get("model_args") or {})}
+        if model_args:
+            fields["model_args"] = model_args
+        pretrained = source.config.get("pretrained_cfg") or {}
+        for ours, theirs in (("convnext_image_mean", "mean"), ("convnext_image_std", "std")):
+            if pretrained.get(theirs):
+                found[ours] = list(pretrained[theirs])
+    elif "architecture" not in fields:
+        raise AssemblyError(
+            f"--convnext {source.name} does not say which model of timm it is. Put its config.json beside it, or give "
+            'a configuration with {"convnext_config": {"architecture": ...}}.'
+        )
+    stages = convnext_stages(fields["architecture"], fields.get("model_args"))
+    stage = fields.get("feature_stage", -1)
+    if not -len(stages) <= stage < len(stages):
+        raise AssemblyError(f"convnext_config.feature_stage is {stage}, but there are {len(stages)} stages.")
+    fields["hidden_size"], fields["stride"] = stages[stage]["num_chs"], stages[stage]["reduction"]
+    return {"convnext_config": FineCaptionConvNextConfig(**fields), **found}
+
+
+def convnext_stages(architecture: str, model_args: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Channels and stride of each stage of a timm model."""
+    if not architecture.startswith("convnext"):
+        raise AssemblyError(f"{architecture} is no ConvNeXt.")
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(architecture, pretrained=False, num_classes=0, **(model_args or {}))
+    except (RuntimeError, TypeError) as error:
+        raise AssemblyError(
+            f"timm cannot build {architecture} with {model_args or 'no arguments'}: {error}."
+        ) from error
+    return list(model.feature_info)
+
+
+def sam_config(source: Source, tensors: Tensors) -> PreTrainedConfig:
+    """Vision configuration of a SAM of the Hub, or of one as its authors published it."""
+    if any(key.startswith("image_encoder.") for key in tensors):
+        config = _original_sam_config(source, tensors)
+    else:
+        config = source.config
+        if config.get("model_type") == "sam":
+            config = config.get("vision_config") or {}
+        elif config.get("model_type") != "sam_vision_model":
+            raise AssemblyError(f"--sam {source.name} is a model of type {config.get('model_type')!r}, not SAM.")
+    # The library's own initializer_range of SAM, 1e-10, is none from which anything could train.
+    return AutoConfig.for_model("sam_vision_model", **{**_values(config), "initializer_range": 0.02})
+
+
+def _original_sam_config(source: Source, tensors: Tensors) -> dict[str, Any]:
+    prefix, where = "image_encoder.", f"--sam {source.name}"
+    shapes = {key.removeprefix(prefix): info.shape for key, info in tensors.items() if key.startswith(prefix)}
+    _, cells, _, width = _shape(shapes, "pos_embed", 4, where)
+    patch = _shape(shapes, "patch_embed.proj.weight", 4, where)[-1]
+    layers = _count(shapes, r"blocks\.(\d+)\.")
+    tables = [_shape(shapes, f"blocks.{layer}.attn.rel_pos_h", 2, where) for layer in range(layers)]
+    windows = {(rows + 1) // 2 for rows, _ in tables} - {cells}
+    if len(windows) > 1:
+        raise AssemblyError(f"{where} has windows of several sizes: {sorted(windows)}.")
+    inner = _shape(shapes, "blocks.0.mlp.lin1.weight", 2, where)[0]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // tables[0][1],
+        "image_size": cells * patch,
+        "patch_size": patch,
+        "output_channels": _shape(shapes, "neck.0.weight", 4, where)[0],
+        "window_size": next(iter(windows), 0),
+        "global_attn_indexes": [layer for layer, (rows, _) in enumerate(tables) if (rows + 1) // 2 == cells],
+        "mlp_dim": inner,
+        "mlp_ratio": inner / width,
+        "num_pos_feats": _shape(shapes, "neck.0.weight", 4, where)[0] // 2,
+    }
+
+
+def language_config(source: Source) -> tuple[PreTrainedConfig, str, str]:
+    """Configuration of a causal language model, the prefix of its body's tensors and the name of its output layer.
+
+    Raises:
+        AssemblyError: If it is none that a FineCaption can hold.
+    """
+    where = f"--llm {source.name}"
+    values = source.config
+    for name in ("quantization_config", "compression_config"):
+        if values.get(name):
+            raise AssemblyError(f"{where} is quantised ({name}). Give the original weights.")
+    try:
+        config = AutoConfig.for_model(values.get("model_type") or "", **_values(values))
+    except ValueError as error:
+        kind = values.get("model_type")
+        raise AssemblyError(f"{where} is a model of type {kind!r}, which transformers does not know.") from error
+    for name, without in _LOGIT_FIELDS.items():
+        if values.get(name, getattr(config, name, without)) not in (None, without):
+            raise AssemblyError(f"{where} changes its logits ({name}), which a FineCaption does not.")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise AssemblyError(f"{where} is no causal language model: {error}.") from error
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    head = model.get_output_embeddings()
+    body = f"{model.base_model_prefix}."
+    embeddings = next(
+        (n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight), ""
+    )  # of tied weights, the first name
+    if head is None or head.bias is not None or embeddings != f"{body}embed_tokens.weight":
+        raise AssemblyError(
+            f"{where} ({config.model_type}) is built differently: needed are embeddings called embed_tokens and an "
+            "output layer without bias."
+        )
+    tied = model.get_input_embeddings().weight is head.weight or config.tie_word_embeddings
+    return config, model.base_model_prefix, "lm_head.weight" if tied else names[id(head.weight)]
+
+
+def _values(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says about the model, without what says where it came from."""
+    own = ("model_type", "transformers_version", "_name_or_path", "architectures", "auto_map", "torch_dtype", "dtype")
+    return {name: value for name, value in config.items() if name not in own}
+
+
+def _shape(shapes: dict[str, tuple[int, ...]], key: str, dimensions: int, where: str) -> tuple[int, ...]:
+    shape = shapes.get(key)
+    if shape is None or len(shape) != dimensions:
+        found = "missing" if shape is None else list(shape)
+        raise AssemblyError(f"{where}: {key} is {found}; needed is a tensor of {dimensions} dimensions.")
+    return shape
+
+
+def _count(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
+    numbers = [int(match[1]) for key in shapes if (match := re.match(pattern, key))]
+    return max(numbers, default=-1) + 1
+
+
+def llava_fields(source: Source) -> dict[str, Any]:
+    """Fields of `FineCaptionConfig` that make a one-tower model of a LLaVA-1.5."""
+    where = f"--from-llava {source.name}"
+    if source.config.get("model_type") != "llava":
+        raise AssemblyError(f"{where} is a model of type {source.config.get('model_type')!r}, not 'llava'.")
+    config = AutoConfig.for_model("llava", **_values(source.config))
+    if config.vision_config.model_type != "clip_vision_model":
+        raise AssemblyError(f"{where} sees with {config.vision_config.model_type}, not with CLIP.")
+    if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
+        raise AssemblyError(
+            f"{where} uses the features {config.vision_feature_select_strategy!r} of layer "
+            f"{config.vision_feature_layer}; needed are those of the patches ('default') of one layer."
+        )
+    return {
+        "vision_config": config.vision_config,
+        "text_config": config.text_config,
+        "vision_feature_layer": config.vision_feature_layer,
+        "adapter_hidden_act": config.projector_hidden_act,
+        "adapter_bias": config.multimodal_projector_bias,
+        "image_token_id": config.image_token_id,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "use_convnext": False,
+        "use_sam": False,
+    }
+
+
+def image_statistics(source: Source, prefix: str) -> dict[str, list[float]]:
+    """Mean and standard deviation that a part's own image processor uses, where it says so."""
+    path = None if source.folder is None else source.folder / "preprocessor_config.json"
+    if path is None or not path.is_file():
+        return {}
+    values = read_json(path)
+    return {f"{prefix}_{name}": list(values[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in values}
+
+
+def part_dtype(values: dict[str, Any]) -> str | None:
+    """The precision that a configuration states, where it is one of those that can be written."""
+    stated = values.get("dtype") or values.get("torch_dtype") or (values.get("text_config") or {}).get("torch_dtype")
+    return stated if stated in DTYPES else None

@@ -1,0 +1,191 @@
+"""What was assembled from what: assembly.json, and a model card with the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import transformers
+
+from .. import __version__
+from .accounting import Part
+from .plan import Plan
+
+FILE = "assembly.json"
+_ROLES = {
+    "clip": "mask-aware CLIP tower",
+    "alpha_clip": "mask-aware CLIP tower with its mask input",
+    "convnext": "ConvNeXt tower",
+    "sam": "SAM tower",
+    "llm": "language model",
+    "from_llava": "CLIP tower, adapter and language model",
+    "tokenizer": "tokenizer",
+}
+_TOWERS = {
+    "mask-aware CLIP tower": "model.vision_tower.",
+    "ConvNeXt tower": "model.convnext_tower.",
+    "SAM tower": "model.sam_tower.",
+    "adapter": "model.adapter.",
+    "language model": ("model.language_model.", "lm_head."),
+}
+
+
+def summarise(
+    plan: Plan,
+    shapes: dict[str, tuple[int, ...]],
+    fresh: set[str],
+    hashes: dict[Path, str],
+    dtype: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Everything that the folder's reader may want to know about its origin, without local paths."""
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    vocabulary = plan.vocabulary
+    return {
+        "versions": {
+            "finecaption-hf": __version__,
+            "transformers": transformers.__version__,
+            "timm": timm.__version__,
+            "torch": torch.__version__,
+        },
+        "dtype": dtype,
+        "parameters": {
+            tower: sum(size for name, size in sizes.items() if name.startswith(prefix))
+            for tower, prefix in _TOWERS.items()
+        }
+        | {"total": sum(sizes.values())},
+        "parts": [_part(part, hashes, bool(part.source.weights)) for part in plan.all_parts],
+        "initialised": _initialised(fresh, sizes),
+        "seed": seed,
+        "vocabulary": {
+            "image_token": vocabulary.image_token,
+            "image_token_id": vocabulary.image_token_id,
+            "image_token_is_new": vocabulary.is_new,
+            "rows_before": vocabulary.rows if plan.language_is_given else 0,
+            "rows": vocabulary.needed,
+            "new_rows": "the mean of the embeddings of all tokens",
+            "output_layer": "tied to the embeddings" if plan.config.tie_word_embeddings else "separate",
+        },
+        "chat_template": plan.template_note,
+        "image_tokens_per_region": plan.config.image_seq_length,
+    }
+
+
+def _part(part: Part, hashes: dict[Path, str], gives_weights: bool) -> dict[str, Any]:
+    source = part.source
+    return {
+        "option": part.option,
+        "role": _ROLES[part.option] if gives_weights else f"configuration of the {_ROLES[part.option]}",
+        "source": source.name,
+        "from_hub": source.is_hub,
+        "revision": source.revision,
+        "licence": source.licence,
+        "files": [{"name": path.name, "bytes": path.stat().st_size, "sha256": hashes[path]} for path in source.weights],
+        "tensors": {
+            "in_files": len(part.tensors),
+            "used": len(part.uses),
+            "ignored": sum(len(keys) for keys in part.ignored.values()),
+        },
+        "ignored": [{"reason": reason, "tensors": keys} for reason, keys in part.ignored.items()],
+    }
+
+
+def _initialised(fresh: set[str], sizes: dict[str, int]) -> list[dict[str, Any]]:
+    found = []
+    for tower, prefix in _TOWERS.items():
+        names = sorted(name for name in fresh if name.startswith(prefix))
+        if names:
+            whole = len(names) == sum(name.startswith(prefix) for name in sizes)
+            found.append(
+                {
+                    "what": tower if whole else f"{tower}: {', '.join(names)}",
+                    "tensors": len(names),
+                    "parameters": sum(sizes[name] for name in names),
+                }
+            )
+    return found
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    (folder / FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(summary), encoding="utf-8")
+
+
+def card(summary: dict[str, Any]) -> str:
+    """The model card, whose parts and figures are the summary's."""
+    hub = [part["source"].partition(":")[0] for part in summary["parts"] if part["from_hub"]]
+    base_models = "".join(f"- {name}\n" for name in dict.fromkeys(hub))
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: image-text-to-text",
+        *(["base_model:", base_models.rstrip()] if hub else []),
+        "tags:",
+        "- custom_code",
+        "- finecaption",
+        "- region-captioning",
+        "---",
+        "",
+        "# FineCaption, assembled from pretrained parts",
+        "",
+        "FineCaption (arXiv 2411.15411) describes any region of an image, given as a mask. A region becomes "
+        f"{summary['image_tokens_per_region']} image tokens.",
+        "",
+        _state(summary),
+        "",
+        "## Parts",
+        "",
+        "| part | from | revision | licence | tensors used | ignored |",
+        "|---|---|---|---|---|---|",
+    ]
+    for part in summary["parts"]:
+        count = part["tensors"]
+        lines.append(
+            f"| {part['role']} | {part['source']} | {part['revision'] or 'local'} | {part['licence'] or 'not stated'} "
+            f"| {count['used']} | {count['ignored']} |"
+        )
+    lines += ["", "The licence of each part holds for its weights here. Files of the parts, with their SHA-256:", ""]
+    for part in summary["parts"]:
+        lines += [f"- {part['source']}: {file['name']} `{file['sha256']}`" for file in part["files"]]
+    lines += ["", "## Parameters", "", f"Saved as {summary['dtype']}.", "", "| tower | parameters |", "|---|---|"]
+    lines += [f"| {tower} | {count:,} |" for tower, count in summary["parameters"].items()]
+    lines += ["", "## Initialised, not pretrained", ""]
+    lines += [
+        f"- {entry['what']}: {entry['tensors']} tensors, {entry['parameters']:,} parameters"
+        for entry in summary["initialised"]
+    ] or ["Nothing."]
+    lines += ["", "## Tensors of the parts that are not used", ""]
+    ignored = [
+        f"- {part['source']}: {len(entry['tensors'])} tensors, {entry['reason']}"
+        for part in summary["parts"]
+        for entry in part["ignored"]
+    ]
+    lines += ignored or ["None."]
+    lines += ["", f"`{FILE}` has all of this with the names of the tensors.", ""]
+    return "\n".join(lines)
+
+
+def _state(summary: dict[str, Any]) -> str:
+    fresh = [entry["what"] for entry in summary["initialised"]]
+    if not any(what == "adapter" for what in fresh):
+        return "Its adapter is pretrained, so it answers as it is."
+    return (
+        "**It is untrained as a whole**: its adapter starts from random weights, so its captions mean nothing before "
+        "the adapter is trained."
+    )
+
+
+def print_lines(summary: dict[str, Any]) -> list[str]:
+    """A few lines for a terminal."""
+    lines = []
+    for part in summary["parts"]:
+        count = part["tensors"]
+        origin = f"{part['source']}@{part['revision'][:12]}" if part["revision"] else part["source"]
+        lines.append(
+            f"{part['role']}: {origin} ({part['licence'] or 'licence not stated'}), {count['used']} of "
+            f"{count['in_files']} tensors used, {count['ignored']} ignored"
+        )
+    lines += [f"initialised: {entry['what']} ({entry['parameters']:,} parameters)" for entry in summary["initialised"]]
+    lines.append(f"{summary['parameters']['total']:,} parameters in {summary['dtype']}")
+    return lines
