@@ -166,7 +166,7 @@ def model_info(config: FineCaptionConfig) -> ModelInfo:
     )
 
 
-def _size(parameters: Iterable[nn.Parameter]) -> int:
+def _size(parameters: Iterable[torch.Tensor]) -> int:
     return sum(parameter.numel() for parameter in set(parameters))
 
 
