@@ -1,0 +1,272 @@
+"""Small random parts in the file formats in which the real ones are published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    SamConfig,
+    SamModel,
+)
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 84,
+    "patch_size": 14,
+    "projection_dim": 16,
+}
+SAM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "global_attn_indexes": [1],
+    "window_size": 7,
+    "image_size": 256,
+    "patch_size": 16,
+    "output_channels": 16,
+    "mlp_dim": 64,
+}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+CONVNEXT = ("convnext_atto", {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]})
+CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "mistral": MistralConfig}
+
+# In the manner of each family: what they do with content, system messages, white space and headers.
+TEMPLATES = {
+    "llama3": """\
+{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" + system_message + "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}""",
+    "qwen3": """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- if message.role == "user" and message.content is string %}
+        {%- set ns.last_query_index = messages|length - 1 - loop.index0 %}
+        {%- break %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.content is string %}
+        {%- set content = message.content %}
+    {%- else %}
+        {%- set content = '' %}
+    {%- endif %}
+    {%- if message.role in ('user', 'assistant') or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}""",
+    "mistral": """\
+{{ bos_token }}{% for message in messages %}\
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}\
+{% endif %}\
+{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}\
+{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}\
+{% endif %}{% endfor %}""",
+    "smollm2": """\
+{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
+{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+    "llava": """\
+{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}\
+{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}""",
+}
+_WORDS = "what color is this region describe the marked in one sentence red blue QUESTION ANSWER AGAIN hello".split()
+
+
+def randomise(model: nn.Module, seed: int) -> Any:
+    """Make every tensor matter: biases, norms and layer scales, too, away from where they start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def make_tokenizer(template: str | None = TEMPLATES["llama3"], image_token: bool = False) -> PreTrainedTokenizerFast:
+    words = ["<unk>", "<s>", "</s>", *_WORDS, "?", ".", ":"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    if image_token:
+        made.add_tokens(["<image>", "<pad>"], special_tokens=True)
+    made.chat_template = template
+    return made
+
+
+def clip(folder: Path, model: bool = True) -> Path:
+    """`CLIPModel` with its text side; 28 positions of text, 100 tokens."""
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
+    made = randomise(CLIPModel(CLIPConfig(vision_config=VISION, text_config=text, projection_dim=16)), seed=1)
+    made.save_pretrained(folder)
+    card = "---\nlicense: mit\n---\n# A CLIP\n"
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def alpha_clip(file: Path, prefix: str = "module.", seed: int = 2, alpha: float = 0.1) -> Path:
+    """Names and shapes of Alpha-CLIP's visual tower, as its training code saves it."""
+    generator = torch.Generator().manual_seed(seed)
+    width, inner, cells = 32, 64, 36
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * 0.15
+
+    tensors = {
+        "class_embedding": draw(width),
+        "positional_embedding": draw(cells + 1, width),
+        "proj": draw(width, 16),
+        "conv1.weight": draw(width, 3, 14, 14),
+        "conv1_alpha.weight": draw(width, 1, 14, 14) * alpha / 0.15,
+    }
+    for norm in ("ln_pre", "ln_post", *(f"transformer.resblocks.{i}.ln_{k}" for i in range(3) for k in (1, 2))):
+        tensors |= {f"{norm}.weight": 1 + draw(width), f"{norm}.bias": draw(width)}
+    for i in range(3):
+        for name, (rows, columns) in {
+            "attn.in_proj": (3 * width, width),
+            "attn.out_proj": (width, width),
+            "mlp.c_fc": (inner, width),
+            "mlp.c_proj": (width, inner),
+        }.items():
+            block = f"transformer.resblocks.{i}.{name}"
+            tensors |= {f"{block}.weight": draw(rows, columns), f"{block}.bias": draw(rows)}
+    torch.save({prefix + name: tensor for name, tensor in tensors.items()}, file)
+    return file
+
+
+def convnext(folder: Path, suffix: str = ".safetensors") -> Path:
+    """A folder as timm's repositories on the Hub have it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture, model_args = CONVNEXT
+    state = randomise(timm.create_model(architecture, num_classes=7, **model_args), seed=3).state_dict()
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    if suffix == ".safetensors":
+        save_file(state, folder / "model.safetensors")
+    else:
+        torch.save(state, folder / "pytorch_model.bin")
+    config = {
+        "architecture": architecture,
+        "num_classes": 7,
+        "model_args": model_args,
+        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return folder
+
+
+def sam(folder: Path) -> Path:
+    model = randomise(SamModel(SamConfig(vision_config=SAM)), seed=4)
+    model.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: some-licence\n---\n")
+    return folder
+
+
+def sam_original(folder: Path, file: Path) -> Path:
+    """The same weights under the names that SAM's authors gave them."""
+    state = SamModel.from_pretrained(folder).state_dict()
+    neck = {"conv1": "0", "layer_norm1": "1", "conv2": "2", "layer_norm2": "3"}
+    renamed = {"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": torch.zeros(2, 8)}
+    for name, tensor in state.items():
+        if not name.startswith("vision_encoder."):
+            if name.startswith("mask_decoder."):
+                renamed[name] = tensor
+            continue
+        name = name.removeprefix("vision_encoder.").replace("patch_embed.projection", "patch_embed.proj")
+        name = name.replace("layers.", "blocks.").replace("layer_norm1", "norm1").replace("layer_norm2", "norm2")
+        if name.startswith("neck."):
+            _, module, rest = name.replace("norm1", "layer_norm1").replace("norm2", "layer_norm2").split(".")
+            name = f"neck.{neck[module]}.{rest}"
+        renamed[f"image_encoder.{name}"] = tensor
+    torch.save(renamed, file)
+    return file
+
+
+def language_model(
+    folder: Path, family: str = "llama", tied: bool = False, extra_rows: int = 0, template: str | None = "", **save: Any
+) -> Path:
+    """A causal language model with tokenizer; `extra_rows` embeddings beyond the tokenizer's."""
+    tokenizer = make_tokenizer(TEMPLATES["llama3"] if template == "" else template)
+    values = {**TEXT, "vocab_size": len(tokenizer) + extra_rows, "tie_word_embeddings": tied}
+    model = randomise(AutoModelForCausalLM.from_config(CONFIGS[family](**values)), seed=5)
+    model.save_pretrained(folder, **save)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def llava(folder: Path) -> Path:
+    tokenizer = make_tokenizer(TEMPLATES["llava"], image_token=True)
+    rows = len(tokenizer) + 6  # LLaVA's vocabulary is padded
+    config = LlavaConfig(
+        vision_config={**VISION, "model_type": "clip_vision_model"},
+        text_config={**TEXT, "model_type": "llama", "vocab_size": rows},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=36,
+    )
+    randomise(LlavaForConditionalGeneration(config), seed=6).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rename(source: Path, target: Path, new_name: Any) -> Path:
+    """A copy of a folder of one safetensors file, with other tensor names."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    shutil.copytree(source, target)
+    save_file(
+        {new_name(name): tensor for name, tensor in load_file(source / "model.safetensors").items()},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return target

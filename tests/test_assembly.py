@@ -1,0 +1,390 @@
+"""Assembled from parts, a checkpoint computes what the parts compute: against their own implementations."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import parts
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlavaForConditionalGeneration,
+    SamModel,
+)
+
+from finecaption_hf.assembly import assemble
+from finecaption_hf.captioning import load
+from finecaption_hf.modeling_finecaption import convert_normalisation
+
+pytestmark = pytest.mark.hub
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One of each part."""
+    folder = tmp_path_factory.mktemp("parts")
+    parts.clip(folder / "clip")
+    parts.alpha_clip(folder / "alpha.pth")
+    parts.convnext(folder / "convnext")
+    parts.sam(folder / "sam")
+    parts.sam_original(folder / "sam", folder / "sam.pth")
+    parts.language_model(folder / "llm")
+    parts.llava(folder / "llava")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(folder) -> Path:
+    """All five parts, in several shards."""
+    assemble(
+        folder / "full",
+        clip=str(folder / "clip"),
+        alpha_clip=str(folder / "alpha.pth"),
+        convnext=str(folder / "convnext"),
+        sam=str(folder / "sam"),
+        llm=str(folder / "llm"),
+        max_shard_size="200KB",
+    )
+    return folder / "full"
+
+
+def pixels(size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def masks(seed: int = 1) -> torch.Tensor:
+    return (torch.rand(2, 1, 84, 84, generator=torch.Generator().manual_seed(seed)) - 0.5) / 0.26
+
+
+def keys_of(folder: Path) -> set[str]:
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names |= set(file.keys())
+    return names
+
+
+# --- towers ----------------------------------------------------------------------------------------------------------
+
+
+def test_clip_without_alpha_is_bit_equal_to_the_clip_vision_model(folder, tmp_path):
+    assemble(tmp_path / "out", clip=str(folder / "clip"), llm=str(folder / "llm"), without=["convnext", "sam"], seed=3)
+    tower = load(tmp_path / "out", device="cpu")[0].model.vision_tower
+    expected = CLIPVisionModel.from_pretrained(folder / "clip").eval()
+    with torch.inference_mode():
+        wanted = expected(pixels(84), output_hidden_states=True).hidden_states[-2]
+        assert torch.equal(tower(pixels(84), mask_values=masks()), wanted)
+
+
+@pytest.mark.parametrize("format", ["sharded", "bin", "unprefixed"])
+def test_clip_is_read_in_every_format_of_the_hub(folder, tmp_path, format):
+    given = tmp_path / "clip"
+    if format == "unprefixed":
+        parts.rename(folder / "clip", given, lambda name: name.removeprefix("vision_model."))
+    else:
+        model = parts.CLIPModel.from_pretrained(folder / "clip")
+        model.save_pretrained(given, max_shard_size="50KB" if format == "sharded" else "5GB")
+        if format == "sharded":
+            assert len(list(given.glob("model-*.safetensors"))) > 1
+        else:
+            torch.save(load_file(given / "model.safetensors"), given / "pytorch_model.bin")
+            (given / "model.safetensors").unlink()
+    options = {"llm": str(folder / "llm"), "without": ["convnext", "sam"]}
+    assemble(tmp_path / "one", clip=str(folder / "clip"), **options)
+    assemble(tmp_path / "two", clip=str(given), **options)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def alpha_clip_by_formula(state: dict[str, torch.Tensor], pixels: Any, alpha: Any, layers: int) -> torch.Tensor:
+    """Alpha-CLIP, section 3.2 (arXiv 2312.03818), in a few lines: RGB and alpha convolutions are added, then CLIP."""
+    w = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    x = F.conv2d(pixels, w["conv1.weight"], stride=14) + F.conv2d(alpha, w["conv1_alpha.weight"], stride=14)
+    x = torch.cat([w["class_embedding"].expand(len(x), 1, -1), x.flatten(2).mT], 1) + w["positional_embedding"]
+    x = norm(x, "ln_pre")
+    for i in range(layers):
+        block = f"transformer.resblocks.{i}"
+        q, k, v = (
+            y.unflatten(-1, (2, -1)).transpose(1, 2)
+            for y in linear(norm(x, f"{block}.ln_1"), f"{block}.attn.in_proj").chunk(3, -1)
+        )
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        x = x + linear((weights @ v).transpose(1, 2).flatten(2), f"{block}.attn.out_proj")
+        hidden = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
+        x = x + linear(hidden * torch.sigmoid(1.702 * hidden), f"{block}.mlp.c_proj")
+    return x
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "visual.", "module.visual."])
+def test_alpha_clip_equals_its_formula_before_and_after_the_split(folder, tmp_path, prefix):
+    file = parts.alpha_clip(tmp_path / "alpha.pth", prefix)
+    assemble(
+        tmp_path / "out",
+        clip=str(folder / "clip"),
+        alpha_clip=str(file),
+        llm=str(folder / "llm"),
+        without=["convnext", "sam"],
+    )
+    tower = load(tmp_path / "out", device="cpu")[0].model.vision_tower
+    state = {name.removeprefix(prefix): tensor for name, tensor in torch.load(file, weights_only=True).items()}
+    joint = state["transformer.resblocks.1.attn.in_proj.weight"]
+    split = [getattr(tower.encoder.layers[1].self_attn, f"{name}_proj").weight for name in "qkv"]
+    assert torch.equal(joint, torch.cat(split))
+    with torch.inference_mode():
+        found = tower(pixels(84), mask_values=masks())
+        wanted = alpha_clip_by_formula(state, pixels(84), masks(), layers=2)
+        without = alpha_clip_by_formula(state, pixels(84), 0 * masks(), layers=2)
+    # float32; the same sums in another order
+    assert torch.allclose(found, wanted, atol=2e-5, rtol=1e-5)
+    assert not torch.allclose(found, without, atol=1e-2)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_convnext_features_equal_those_of_timm(folder, full, tmp_path, suffix):
+    given = folder / "convnext" if suffix == ".safetensors" else parts.convnext(tmp_path / "convnext", suffix)
+    architecture, model_args = parts.CONVNEXT
+    reference = timm.create_model(architecture, num_classes=7, **model_args).eval()
+    name = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
+    reference.load_state_dict(load_file(given / name) if suffix == ".safetensors" else torch.load(given / name))
+    if suffix == ".bin":
+        full = tmp_path / "out"
+        assemble(full, convnext=str(given), llm=str(folder / "llm"), clip=str(folder / "clip"), without=["sam"],
+                 config={"high_res_image_size": 256})  # fmt: skip
+    model = load(full, device="cpu")[0]
+    assert model.config.convnext_image_mean == [0.5, 0.4, 0.3]
+    with torch.inference_mode():
+        assert torch.equal(model.model.convnext_tower(pixels(256)), reference.forward_features(pixels(256)))
+
+
+@pytest.mark.parametrize("name", ["sam", "sam.pth"])
+def test_sam_features_equal_those_of_the_library(folder, tmp_path, name):
+    assemble(
+        tmp_path / "out",
+        clip=str(folder / "clip"),
+        sam=str(folder / name),
+        llm=str(folder / "llm"),
+        without=["convnext"],
+    )
+    model = load(tmp_path / "out", device="cpu")[0]
+    reference = SamModel.from_pretrained(folder / "sam").eval()
+    with torch.inference_mode():
+        wanted = reference.get_image_embeddings(pixels(256))
+        wanted = wanted if isinstance(wanted, torch.Tensor) else wanted.last_hidden_state
+        assert torch.equal(model.model.sam_tower(pixels(256)), wanted)
+    # 16 cells a side, folded by two and two
+    assert model.config.grid_size == 8 and model.config.sam_feature_size == 64
+
+
+def test_both_towers_see_their_own_statistics(folder, full):
+    model = load(full, device="cpu")[0]
+    config = model.config
+    architecture, model_args = parts.CONVNEXT
+    convnext = timm.create_model(architecture, num_classes=7, **model_args).eval()
+    convnext.load_state_dict(load_file(folder / "convnext" / "model.safetensors"))
+    raw = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(3))
+    identity = ([0.0] * 3, [1.0] * 3)
+    with torch.inference_mode():
+        arriving = convert_normalisation(raw, identity, (config.high_res_image_mean, config.high_res_image_std))
+        features = model.get_high_res_features(arriving)
+        own = convert_normalisation(raw, identity, ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3]))
+        # two float32 conversions instead of one
+        assert torch.allclose(features[:, :32], convnext.forward_features(own), atol=1e-3, rtol=1e-3)
+
+
+# --- the language model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra_rows", [0, 5], ids=["full", "with_room"])
+@pytest.mark.parametrize("tied", [False, True], ids=["separate", "tied"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_text_only_logits_equal_those_of_the_language_model(folder, tmp_path, family, tied, extra_rows):
+    given = parts.language_model(tmp_path / "llm", family, tied, extra_rows, max_shard_size="30KB")
+    assert len(list(given.glob("*.safetensors"))) > 1
+    assemble(tmp_path / "out", clip=str(folder / "clip"), llm=str(given), without=["convnext", "sam"])
+    model, processor = load(tmp_path / "out", device="cpu")
+    original = AutoModelForCausalLM.from_pretrained(given).eval()
+    rows = original.config.vocab_size
+    ids = torch.randint(0, rows, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits
+        # Exact but for the number of columns, with which a matrix product may take another way.
+        assert torch.allclose(logits[..., :rows], original(input_ids=ids).logits, atol=1e-5)
+    tokenizer = processor.tokenizer  # some families' tokenizers have a token more than was saved
+    assert logits.shape[-1] == (rows if extra_rows else len(tokenizer))
+    assert tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id == len(tokenizer) - 1
+    embeddings, head = model.get_input_embeddings().weight, model.lm_head.weight
+    assert (head is embeddings) == tied
+    assert ("lm_head.weight" in keys_of(tmp_path / "out")) != tied
+    if not extra_rows:
+        assert torch.allclose(embeddings[-1], embeddings[:rows].mean(0), atol=1e-6)
+        assert torch.allclose(head[-1], head[:rows].mean(0), atol=1e-6)
+
+
+def test_padding_gets_a_token_that_is_not_the_end(folder, full):
+    processor = load(full, device="cpu")[1]
+    assert processor.tokenizer.pad_token == "<unk>"
+    assert json.loads((full / "generation_config.json").read_text())["pad_token_id"] == 0
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3", "mistral", "smollm2", "none"])
+def test_template_is_the_language_models_own_with_images_first(folder, tmp_path, family):
+    given = parts.language_model(tmp_path / "llm", template=parts.TEMPLATES.get(family))
+    assemble(tmp_path / "out", clip=str(folder / "clip"), llm=str(given), without=["convnext", "sam"])
+    processor = load(tmp_path / "out", device="cpu")[1]
+    image = {"type": "image"}
+    question, answer = {"type": "text", "text": "what color"}, {"type": "text", "text": "red"}
+    chat = [
+        {"role": "user", "content": [question, image]},
+        {"role": "assistant", "content": [answer]},
+        {"role": "user", "content": "what is this region?"},
+    ]
+    found = processor.apply_chat_template(chat, add_generation_prompt=True)
+    if family == "none":
+        assert found.index("<image>") < found.index("what color")
+        return
+    plain = [
+        {"role": "user", "content": "<image>what color"},
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "what is this region?"},
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(given)
+    for texts, images in ((plain[:1], chat[:1]), (plain, chat), (plain[:1], plain[:1])):
+        wanted = tokenizer.apply_chat_template(texts, tokenize=False, add_generation_prompt=True)
+        assert processor.apply_chat_template(images, add_generation_prompt=True) == wanted
+    assert found.index("<image>") < found.index("what color")
+
+
+# --- LLaVA -----------------------------------------------------------------------------------------------------------
+
+
+def old_llava_name(name: str) -> str:
+    """Before the vision tower lost its inner `vision_model.`."""
+    return name.replace("vision_tower.", "vision_tower.vision_model.")
+
+
+def new_llava_name(name: str) -> str:
+    """As modules are nested now."""
+    if name == "language_model.lm_head.weight":
+        return "lm_head.weight"
+    return "model." + name.replace("language_model.model.", "language_model.")
+
+
+def llava_inputs(model: Any) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    text = torch.randint(3, 15, (2, 8), generator=generator)
+    image = torch.full((2, 36), model.config.image_token_id)
+    return {"input_ids": torch.cat([text[:, :2], image, text[:, 2:]], dim=1), "pixel_values": pixels(84)}
+
+
+@pytest.mark.parametrize("names", [None, old_llava_name, new_llava_name], ids=["as_saved", "old", "new"])
+def test_llava_gives_its_own_logits_for_any_mask_while_alpha_is_zero(folder, tmp_path, names):
+    given = folder / "llava" if names is None else parts.rename(folder / "llava", tmp_path / "llava", names)
+    summary = assemble(tmp_path / "out", from_llava=str(given))
+    model, processor = load(tmp_path / "out", device="cpu")
+    original = LlavaForConditionalGeneration.from_pretrained(folder / "llava").eval()
+    assert model.config.image_token_id == original.config.image_token_index
+    assert model.config.text_config.vocab_size == original.config.text_config.vocab_size
+    assert [entry["what"].split(": ")[1] for entry in summary["initialised"]] == [
+        "model.vision_tower.embeddings.alpha_embedding.weight"
+    ]
+    inputs = llava_inputs(model)
+    with torch.inference_mode():
+        wanted = original(**inputs).logits
+        for mask_values in (None, masks(1), masks(2)):
+            assert (model(**inputs, mask_values=mask_values).logits - wanted).abs().max() < 1e-5
+    chat = [{"role": "user", "content": [{"type": "text", "text": "what color"}, {"type": "image"}]}]
+    assert processor.apply_chat_template(chat, add_generation_prompt=True) == "USER: <image>\nwhat color ASSISTANT:"
+    chat = [{"role": "user", "content": "what color"}]
+    assert processor.apply_chat_template(chat, add_generation_prompt=True) == "USER: what color ASSISTANT:"
+
+
+def test_llava_with_alpha_clip_is_the_mask_aware_baseline(folder, tmp_path):
+    summary = assemble(tmp_path / "out", from_llava=str(folder / "llava"), alpha_clip=str(folder / "alpha.pth"))
+    assert summary["initialised"] == []
+    model = load(tmp_path / "out", device="cpu")[0]
+    state = torch.load(folder / "alpha.pth", weights_only=True)
+    inputs = llava_inputs(model)
+    with torch.inference_mode():
+        seen = alpha_clip_by_formula(state, inputs["pixel_values"], masks(), layers=2)
+        assert torch.allclose(model.model.vision_tower(inputs["pixel_values"], masks()), seen, atol=2e-5, rtol=1e-5)
+        one, two = (model(**inputs, mask_values=masks(seed)).logits for seed in (1, 2))
+        assert not torch.allclose(one, two, atol=1e-3)
+        # The adapter is LLaVA's.
+        projector = LlavaForConditionalGeneration.from_pretrained(folder / "llava").model.multi_modal_projector
+        assert torch.allclose(model.model.adapter(seen[:, 1:]), projector(seen[:, 1:]), atol=1e-5)
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+FRESH = """
+import importlib.abc, os, sys
+
+class NotInstalled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "finecaption_hf":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NotInstalled())
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder, again, inputs = sys.argv[1:]
+model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+with torch.inference_mode():
+    torch.save(model.eval()(**torch.load(inputs)).logits, again + ".logits")
+model.save_pretrained(again)
+processor.save_pretrained(again)
+"""
+
+
+def test_folder_loads_as_remote_code_and_saves_again_with_identical_keys(full, tmp_path):
+    model, processor = load(full, device="cpu")
+    chat = [processor.conversation(torch.rand(3, 50, 60).numpy(), "what color", {"box_xyxy": [5, 5, 30, 40]})]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 64
+    torch.save(dict(inputs), tmp_path / "inputs.pt")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        logits = model(**inputs).logits
+    torch.set_num_threads(threads)
+    again = tmp_path / "again"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(full), str(again), str(tmp_path / "inputs.pt")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.equal(torch.load(f"{again}.logits"), logits)
+    assert keys_of(again) == keys_of(full) == set(model.state_dict())
+    written, saved = (json.loads((place / "config.json").read_text()) for place in (full, again))
+    assert written.keys() == saved.keys()
+    assert {name: value for name, value in written.items() if name != "transformers_version"} == {
+        name: value for name, value in saved.items() if name != "transformers_version"
+    }
+    names = {path.name for path in full.iterdir() if not path.name.startswith("model")}
+    assert names - {path.name for path in again.iterdir()} == {"README.md", "assembly.json"}

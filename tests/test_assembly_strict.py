@@ -1,0 +1,543 @@
+"""Assembly refuses what does not fit, executes nothing, leaves no half checkpoint, and says what it did."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import parts
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionModel
+from typer.testing import CliRunner
+
+from finecaption_hf.assembly import AssemblyError, assemble, sources
+from finecaption_hf.assembly import assemble as assembling
+from finecaption_hf.assembly.writer import ShardWriter
+from finecaption_hf.captioning import load
+from finecaption_hf.cli import app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    parts.clip(folder / "clip")
+    parts.alpha_clip(folder / "alpha.pth")
+    parts.convnext(folder / "convnext")
+    parts.sam(folder / "sam")
+    parts.sam_original(folder / "sam", folder / "sam.pth")
+    parts.language_model(folder / "llm")
+    parts.llava(folder / "llava")
+    return folder
+
+
+def options(folder: Path, **changes: Any) -> dict[str, Any]:
+    """All parts; a part given as `None` is left away."""
+    given: dict[str, Any] = {name: str(folder / name) for name in ("clip", "convnext", "sam", "llm")}
+    given |= changes
+    return given
+
+
+def small(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A one-tower model."""
+    return options(folder, convnext=None, sam=None, without=["convnext", "sam"], **changes)
+
+
+# --- strictness ------------------------------------------------------------------------------------------------------
+
+# part -> a tensor of it that is used, and its shape
+USED = {
+    "clip": ("vision_model.encoder.layers.1.mlp.fc1.weight", [64, 32]),
+    "alpha.pth": ("module.transformer.resblocks.1.attn.in_proj.weight", [96, 32]),
+    "convnext": ("stages.2.blocks.1.gamma", [24]),
+    "sam": ("vision_encoder.neck.conv2.weight", [16, 16, 3, 3]),
+    "sam.pth": ("image_encoder.neck.3.weight", [16]),
+    "llm": ("model.layers.1.mlp.up_proj.weight", [64, 32]),
+    "llava": ("multi_modal_projector.linear_2.weight", [32, 32]),
+}
+OPTION = {"alpha.pth": "alpha_clip", "sam.pth": "sam", "llava": "from_llava"}
+
+
+def damaged(folder: Path, target: Path, part: str, change: Any) -> dict[str, Any]:
+    """Options with a copy of one part whose tensors `change` has changed."""
+    source = folder / part
+    if source.is_file():
+        state = torch.load(source, weights_only=True)
+        change(state)
+        torch.save(state, target)
+    else:
+        shutil.copytree(source, target)
+        state = load_file(target / "model.safetensors")
+        change(state)
+        save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    if part == "llava":
+        return {"from_llava": str(target)}
+    return options(folder, **{OPTION.get(part, part): str(target)})
+
+
+@pytest.mark.parametrize("part", USED)
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+def test_tensors_that_do_not_fit_are_named_with_their_shapes(folder, tmp_path, part, fault):
+    key, shape = USED[part]
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        assert list(state[key].shape) == shape
+        if fault == "missing":
+            del state[key]
+        elif fault == "unexpected":
+            state[f"{key}_too"] = torch.zeros(3, 5)
+        else:
+            state[key] = torch.zeros(shape[0] + 3, *shape[1:])
+
+    target = tmp_path / (part if part.endswith(".pth") else "part")
+    given = damaged(folder, target, part, change)
+    with pytest.raises(AssemblyError) as caught:
+        assemble(tmp_path / "out", **given)
+    message = str(caught.value)
+    option = OPTION.get(part, part).replace("_", "-")
+    if fault == "missing":
+        shown = {
+            "alpha.pth": "self_attn.q_proj.weight [32, 32]",
+            "sam.pth": "neck.layer_norm2.weight [16]",
+            "llava": "model.adapter.linear_2.weight [32, 32]",
+        }.get(part, f"{key.removeprefix('vision_model.').removeprefix('model.')} {shape}")
+        assert f"--{option} {target.name} lacks: " in message and shown in message
+    elif fault == "unexpected":
+        assert f"--{option} {target.name} has unexpected tensors: {key}_too [3, 5]." in message
+    else:
+        assert f"{key} is {[shape[0] + 3, *shape[1:]]}, needed is {shape}" in message
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_all_faults_are_reported_at_once(folder, tmp_path):
+    def change(state: dict[str, torch.Tensor]) -> None:
+        del state["model.norm.weight"]
+        state["model.layers.7.mlp.up_proj.weight"] = torch.zeros(64, 32)
+        state["model.layers.0.input_layernorm.weight"] = torch.zeros(4)
+        state["model.layers.1.input_layernorm.weight"] = torch.zeros(32, dtype=torch.int8)
+
+    given = damaged(folder, tmp_path / "part", "llm", change)
+    with pytest.raises(AssemblyError) as caught:
+        assemble(tmp_path / "out", **given)
+    for expected in (
+        "lacks: model.language_model.norm.weight [32]",
+        "has unexpected tensors: model.layers.7.mlp.up_proj.weight [64, 32]",
+        "model.layers.0.input_layernorm.weight is [4], needed is [32]",
+        "not of float16, bfloat16, float32 or float64: model.layers.1.input_layernorm.weight",
+    ):
+        assert expected in str(caught.value)
+
+
+def test_tensors_that_are_given_twice_are_an_error(folder, tmp_path):
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state["embeddings.class_embedding"] = state["vision_model.embeddings.class_embedding"].clone()
+
+    given = damaged(folder, tmp_path / "part", "clip", change)
+    with pytest.raises(AssemblyError, match=r"gives tensors twice: .*class_embedding by .* and "):
+        assemble(tmp_path / "out", **given)
+
+
+def test_ignored_tensors_are_all_listed_with_reasons(folder, tmp_path):
+    summary = assemble(
+        tmp_path / "out", **options(folder, alpha_clip=str(folder / "alpha.pth"), sam=str(folder / "sam.pth"))
+    )
+    for part in summary["parts"]:
+        count = part["tensors"]
+        assert count["used"] + count["ignored"] == count["in_files"]
+        assert count["ignored"] == sum(len(entry["tensors"]) for entry in part["ignored"])
+    by_option = {part["option"]: part for part in summary["parts"]}
+    ignored = {
+        option: {name for entry in part["ignored"] for name in entry["tensors"]} for option, part in by_option.items()
+    }
+    assert by_option["clip"]["files"] == [] and by_option["clip"]["tensors"]["in_files"] == 0
+    layer = {name for name in ignored["alpha_clip"] if name.startswith("module.transformer.resblocks.2.")}
+    assert len(layer) == 12
+    assert ignored["alpha_clip"] == layer | {"module.proj", "module.ln_post.weight", "module.ln_post.bias"}
+    assert ignored["convnext"] == {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
+    assert all(name.startswith(("mask_decoder.", "prompt_encoder.")) for name in ignored["sam"])
+    assert ignored["llm"] == set()
+    documented = (Path(__file__).parents[1] / "docs" / "assembly.md").read_text(encoding="utf-8")
+    for part in summary["parts"]:
+        for entry in part["ignored"]:
+            assert entry["reason"] in documented, entry["reason"]
+
+
+def test_documented_reasons_are_those_of_the_code():
+    from finecaption_hf.assembly import key_maps
+
+    documented = (Path(__file__).parents[1] / "docs" / "assembly.md").read_text(encoding="utf-8")
+    for name, value in vars(key_maps).items():
+        if name.isupper() and isinstance(value, str) and " " in value:
+            assert value in documented, name
+
+
+def test_tied_head_in_the_file_must_repeat_the_embeddings(folder, tmp_path):
+    given = parts.language_model(tmp_path / "llm", tied=True)
+    state = load_file(given / "model.safetensors")
+    assert "lm_head.weight" not in state
+    for difference in (0.0, 1.0):
+        state["lm_head.weight"] = state["model.embed_tokens.weight"] + difference
+        save_file(state, given / "model.safetensors", metadata={"format": "pt"})
+        if difference:
+            with pytest.raises(AssemblyError, match=r"ties the output layer .* Set tie_word_embeddings"):
+                assemble(tmp_path / "other", **small(folder, llm=str(given)))
+        else:
+            summary = assemble(tmp_path / "out", **small(folder, llm=str(given)))
+            assert summary["parts"][-1]["ignored"][0]["tensors"] == ["lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "is quantised"),
+        ({"final_logit_softcapping": 30.0}, "changes its logits"),
+        ({"model_type": "nothing_known"}, "does not know"),
+        ({"model_type": "bert"}, "built differently|no causal language model"),
+    ],
+)
+def test_language_models_that_do_not_fit_are_refused(folder, tmp_path, changes, message):
+    shutil.copytree(folder / "llm", tmp_path / "llm")
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    (tmp_path / "llm" / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(AssemblyError, match=message):
+        assemble(tmp_path / "out", **small(folder, llm=str(tmp_path / "llm")))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"llm": None}, "Give --llm, or --tokenizer"),
+        ({"convnext": "x", "without": ["convnext"]}, "contradict each other"),
+        ({"from_llava": "x"}, "one-tower model with its own language model"),
+        ({"without": ["clip"]}, "only mask, convnext and sam"),
+        ({"config": {"vision_config": {}}}, "--clip decides vision_config"),
+        ({"config": {"no_such": 1}}, "no field no_such"),
+        ({"dtype": "int8"}, "cannot be written"),
+        ({"max_shard_size": "5"}, "no size of a shard"),
+        ({"clip": "no such folder"}, "neither a file, nor a folder"),
+    ],
+)
+def test_options_that_contradict_end_in_an_error(folder, tmp_path, given, message):
+    with pytest.raises(AssemblyError, match=message):
+        assemble(tmp_path / "out", **{**options(folder), **given})
+    assert not list(tmp_path.iterdir())
+
+
+# --- safety ----------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.witness),))
+
+
+@pytest.mark.parametrize("option", ["alpha_clip", "convnext", "sam", "llm", "clip"])
+def test_code_in_a_pickle_is_not_executed(folder, tmp_path, option):
+    witness = tmp_path / "witness"
+    if option in ("alpha_clip", "sam"):
+        file = given = tmp_path / "part.pth"
+    else:
+        given = Path(shutil.copytree(folder / option, tmp_path / "part"))
+        (given / "model.safetensors").unlink()
+        file = given / "pytorch_model.bin"
+    torch.save({"weight": torch.zeros(2), "more": Payload(witness)}, file)
+    with pytest.raises(AssemblyError, match="cannot be read as tensors alone"):
+        assemble(tmp_path / "out", **options(folder, **{option: str(given)}))
+    assert not witness.exists()
+    file.write_bytes(pickle.dumps(Payload(witness)))
+    with pytest.raises(AssemblyError, match="cannot be read as tensors alone"):
+        assemble(tmp_path / "out", **options(folder, **{option: str(given)}))
+    assert not witness.exists()
+
+
+def test_code_beside_a_language_model_is_not_executed(folder, tmp_path):
+    given = Path(shutil.copytree(folder / "llm", tmp_path / "llm"))
+    config = json.loads((given / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (given / "config.json").write_text(json.dumps(config))
+    (given / "code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'witness')!r})\n")
+    with pytest.raises(AssemblyError):
+        assemble(tmp_path / "out", **small(folder, llm=str(given)))
+    assert not (tmp_path / "witness").exists()
+
+
+def test_broken_safetensors_end_in_an_error(folder, tmp_path):
+    given = Path(shutil.copytree(folder / "convnext", tmp_path / "part"))
+    whole = (given / "model.safetensors").read_bytes()
+    (given / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AssemblyError, match="cannot be read as safetensors"):
+        assemble(tmp_path / "out", **options(folder, convnext=str(given)))
+
+
+def test_missing_shard_ends_in_an_error(folder, tmp_path):
+    given = parts.language_model(tmp_path / "llm", max_shard_size="30KB")
+    next(given.glob("model-00002-*")).unlink()
+    with pytest.raises(AssemblyError, match=r"model-00002-of-.* is missing"):
+        assemble(tmp_path / "out", **small(folder, llm=str(given)))
+
+
+def test_index_cannot_reach_out_of_its_folder(folder, tmp_path):
+    given = Path(shutil.copytree(folder / "llm", tmp_path / "llm"))
+    (given / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../clip/model.safetensors"}}))
+    with pytest.raises(AssemblyError, match="outside of its folder"):
+        assemble(tmp_path / "out", **small(folder, llm=str(given)))
+
+
+# --- what is left out ------------------------------------------------------------------------------------------------
+
+
+def test_parts_that_are_left_out_are_initialised_and_named(folder, tmp_path):
+    from tiny import _PARTS
+
+    config = {name: value for name, value in _PARTS.items() if name not in ("image_token_id", "sam_config")}
+    given = {"tokenizer": str(folder / "llm"), "sam": str(folder / "sam"), "config": config}
+    summary = assemble(tmp_path / "out", **given)
+    names = {entry["what"]: entry["tensors"] for entry in summary["initialised"]}
+    assert names.keys() == {"mask-aware CLIP tower", "ConvNeXt tower", "adapter", "language model"}
+    model = load(tmp_path / "out", device="cpu")[0]
+    state = model.state_dict()
+    assert sum(names.values()) == sum(not name.startswith("model.sam_tower.") for name in state)
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert not state["model.vision_tower.embeddings.alpha_embedding.weight"].any()
+    # As the library initialises a CLIP of this size, in which the scale of each matrix has its own formula.
+    reference = CLIPVisionModel(model.config.vision_config).state_dict()
+    for name in ("self_attn.q_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"):
+        wanted = torch.stack([reference[f"encoder.layers.{i}.{name}.weight"] for i in range(2)]).std()
+        found = torch.stack([state[f"model.vision_tower.encoder.layers.{i}.{name}.weight"] for i in range(2)]).std()
+        assert abs(found / wanted - 1) < 0.15, name  # 2,048 random numbers or more; the scales differ by 1.4 and more
+    assert abs(state["model.language_model.layers.0.mlp.up_proj.weight"].std() / 0.2 - 1) < 0.1
+    assert (state["model.convnext_tower.encoder.stages.2.blocks.1.gamma"] == 0.5).all()
+    assert (state["model.language_model.norm.weight"] == 1).all()
+
+    again = assemble(tmp_path / "again", **given)
+    other = assemble(tmp_path / "other", **given, seed=1)
+    assert again == summary and other["seed"] == 1
+    one, two, three = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again", "other"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["model.adapter.linear_1.weight"], three["model.adapter.linear_1.weight"])
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def test_summary_and_card_tell_where_everything_comes_from(folder, tmp_path):
+    given = options(folder, alpha_clip=str(folder / "alpha.pth"))
+    summary = assemble(tmp_path / "out", **given, max_shard_size="100KB")
+    assert json.loads((tmp_path / "out" / "assembly.json").read_text()) == summary
+    card = (tmp_path / "out" / "README.md").read_text()
+    files = {file["name"]: file["sha256"] for part in summary["parts"] for file in part["files"]}
+    alpha = hashlib.sha256((folder / "alpha.pth").read_bytes()).hexdigest()
+    assert files["alpha.pth"] == alpha and alpha in card
+    licences = {part["option"]: part["licence"] for part in summary["parts"]}
+    expected = {"clip": "mit", "alpha_clip": None, "convnext": "apache-2.0", "sam": "some-licence", "llm": None}
+    assert licences == expected
+    for text in ("| some-licence |", "| not stated |", "adapter: 4 tensors", "untrained as a whole"):
+        assert text in card
+    assert str(folder) not in card and str(folder) not in json.dumps(summary)
+    for path in (tmp_path / "out").glob("*.json"):
+        assert str(folder) not in path.read_text(), path.name
+    model = load(tmp_path / "out", device="cpu")[0]
+    assert summary["parameters"]["total"] == sum(parameter.numel() for parameter in model.parameters())
+    assert [entry["what"] for entry in summary["initialised"]] == ["adapter"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_are_written_in_the_precision_that_is_asked_for(folder, tmp_path, dtype):
+    assemble(tmp_path / "out", **small(folder), dtype=dtype)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {getattr(torch, dtype)}
+    key = "encoder.layers.0.mlp.fc1.weight"
+    original = load_file(folder / "clip" / "model.safetensors")[f"vision_model.{key}"]
+    assert torch.equal(found[f"model.vision_tower.{key}"], original.to(getattr(torch, dtype)))
+    assert load(tmp_path / "out", device="cpu")[0].dtype == getattr(torch, dtype)
+
+
+def test_shards_are_as_large_as_asked_and_indexed(folder, tmp_path):
+    assemble(tmp_path / "one", **small(folder))
+    assemble(tmp_path / "many", **small(folder), max_shard_size="30KB")
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    assert index["weight_map"].keys() == one.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in one.values())
+    for path in (tmp_path / "many").glob("model-*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert file.metadata() == {"format": "pt"}
+            sizes = [file.get_tensor(key).nbytes for key in file.keys()]  # noqa: SIM118
+            assert sum(sizes) <= 30_000
+            assert {index["weight_map"][key] for key in file.keys()} == {path.name}  # noqa: SIM118
+
+
+def test_writer_refuses_another_order(tmp_path):
+    writer = ShardWriter(tmp_path, {"a": (2,), "b": (3,)}, torch.float32, 10**6)
+    with pytest.raises(ValueError, match="a of shape"):
+        writer.write([("b", torch.zeros(3)), ("a", torch.zeros(2))])
+    with pytest.raises(ValueError, match="the end"):
+        writer.write([("a", torch.zeros(2))])
+
+
+def test_existing_folder_is_not_overwritten(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(AssemblyError, match="exists already"):
+        assemble(tmp_path / "out", **small(folder))
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+    (tmp_path / "out" / "mine.txt").unlink()
+    assemble(tmp_path / "out", **small(folder))
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_error_in_the_middle_leaves_nothing(folder, tmp_path, monkeypatch):
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("disk is gone")
+
+    monkeypatch.setattr("finecaption_hf.assembly.assemble.write_summary", fail)
+    with pytest.raises(RuntimeError, match="disk is gone"):
+        assemble(tmp_path / "out", **small(folder))
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+import finecaption_hf.assembly.assemble as room
+
+stage, out, clip, llm = sys.argv[1:]
+name = {"weights": "_tensors_of", "processor": "_write_processor", "config": "_write_config"}[stage]
+original = getattr(room, name)
+
+def killed(*arguments):
+    if stage != "weights":
+        os.kill(os.getpid(), signal.SIGKILL)
+    for number, item in enumerate(original(*arguments)):
+        if number == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+
+setattr(room, name, killed if stage == "weights" else lambda *a: next(killed(*a)))
+room.assemble(out, clip=clip, llm=llm, without=["convnext", "sam"], max_shard_size="20KB")
+"""
+
+
+@pytest.mark.parametrize("stage", ["weights", "processor", "config"])
+def test_killed_assembly_leaves_no_folder_that_looks_complete(folder, tmp_path, stage):
+    out = tmp_path / "out"
+    arguments = [stage, str(out), str(folder / "clip"), str(folder / "llm")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not out.exists()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out-") and left.name.endswith(".unfinished")
+    assert list(left.glob("model-*.safetensors")) and not (left / "config.json").exists()
+    # It is not in the way of another attempt.
+    assemble(out, **small(folder))
+    assert (out / "config.json").is_file()
+
+
+# --- the Hub and the command -----------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch) -> list[tuple[Any, ...]]:
+    """A Hub whose repositories are the parts' folders; returns what was asked of it."""
+    asked: list[tuple[Any, ...]] = []
+
+    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision, sorted(allow_patterns)))
+        snapshot = tmp_path / "cache" / repo.replace("/", "--") / COMMIT
+        if not snapshot.exists():
+            shutil.copytree(folder / repo.split("/")[1], snapshot)
+            if not any("safetensors" in pattern or pattern == "*" for pattern in allow_patterns):
+                (snapshot / "model.safetensors").unlink()
+        return str(snapshot)
+
+    class Api:
+        def list_repo_files(self, repo: str, revision: str | None) -> list[str]:
+            return [*os.listdir(folder / repo.split("/")[1]), "pytorch_model.bin", "tf_model.h5"]
+
+        def create_repo(self, repo: str, **options: Any) -> None:
+            asked.append(("create", repo, options))
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> None:
+            assert (folder_path / "config.json").is_file()
+            asked.append(("upload", repo_id, sorted(os.listdir(folder_path))))
+
+    monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(sources, "HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    return asked
+
+
+def test_parts_come_from_the_hub_at_their_revisions(folder, tmp_path, hub):
+    given = {"clip": "some/clip@v1.0", "llm": "some/llm", "alpha_clip": str(folder / "alpha.pth")}
+    given |= {"convnext": "some/convnext:model.safetensors@main", "without": ["sam"], "max_shard_size": "100KB"}
+    config = {"high_res_image_size": 256}
+    summary = assemble(tmp_path / "out", **given, config=config, push="me/mine")
+    asked = {entry[0]: entry[1:] for entry in hub}
+    small_files = sorted(sources._SMALL_FILES)
+    # Alpha-CLIP replaces CLIP's weights, so they are not fetched; pickles are not where safetensors are.
+    assert asked["some/clip"] == ("v1.0", small_files)
+    assert asked["some/llm"] == (None, sorted([*small_files, "model.safetensors"]))
+    assert asked["some/convnext"] == ("main", sorted([*small_files, "model.safetensors"]))
+    revisions = {part["source"]: part["revision"] for part in summary["parts"]}
+    assert revisions == {
+        "some/clip": COMMIT,
+        "alpha.pth": None,
+        "some/convnext:model.safetensors": COMMIT,
+        "some/llm": COMMIT,
+    }
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model:\n- some/clip\n- some/convnext\n- some/llm\ntags:" in card
+    assert asked["create"][0] == "me/mine"
+    assert asked["upload"][1] == sorted(os.listdir(tmp_path / "out"))
+
+
+def test_names_of_timm_are_repositories_of_timm(folder, tmp_path, hub):
+    (folder / "convnext_atto.some_tag").mkdir(exist_ok=True)
+    shutil.copytree(folder / "convnext", folder / "convnext_atto.some_tag", dirs_exist_ok=True)
+    given = options(folder, convnext="convnext_atto.some_tag")
+    summary = assemble(tmp_path / "out", **given)
+    assert "timm/convnext_atto.some_tag" in {part["source"] for part in summary["parts"]}
+
+
+def test_command_assembles_and_prints_the_summary(folder, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"high_res_image_size": 256}))
+    arguments = ["assemble", "--out", tmp_path / "out", "--clip", folder / "clip", "--llm", folder / "llm"]
+    arguments += ["--convnext", folder / "convnext", "--without", "sam", "--config", config, "--dtype", "bfloat16"]
+    done = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--json"]])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "assembly.json").read_text())
+    arguments[2] = tmp_path / "second"
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert "mask-aware CLIP tower: clip (mit), 38 of 59 tensors used" in done.stdout or "tensors used" in done.stdout
+    assert "initialised: adapter" in done.stdout
+    assert f"Wrote {tmp_path / 'second'}" in done.stderr
+    arguments[-5] = "clip"
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 2 and done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_memory_stays_below_the_largest_shard_and_one_output_shard(tmp_path):
+    """A small run of the benchmark: with 190 MB of tensors, what is used beyond the imports is bounded."""
+    script = Path(__file__).parents[1] / "benchmarks" / "assembly.py"
+    result = tmp_path / "result.json"
+    start = time.monotonic()
+    arguments = ["--parameters", "0.1e9", "--folder", str(tmp_path), "--json", str(result)]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = json.loads(result.read_text())
+    assert measured["peak_rss_over_largest_shard"] < measured["bound"], (measured, time.monotonic() - start)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json"]
