@@ -394,7 +394,7 @@ def info(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CONFIG_OR_CHECKPOINT]",
+            metavar="CONFIG_OR_CHECKPOINT",
             help="Folder, configuration file (.json) or Hub id; none: the full-size default.",
             show_default=False,
         ),
