@@ -3,9 +3,10 @@
     python benchmarks/assembly.py [--json FILE] [--parameters N] [--folder DIR]
 
 Random parts are written in their own formats: a CLIP as one pickle, a ConvNeXt as one file, a language model in
-shards. A process of its own assembles them. What it holds at its peak (mapped files included, as the kernel counts them) beyond
-what it holds after its imports, over the size of the largest file of a part, is `peak_rss_over_largest_shard`. The
-`bound` is one largest file and one file of the output, as a ratio to the former; the model is many times that.
+shards. A process of its own assembles them. What it holds at its peak (mapped files included, as the kernel counts
+them) beyond what it holds after its imports, over the size of the largest file of a part, is
+`peak_rss_over_largest_shard`. The `bound` is one largest file and one file of the output, as a ratio to the former; the
+model is many times that.
 """
 
 import argparse
