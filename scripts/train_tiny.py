@@ -363,7 +363,8 @@ class Trainer:
         count = sum(p.numel() for p in self.model.parameters())
         self.log(event="start", parameters=count, done=self.done)
 
-    def log(self, **record: Any) -> None:
+    @staticmethod
+    def log(**record: Any) -> None:
         print(json.dumps({"time": round(time.time(), 1), **record}), flush=True)
 
     def autocast(self) -> torch.autocast:
@@ -420,7 +421,8 @@ class Trainer:
 
     def batches(self, first_seed: int) -> Iterator[dict[str, Any]]:
         dataset = SceneBatches(first_seed, self.args.images, self.tokenizer)
-        return iter(DataLoader(dataset, batch_size=None, num_workers=self.args.workers, prefetch_factor=4))
+        ahead = 4 if self.args.workers else None
+        return iter(DataLoader(dataset, batch_size=None, num_workers=self.args.workers, prefetch_factor=ahead))
 
     def train_swatches(self) -> None:
         """Only the ConvNeXt tower, on boards of 2x2 swatches: 16 times smaller than scenes, every cell labelled."""
