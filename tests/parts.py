@@ -276,3 +276,15 @@ def rename(source: Path, target: Path, new_name: Any) -> Path:
         metadata={"format": "pt"},
     )
     return target
+
+
+def one_of_each(folder: Path) -> Path:
+    """Every part, in files whose names are the tests' own; returns the folder."""
+    clip(folder / "clip")
+    alpha_clip(folder / "alpha.pth")
+    convnext(folder / "convnext")
+    sam(folder / "sam")
+    sam_original(folder / "sam", folder / "sam.pth")
+    language_model(folder / "llm")
+    llava(folder / "llava")
+    return folder

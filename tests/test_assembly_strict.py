@@ -31,15 +31,7 @@ from finecaption_hf.configuration_finecaption import FineCaptionConfig
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    parts.clip(folder / "clip")
-    parts.alpha_clip(folder / "alpha.pth")
-    parts.convnext(folder / "convnext")
-    parts.sam(folder / "sam")
-    parts.sam_original(folder / "sam", folder / "sam.pth")
-    parts.language_model(folder / "llm")
-    parts.llava(folder / "llava")
-    return folder
+    return parts.one_of_each(tmp_path_factory.mktemp("parts"))
 
 
 def options(folder: Path, **changes: Any) -> dict[str, Any]:

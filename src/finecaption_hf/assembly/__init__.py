@@ -1,6 +1,6 @@
 """Build a FineCaption checkpoint from pretrained parts, key by key.
 
-`sources` finds the files of a part, `tensors` reads them one tensor at a time, `parts` says which tensor goes where,
+`sources` finds the files of a part, `tensors` reads them one tensor at a time, `key_maps` says which tensor goes where,
 `plan` settles the configuration, `accounting` compares parts and model, `language` fits tokenizer and chat template,
 `writer` writes shards; `build` puts them in order, `summary` tells what was done.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import AssemblyError
-from .key_maps import HEAD, TIED, KeyMap, Use
+from .key_maps import TIED, KeyMap, Use
 from .sources import Source
 from .tensors import TensorInfo
 
@@ -117,6 +117,3 @@ def tied_head(part: Part) -> str | None:
     """Name in the file of an output layer that must repeat the embeddings, where there is one."""
     keys = part.ignored.get(TIED, [])
     return keys[0] if keys else None
-
-
-__all__ = ["HEAD", "Part", "check", "route", "tied_head"]

@@ -10,7 +10,6 @@ from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from .. import register
-from ..configuration_finecaption import FineCaptionConfig
 from ..image_processing_finecaption import FineCaptionImageProcessor
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
 from ..processing_finecaption import FineCaptionProcessor
@@ -218,6 +217,3 @@ def push_folder(folder: Path, repo: str, tell: Tell) -> None:
     tell(f"uploading to {repo}")
     api.create_repo(repo, private=True, exist_ok=True)
     api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Assemble from pretrained parts")
-
-
-__all__ = ["FineCaptionConfig", "assemble", "grow", "push_folder"]

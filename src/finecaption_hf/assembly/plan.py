@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -161,8 +162,6 @@ def make_plan(options: Options, tell: Callable[[str], None]) -> Plan:
 
 
 def _timm_id(name: str) -> str:
-    from pathlib import Path
-
     return name if Path(name).exists() else f"timm/{name}"
 
 
