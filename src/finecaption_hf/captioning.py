@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from transformers.image_utils import load_image
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from . import EMBEDDED_CHECKPOINT, register
 from .masks_finecaption import as_mask, is_region_reference
+from .prompts_finecaption import find_question
 
 if TYPE_CHECKING:
     from .modeling_finecaption import FineCaptionForConditionalGeneration
@@ -126,3 +128,78 @@ def caption_regions(
         answers = output[:, inputs["input_ids"].shape[1] :]
         captions += [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
     return [captions[start : start + len(questions)] for start in range(0, len(captions), len(questions))]
+
+
+def caption_pairs(
+    model: "FineCaptionForConditionalGeneration",
+    processor: "FineCaptionProcessor",
+    requests: Sequence[tuple[Image.Image, Any, str]],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    **generate_kwargs: Any,
+) -> list[str]:
+    """Answer requests about regions of several images; each image and each region is encoded once.
+
+    Args:
+        model, processor: as `load` returns them.
+        requests: (image, region reference or `None` for the whole image, question). Requests that share an image or a
+            region do so by holding the same object.
+        max_new_tokens: the longest answer, in tokens.
+        batch_size: requests that are decoded together.
+        **generate_kwargs: go to `model.generate`; without any, decoding is greedy.
+
+    Returns:
+        One answer per request, in their order.
+
+    Raises:
+        MaskError: If a reference is none, does not fit its image or is empty.
+    """
+    images: dict[int, tuple[int, Image.Image]] = {}
+    regions: dict[tuple[int, int | None], int] = {}
+    masks: list[Any] = []
+    image_indices: list[int] = []
+    for image, mask, _ in requests:
+        position, _ = images.setdefault(id(image), (len(images), image))
+        key = (id(image), None if mask is None else id(mask))
+        if key not in regions:
+            regions[key] = len(masks)
+            masks.append(as_mask(mask, image.height, image.width))
+            image_indices.append(position)
+    generate_kwargs.setdefault("do_sample", False)
+    texts = {question: _prompt(processor, question) for _, _, question in requests}
+    # Prompts of like length together, so that little is padded.
+    order = sorted(range(len(requests)), key=lambda number: len(texts[requests[number][2]]))
+    answers = [""] * len(requests)
+    with torch.inference_mode():
+        vision = processor.image_processor(
+            [image for _, image in images.values()], masks=masks, image_indices=image_indices, return_tensors="pt"
+        ).to(model.device, dtype=model.dtype)
+        features = model.get_image_features(**vision, return_dict=True).pooler_output
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            prompts = [texts[requests[number][2]] for number in batch]
+            tokens = processor.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+            chosen = [
+                regions[id(requests[number][0]), None if requests[number][1] is None else id(requests[number][1])]
+                for number in batch
+            ]
+            output = model.generate(
+                input_ids=tokens["input_ids"].to(model.device),
+                attention_mask=tokens["attention_mask"].to(model.device),
+                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features[chosen])},
+                max_new_tokens=max_new_tokens,
+                **generate_kwargs,
+            )
+            decoded = processor.batch_decode(output[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+            for number, text in zip(batch, decoded, strict=True):
+                answers[number] = text.strip()
+    return answers
+
+
+def _prompt(processor: "FineCaptionProcessor", question: str) -> str:
+    """The chat of one question, with as many image tokens as a region takes."""
+    text = find_question(question, processor.questions) or question
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    prompt = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    return prompt.replace(processor.image_token, processor.image_token * processor.image_seq_length)

@@ -1,45 +1,41 @@
 """Rendered scenes with exact masks, attributes and captions: the data that needs no download."""
 
-from .language import ATTRIBUTE_NAMES, QUESTIONS, answers, describe_scene, exact_match, normalize_answer, vocabulary
-from .rendering import (
-    COLORS,
-    HELD_OUT,
-    POSITIONS,
-    SHAPES,
-    SIZES,
-    SPLITS,
-    TEXTURES,
-    Scene,
-    SceneObject,
-    Split,
-    is_held_out,
-    position_of,
-    render_scene,
-    render_swatches,
-    triples,
+from .attributes import COLORS, FACETS, MATERIALS, SPLITS, TEXTURES, VIEWPOINTS, Split, is_held_out, triples
+from .language import (
+    ATTRIBUTE_NAMES,
+    QUESTIONS,
+    accepted,
+    answers,
+    describe_scene,
+    is_right,
+    normalize_answer,
+    vocabulary,
 )
+from .rendering import Scene, SceneRegion, render_scene, render_swatches
+from .writing import scene_record, write_scenes
 
 __all__ = [
     "ATTRIBUTE_NAMES",
     "COLORS",
-    "HELD_OUT",
-    "POSITIONS",
+    "FACETS",
+    "MATERIALS",
     "QUESTIONS",
-    "SHAPES",
-    "SIZES",
     "SPLITS",
     "TEXTURES",
+    "VIEWPOINTS",
     "Scene",
-    "SceneObject",
+    "SceneRegion",
     "Split",
+    "accepted",
     "answers",
     "describe_scene",
-    "exact_match",
     "is_held_out",
+    "is_right",
     "normalize_answer",
-    "position_of",
     "render_scene",
     "render_swatches",
+    "scene_record",
     "triples",
     "vocabulary",
+    "write_scenes",
 ]

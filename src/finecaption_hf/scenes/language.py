@@ -1,65 +1,141 @@
-"""Questions about the objects of a rendered scene, and their only right answers."""
+"""Questions about the regions of a rendered scene, and all answers that are right.
+
+Every question has several wordings of its answer. `answers` draws one by the scene's seed; `accepted` lists them all,
+so that an answer counts as right in any of them and in no other.
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 
-from .rendering import COLORS, POSITIONS, SHAPES, SIZES, TEXTURES, SceneObject
+import numpy as np
 
+from .attributes import (
+    ACCESSORIES,
+    AGES,
+    BUILDS,
+    COLORS,
+    EFFECTS,
+    EXPRESSIONS,
+    FACETS,
+    HAIR_COLORS,
+    HAIR_STYLES,
+    KINDS,
+    MATERIALS,
+    POSES,
+    RELATIONS,
+    SHAPES,
+    SKIN_TEXTURES,
+    SKIN_TONES,
+    SPLITS,
+    TEXTURES,
+    TROUSERS,
+    VIEWPOINTS,
+)
+from .rendering import Scene, SceneRegion
+
+# Names are the paper's; the wording is short because the language model that reads it is small.
 QUESTIONS: dict[str, str] = {
-    "color": "What color is this region?",
-    "shape": "What shape is this region?",
-    "texture": "What texture does this region have?",
-    "size": "How large is this region?",
-    "position": "Where is this region?",
-    "region": "Describe this region.",
-    "dense": "Describe this region in detail.",
-    "global": "Describe the whole image.",
+    "region": "Sum up this region.",
+    "dense": "Describe this region.",
+    "global": "Describe the image.",
+    "Category Name": "What is it?",
+    "One-Sentence Description": "In one sentence?",
+    "Body Pose/Gesture": "Which pose?",
+    "Body Shape": "Which build?",
+    "Facial Expression": "Which expression?",
+    "Skin Texture and Color": "Which skin?",
+    "Hair": "Which hair?",
+    "Clothing, Shoes and Accessories": "Which clothes?",
+    "Age Range": "How old?",
+    "Color": "Which color?",
+    "Materials/Texture": "Which material?",
+    "Shape": "Which shape?",
+    "Camera Viewpoint": "Which viewpoint?",
+    "Associative Visual Effect": "Which shadow or reflection?",
+    "Interaction with Other Objects": "Which interaction?",
+    "Relative Location with Other Objects": "Where is it?",
 }
-ATTRIBUTE_NAMES: tuple[str, ...] = ("color", "shape", "texture", "size", "position")
+ATTRIBUTE_NAMES: tuple[str, ...] = tuple(name for name in QUESTIONS if name not in ("region", "dense", "global"))
 
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# "at the top left", but "in the center" and "on the left".
-_PREPOSITIONS = {"center": "in", "left": "on", "right": "on"}
+_POSE_WORDS = {"down": "arms down", "raised": "arms raised", "out": "arms out", "waving": "one arm raised"}
+_AGE_WORDS = {"child": "child", "adult": "adult", "elderly": "senior"}
+_EFFECT_WORDS = {
+    "none": "no shadow or reflection",
+    "shadow left": "a shadow to the left",
+    "shadow right": "a shadow to the right",
+    "reflection": "a reflection below",
+}
+_VIEWPOINT_WORDS = {"above": "from above", "level": "at eye level", "below": "from below"}
+_RELATION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
-def answers(objects: Sequence[SceneObject], index: int) -> dict[str, str]:
-    """The answer to each of `QUESTIONS` about one object of a scene.
+def accepted(scene: Scene, index: int) -> dict[str, tuple[str, ...]]:
+    """All right answers to each question that a region admits, in a fixed order.
 
-    "global" is the same for all objects of a scene: it lists them by color and shape in reading order of their
-    positions, rows from top to bottom and each row from left to right. No two objects share a position.
+    A question that does not apply is absent: an object has no hair, a region alone in its picture no relative location.
+    "global" is about the whole picture, and the same for all of its regions.
     """
-    item = objects[index]
-    region = f"{item.texture} {item.color} {item.shape}"
-    return {
-        "color": item.color,
-        "shape": item.shape,
-        "texture": item.texture,
-        "size": item.size,
-        "position": item.position,
-        "region": _with_article(region),
-        "dense": f"{_with_article(f'{item.size} {region}')} {_place_phrase(item.position)}",
-        "global": describe_scene(objects),
-    }
+    region = scene.regions[index]
+    facets = region.facets
+    viewpoint = _VIEWPOINT_WORDS[scene.viewpoint]
+    effect = _EFFECT_WORDS[facets["effect"]]
+    found: dict[str, tuple[str, ...]] = {}
+    if region.sort == "object":
+        material = MATERIALS[facets["texture"]]
+        summary = f"{_article(facets['color'])} {facets['kind']} shaped like a {facets['shape']}"
+        detail = f"{_article(facets['color'])} {facets['kind']} of {material} shaped like a {facets['shape']}"
+        found["Category Name"] = (facets["kind"], f"a {facets['kind']}")
+        found["Color"] = (facets["color"], f"it is {facets['color']}")
+        found["Materials/Texture"] = (material, f"made of {material}")
+        found["Shape"] = (facets["shape"], f"a {facets['shape']}", f"shaped like a {facets['shape']}")
+    else:
+        hair = f"{facets['hair_style']} {facets['hair_color']} hair"
+        extra = {"none": "", "glasses": " with glasses", "scarf": " with a scarf"}[facets["accessory"]]
+        clothes = f"{_article(facets['shirt'])} shirt and {facets['trousers']} trousers{extra}"
+        pose, age = _POSE_WORDS[facets["pose"]], _AGE_WORDS[facets["age"]]
+        skin = f"{facets['skin_texture']} {facets['skin_tone']} skin"
+        summary = f"{_article(age)} in {_article(facets['shirt'])} shirt with {pose}"
+        detail = f"{_article(facets['build'])} {facets['expression']} {age} with {hair} in {clothes}, {pose}"
+        found["Category Name"] = ("person", "a person")
+        found["Body Pose/Gesture"] = (pose, f"standing with {pose}")
+        found["Body Shape"] = (facets["build"], f"a {facets['build']} build")
+        found["Facial Expression"] = (facets["expression"], f"a {facets['expression']} face")
+        found["Skin Texture and Color"] = (skin, f"{facets['skin_tone']} skin, {facets['skin_texture']}")
+        found["Hair"] = (hair, f"{facets['hair_color']} hair, {facets['hair_style']}")
+        found["Clothing, Shoes and Accessories"] = (clothes, f"wearing {clothes}")
+        found["Age Range"] = (age, _article(age))
+    found["Camera Viewpoint"] = (viewpoint, f"seen {viewpoint}")
+    found["Associative Visual Effect"] = (effect, f"with {effect}")
+    interaction, place = _interaction(scene, region), _place(scene, region)
+    found["Interaction with Other Objects"] = (interaction, f"it is {interaction}")
+    if place is not None:
+        found["Relative Location with Other Objects"] = (place, f"it is {place}")
+    found["One-Sentence Description"] = (summary, f"this is {summary}")
+    found["region"] = found["One-Sentence Description"]
+    found["dense"] = (f"{detail}, seen {viewpoint}", f"this is {detail}, seen {viewpoint}")
+    found["global"] = describe_scene(scene)
+    return {name: found[name] for name in QUESTIONS if name in found}
 
 
-def describe_scene(objects: Sequence[SceneObject]) -> str:
-    """For example "three objects: a red circle, a blue star and an orange square"."""
-    ordered = sorted(objects, key=lambda item: (POSITIONS.index(item.position), item.center_xy[0]))
-    names = [_with_article(f"{item.color} {item.shape}") for item in ordered]
+def answers(scene: Scene, index: int) -> dict[str, str]:
+    """One right answer to each question that a region admits, in a wording that the seed draws."""
+    rng = np.random.default_rng([len(SPLITS) + 1, SPLITS.index(scene.split), scene.seed, index])
+    return {name: options[int(rng.integers(len(options)))] for name, options in accepted(scene, index).items()}
+
+
+def describe_scene(scene: Scene) -> tuple[str, ...]:
+    """All right captions of the whole picture: its regions from left to right, the upper one first."""
+    order = sorted(range(len(scene.regions)), key=lambda i: (_column(scene, i), scene.regions[i].center_xy[1]))
+    names = [_article(_name(scene.regions[i])) for i in order]
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return f"{_NUMBERS[len(names)]} object{'' if len(names) == 1 else 's'}: {listed}"
+    viewpoint = _VIEWPOINT_WORDS[scene.viewpoint]
+    return f"{listed}, seen {viewpoint}", f"seen {viewpoint}: {listed}"
 
 
-def exact_match(name: str, prediction: str, truth: str) -> bool:
-    """Whether two answers to a question agree, whatever their case, spacing and closing full stop.
-
-    Raises:
-        ValueError: If `name` is not one of `QUESTIONS`.
-    """
-    if name not in QUESTIONS:
-        raise ValueError(f"Unknown question {name!r}. Choose one of: {', '.join(QUESTIONS)}.")
-    return normalize_answer(prediction) == normalize_answer(truth)
+def is_right(prediction: str, right: tuple[str, ...]) -> bool:
+    """Whether an answer is one of those accepted, whatever its case, spacing and closing full stop."""
+    return normalize_answer(prediction) in {normalize_answer(answer) for answer in right}
 
 
 def normalize_answer(text: str) -> str:
@@ -70,22 +146,50 @@ def normalize_answer(text: str) -> str:
 def vocabulary() -> Iterator[str]:
     """Texts that hold every word and every turn of phrase of the questions and answers, to train a tokenizer on."""
     yield from QUESTIONS.values()
-    for words in (COLORS, SHAPES, TEXTURES, SIZES, POSITIONS):
+    for words in (*FACETS.values(), MATERIALS.values(), RELATIONS, _POSE_WORDS.values(), _AGE_WORDS.values()):
         yield from words
-    for texture, color, shape in product(TEXTURES, COLORS, SHAPES):
-        yield _with_article(f"{texture} {color} {shape}")
-    for size, texture, position in product(SIZES, TEXTURES, POSITIONS):
-        yield f"{_with_article(f'{size} {texture}')} {COLORS[0]} {SHAPES[0]} {_place_phrase(position)}"
-    names = [_with_article(f"{color} {shape}") for color, shape in product(COLORS, SHAPES)]
-    for first, second in zip(names, reversed(names), strict=True):
-        yield f"{first}, {second} and {first}"
-    for count, number in enumerate(_NUMBERS[1:], start=1):
-        yield f"{number} object{'' if count == 1 else 's'}: {names[0]}"
+    for words in (_EFFECT_WORDS.values(), _VIEWPOINT_WORDS.values(), _RELATION_WORDS.values()):
+        for word in words:
+            yield from (word, f"with {word}", f"seen {word}", f"it is {word} the")
+    for color, kind in product(COLORS, KINDS):
+        yield from (f"{_article(color)} {kind}", f"it is left of the {color} {kind}", f"tied to the {color} {kind}")
+    for shape, texture in product(SHAPES, TEXTURES):
+        yield f"this is a red tile of {MATERIALS[texture]} shaped like a {shape}, made of {MATERIALS[texture]}"
+    for build, expression, age in product(BUILDS, EXPRESSIONS, AGES):
+        yield f"a {build} {expression} {_AGE_WORDS[age]}, a {build} build, a {expression} face"
+    for style, color in product(HAIR_STYLES, HAIR_COLORS):
+        yield from (f"{style} {color} hair in", f"{color} hair, {style}")
+    for tone, texture in product(SKIN_TONES, SKIN_TEXTURES):
+        yield f"{texture} {tone} skin, {tone} skin, {texture}"
+    for color, trousers, extra in product(COLORS, TROUSERS, ACCESSORIES):
+        yield f"wearing {_article(color)} shirt and {trousers} trousers with a {extra} with {extra}"
+    for pose, effect, viewpoint in product(POSES, EFFECTS, VIEWPOINTS):
+        yield f"standing with {_POSE_WORDS[pose]}, {_EFFECT_WORDS[effect]}, seen {_VIEWPOINT_WORDS[viewpoint]}: a"
+    yield "it is on its own, holding the red tile by a rope, held by the person, right of the person and an adult"
 
 
-def _with_article(noun: str) -> str:
+def _name(region: SceneRegion) -> str:
+    return "person" if region.sort == "person" else f"{region.facets['color']} {region.facets['kind']}"
+
+
+def _column(scene: Scene, index: int) -> int:
+    return int(3 * scene.regions[index].center_xy[0] / scene.image.shape[1])
+
+
+def _place(scene: Scene, region: SceneRegion) -> str | None:
+    if region.neighbor is None or region.relation is None:
+        return None
+    return f"{_RELATION_WORDS[region.relation]} the {_name(scene.regions[region.neighbor])}"
+
+
+def _interaction(scene: Scene, region: SceneRegion) -> str:
+    if not region.linked or region.neighbor is None:
+        return "on its own"
+    neighbor = scene.regions[region.neighbor]
+    if region.sort == "person":
+        return f"holding the {_name(neighbor)} by a rope"
+    return f"held by the {_name(neighbor)}" if neighbor.sort == "person" else f"tied to the {_name(neighbor)}"
+
+
+def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _place_phrase(position: str) -> str:
-    return f"{_PREPOSITIONS.get(position, 'at')} the {position}"

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..captioning import caption_regions
-from .language import ATTRIBUTE_NAMES, QUESTIONS, answers, exact_match
-from .rendering import Split, render_scene
+from ..captioning import caption_pairs
+from .attributes import Split
+from .language import ATTRIBUTE_NAMES, QUESTIONS, accepted, is_right
+from .rendering import render_scene
+
+_SCENES_AT_ONCE = 8
 
 if TYPE_CHECKING:
     from ..modeling_finecaption import FineCaptionForConditionalGeneration
@@ -25,25 +28,32 @@ def score_scenes(
     size: int = 256,
     split: Split = "test",
     names: tuple[str, ...] = ATTRIBUTE_NAMES,
+    num_regions: int | None = None,
     batch_size: int = 32,
+    use_mask: bool = True,
     on_scene: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
     """Ask a model about every region of `n` scenes and compare its answers with the truth, word for word.
 
+    An answer is right if it is one of the wordings of the truth. A question is asked where it applies.
+
     Args:
         model, processor: a FineCaption checkpoint.
-        n: scenes; each has two to four regions.
+        n: scenes; each has two or three regions.
         seed: the first scene's seed; the others follow.
         size: pixels a side of the rendered pictures.
-        split: "test" shows only combinations of color, shape and texture that training holds out.
+        split: "test" shows only combinations that training holds out.
         names: the questions, of `QUESTIONS`. "global" is asked once per scene, about the whole picture.
+        num_regions: as for `render_scene`.
         batch_size: region-question pairs that are decoded together.
+        use_mask: False asks every question with the whole image as region, for comparison.
         on_scene: called with the number of scenes done, for a progress bar.
 
     Returns:
-        `accuracy` by question; `intervals_95` by question (Wilson); `both_of_a_pair`: over all pairs of regions of one
-        picture whose true answers differ, how often both answers are right, which is 0 for a model that does not use
-        the mask; the numbers of scenes and regions, the seed, the size and the split.
+        `accuracy` by question; `intervals_95` by question (Wilson); `counts`, how often each was asked;
+        `both_of_a_pair`: over all pairs of regions of one picture whose true answers share no wording, how often both
+        answers are right, which is 0 for a model that does not use the mask; `differing`: over the same pairs, how
+        often the two answers differ at all; the numbers of scenes and regions, the seed, the size and the split.
 
     Raises:
         ValueError: If there is no scene, or a question is unknown.
@@ -53,44 +63,59 @@ def score_scenes(
     unknown = [name for name in names if name not in QUESTIONS]
     if unknown or not names:
         raise ValueError(f"Unknown questions: {unknown}. Choose from: {', '.join(QUESTIONS)}.")
-    regional = [name for name in names if name != "global"]
     right: dict[str, list[bool]] = {name: [] for name in names}
     pairs: dict[str, list[bool]] = {name: [] for name in names}
-    num_regions = 0
-    for done in range(1, n + 1):
-        scene = render_scene(seed + done - 1, size=size, split=split)
-        image = Image.fromarray(scene.image)
-        truths = [answers(scene.objects, index) for index in range(len(scene.objects))]
-
-        def ask(masks: list[Any], asked: list[str], image: Image.Image = image) -> list[list[str]]:
-            questions = [QUESTIONS[name] for name in asked]
-            return caption_regions(model, processor, image, masks, questions, max_new_tokens=48, batch_size=batch_size)
-
-        if "global" in names:
-            ((given_caption,),) = ask([None], ["global"])
-            right["global"].append(exact_match("global", given_caption, truths[0]["global"]))
-        captions = ask(list(scene.masks), regional) if regional else []
-        for column, name in enumerate(regional):
-            given = [exact_match(name, row[column], truth[name]) for row, truth in zip(captions, truths)]
-            right[name] += given
-            pairs[name] += [
-                given[a] and given[b]
-                for a, b in combinations(range(len(truths)), 2)
-                if truths[a][name] != truths[b][name]
-            ]
-        num_regions += len(truths)
+    differing: dict[str, list[bool]] = {name: [] for name in names}
+    regions = 0
+    for start in range(0, n, _SCENES_AT_ONCE):
+        seeds = range(seed + start, seed + min(start + _SCENES_AT_ONCE, n))
+        scenes = [render_scene(number, size=size, split=split, num_regions=num_regions) for number in seeds]
+        truths = [[accepted(scene, index) for index in range(len(scene.regions))] for scene in scenes]
+        asked = [request for number in range(len(scenes)) for request in _requests(number, truths[number], names)]
+        pictures = [Image.fromarray(scene.image) for scene in scenes]
+        masks = [[scene.masks[index] for index in range(len(scene.regions))] for scene in scenes]
+        requests = [
+            (pictures[number], masks[number][index] if use_mask and index is not None else None, name)
+            for number, index, name in asked
+        ]
+        captions = dict(zip(asked, caption_pairs(model, processor, requests, max_new_tokens=48, batch_size=batch_size)))
+        results = {key: is_right(caption, truths[key[0]][key[1] or 0][key[2]]) for key, caption in captions.items()}
+        for (_, _, name), result in results.items():
+            right[name].append(result)
+        for number, truth in enumerate(truths):
+            for first, second in combinations(range(len(truth)), 2):
+                for name in names:
+                    a, b = (number, first, name), (number, second, name)
+                    if a in results and b in results and not set(truth[first][name]) & set(truth[second][name]):
+                        pairs[name].append(results[a] and results[b])
+                        differing[name].append(captions[a] != captions[b])
+        regions += sum(len(truth) for truth in truths)
         if on_scene is not None:
-            on_scene(done)
+            on_scene(start + len(scenes))
     return {
-        "accuracy": {name: round(_mean(values), 4) for name, values in right.items()},
-        "intervals_95": {name: [round(bound, 4) for bound in wilson(values)] for name, values in right.items()},
+        "accuracy": {name: round(_mean(values), 4) for name, values in right.items() if values},
+        "intervals_95": {
+            name: [round(bound, 4) for bound in wilson(values)] for name, values in right.items() if values
+        },
+        "counts": {name: len(values) for name, values in right.items()},
         "both_of_a_pair": {name: round(_mean(values), 4) for name, values in pairs.items() if values},
+        "differing": {name: round(_mean(values), 4) for name, values in differing.items() if values},
         "scenes": n,
-        "regions": num_regions,
+        "regions": regions,
         "seed": seed,
         "size": size,
         "split": split,
     }
+
+
+def _requests(
+    number: int, truths: list[dict[str, tuple[str, ...]]], names: tuple[str, ...]
+) -> list[tuple[int, int | None, str]]:
+    """(scene, region or None for the whole picture, question) for all that applies to one scene."""
+    found: list[tuple[int, int | None, str]] = [(number, None, "global")] if "global" in names else []
+    for index, truth in enumerate(truths):
+        found += [(number, index, name) for name in names if name != "global" and name in truth]
+    return found
 
 
 def wilson(values: list[bool], z: float = 1.959964) -> tuple[float, float]:

@@ -1,16 +1,19 @@
 #!/usr/bin/env python
-"""Train the embedded checkpoint, `finecaption-tiny`, on scenes that are rendered as it goes.
+"""Warm-start the parts of the embedded checkpoint, `finecaption-tiny`, on scenes that are rendered as it goes.
 
-    python scripts/train_tiny.py --output runs/tiny
+    python scripts/warm_start_tiny.py --output runs/warm
 
-Four phases, the first three stand-ins for the pretraining that full-size parts bring along:
+Stands in for the pretrained encoders and the pretrained language model of the full size. The alpha convolution stays at
+zero and every region is the whole picture, so nothing here can use a mask:
 
 1. swatches: the ConvNeXt tower learns colours and textures from small boards of them;
-2. towers: which colour, shape and texture lies in each grid cell, and whether the cell is in the region;
+2. towers: each tower learns what lies in each grid cell: the facets of the object or person there and of its neighbour;
 3. words: the language model reads questions and answers as text alone;
-4. captions: all parameters on packed branches; of the branches of a region, each attends to the prefix and to itself.
+4. captions: towers, adapter and language model answer questions about pictures of one object or person, and caption
+   pictures of several.
 
-The state is saved as it goes; the same command continues where it was stopped. The checkpoint is OUTPUT/checkpoint.
+The state is saved as it goes; the same command continues where it was stopped. OUTPUT/checkpoint is a complete Hub
+folder, from which `finecaption train --recipe` runs the paper's three stages.
 
 Dimension letters: B regions, I images, h w grid, T tokens of a packed sequence.
 """
@@ -32,21 +35,24 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedTokenizerFast
 
+from finecaption_hf import register
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
-from finecaption_hf.modeling_finecaption import (
-    FineCaptionForConditionalGeneration,
-)
+from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
+from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
+from finecaption_hf.processing_finecaption import FineCaptionProcessor
 from finecaption_hf.scenes import (
     COLORS,
+    FACETS,
     QUESTIONS,
-    SHAPES,
-    SIZES,
     TEXTURES,
+    VIEWPOINTS,
+    Scene,
     answers,
     render_scene,
     render_swatches,
     vocabulary,
 )
+from finecaption_hf.scenes.attributes import KINDS, RELATIONS
 
 IMAGE, USER, ASSISTANT, END, PAD = "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 GRID, LOW_RES, HIGH_RES = 8, 84, 256
@@ -77,7 +83,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=640,
+        vocab_size=1024,
         special_tokens=[PAD, USER, ASSISTANT, END, IMAGE],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -155,7 +161,6 @@ class Packed(NamedTuple):
     labels: list[int]
     position_ids: list[int]
     segments: list[int]  # 0 the prefix, 1.. the branches
-    names: list[str]  # of the branches
 
 
 class BranchPacker:
@@ -181,7 +186,7 @@ class BranchPacker:
             labels += [-100] * len(question) + list(reply)
             segments += [number] * (len(question) + len(reply))
             positions += range(start, start + len(question) + len(reply))
-        return Packed(ids, labels, positions, segments, [name for name, _ in branches])
+        return Packed(ids, labels, positions, segments)
 
 
 def collate_text(sequences: list[Packed], pad: int) -> dict[str, torch.Tensor]:
@@ -201,15 +206,14 @@ def collate_text(sequences: list[Packed], pad: int) -> dict[str, torch.Tensor]:
         "labels": padded("labels", -100),
         "position_ids": padded("position_ids", 0),
         "attention_mask": attention[:, None],
-        "segments": segments,
     }
 
 
 class SceneBatches(IterableDataset):
-    """Endless batches of rendered scenes, from a seed on."""
+    """Endless batches of rendered scenes, from a seed on; scenes of the test split are counted from 0."""
 
-    def __init__(self, first_seed: int, images: int, tokenizer: PreTrainedTokenizerFast, split: str = "train"):
-        self.first_seed, self.images, self.split = first_seed, images, split
+    def __init__(self, first_seed: int, images: int, tokenizer: PreTrainedTokenizerFast, texts: bool):
+        self.first_seed, self.images, self.texts = first_seed, images, texts
         self.packer = BranchPacker(tokenizer)
         self.pad = tokenizer.pad_token_id
 
@@ -221,52 +225,59 @@ class SceneBatches(IterableDataset):
             seed += self.images
 
     def batch(self, seeds: range) -> dict[str, Any]:
-        scenes = [render_scene(seed, size=HIGH_RES, split=self.split) for seed in seeds]
-        rng = np.random.default_rng(seeds.start)
-        sequences, masks, image_indices, in_region, cells = [], [], [], [], []
-        for index, scene in enumerate(scenes):
-            cells.append(cell_labels(scene))
-            for number, mask in enumerate(scene.masks):
-                texts = answers(scene.objects, number)
-                names = list(rng.permutation(["color", "shape", "texture", "size", "position"]))
-                names.append("region" if rng.random() < 0.5 else "dense")
-                sequences.append(self.packer([(name, texts[name]) for name in names]))
-                masks.append(mask)
-                image_indices.append(index)
-                in_region.append(number)
-            if rng.random() < 0.25:  # the whole image as region, with the caption of the whole
-                sequences.append(self.packer([("global", answers(scene.objects, 0)["global"])]))
-                masks.append(np.ones_like(scene.masks[0]))
-                image_indices.append(index)
-                in_region.append(-1)
-        return {
-            "images": torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2),
-            "alpha": region_alpha(np.stack(masks)),
-            "image_indices": torch.tensor(image_indices),
-            "object_indices": torch.tensor(in_region),
-            "cells": {key: torch.from_numpy(np.stack([cell[key] for cell in cells])) for key in cells[0]},
-            "text": collate_text(sequences, self.pad),
-            "names": [item.names for item in sequences],
+        # With texts, five of six pictures show one object or person, and all questions about it are asked.
+        single = [self.texts and seed % 6 > 0 for seed in seeds]
+        scenes = [
+            render_scene(seed, size=HIGH_RES, num_regions=1 if alone else None)
+            for seed, alone in zip(seeds, single, strict=True)
+        ]
+        batch: dict[str, Any] = {
+            "images": torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
         }
+        if self.texts:
+            branches = [
+                list(answers(scene, 0).items()) if alone else [("global", answers(scene, 0)["global"])]
+                for scene, alone in zip(scenes, single, strict=True)
+            ]
+            batch["text"] = collate_text([self.packer(items) for items in branches], self.pad)
+        else:
+            cells = [cell_labels(scene) for scene in scenes]
+            batch["cells"] = {key: torch.from_numpy(np.stack([cell[key] for cell in cells])) for key in cells[0]}
+        return batch
 
 
-def region_alpha(masks: np.ndarray) -> torch.Tensor:
-    """Bool `(B, H, W)` to soft alpha `(B, 1, 84, 84)` in [0, 1], as the image processor makes it."""
-    alpha = tvF.resize(torch.from_numpy(masks[:, None].astype(np.float32)), [LOW_RES, LOW_RES], antialias=True)
-    return alpha / alpha.amax(dim=(2, 3), keepdim=True).clamp(max=1.0)
+CELL_CLASSES: dict[str, int] = {
+    "sort": 3,
+    **{name: len(values) for name, values in FACETS.items()},
+    "viewpoint": len(VIEWPOINTS),
+    "relation": len(RELATIONS),
+    "linked": 2,
+    "neighbor_color": len(COLORS) + 1,
+    "neighbor_kind": len(KINDS) + 1,
+}
+HIGH_RES_ONLY = ("texture", "skin_texture")
 
 
-def cell_labels(scene: Any) -> dict[str, np.ndarray]:
-    """Class of colour, shape, texture, size of each grid cell (0: background), and the object's number (-1: none)."""
-    count = len(scene.objects)
-    side = HIGH_RES // GRID
+def cell_labels(scene: Scene) -> dict[str, np.ndarray]:
+    """Classes `(h, w)` of each cell by name, -100 where a cell has none: `sort` and `viewpoint` are everywhere."""
+    count, side = len(scene.regions), HIGH_RES // GRID
     share = scene.masks.reshape(count, GRID, side, GRID, side).mean(axis=(2, 4))
-    owner = np.where(share.max(axis=0) > 0.2, share.argmax(axis=0), -1)
-    labels = {"owner": owner}
-    for name, words in (("color", COLORS), ("shape", SHAPES), ("texture", TEXTURES), ("size", SIZES)):
-        classes = np.array([0] + [1 + words.index(getattr(item, name)) for item in scene.objects])
-        labels[name] = classes[owner + 1]
-    return labels
+    owner = np.where(share.max(axis=0) > 0.15, share.argmax(axis=0), -1)
+    classes = {name: np.full(count + 1, -100) for name in CELL_CLASSES}
+    classes["sort"][0] = 0
+    classes["viewpoint"][:] = VIEWPOINTS.index(scene.viewpoint)
+    for number, region in enumerate(scene.regions, start=1):
+        classes["sort"][number] = 1 + (region.sort == "person")
+        for name, value in region.facets.items():
+            classes[name][number] = FACETS[name].index(value)
+        classes["linked"][number] = region.linked
+        if region.neighbor is not None and region.relation is not None:
+            neighbor = scene.regions[region.neighbor]
+            person = neighbor.sort == "person"
+            classes["relation"][number] = RELATIONS.index(region.relation)
+            classes["neighbor_color"][number] = len(COLORS) if person else COLORS.index(neighbor.facets["color"])
+            classes["neighbor_kind"][number] = len(KINDS) if person else KINDS.index(neighbor.facets["kind"])
+    return {name: values[owner + 1] for name, values in classes.items()}
 
 
 def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
@@ -274,16 +285,12 @@ def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torc
     return tvF.normalize(pixels.float() / 255, mean, std)
 
 
-def model_inputs(batch: dict[str, Any], config: FineCaptionConfig) -> dict[str, torch.Tensor]:
-    """Normalise uint8 images and alphas as the image processor does."""
-    images = batch["images"]
+def model_inputs(images: torch.Tensor, config: FineCaptionConfig) -> dict[str, torch.Tensor]:
+    """uint8 images to what the image processor makes of them."""
     low = tvF.resize(images, [LOW_RES, LOW_RES], interpolation=tvF.InterpolationMode.BICUBIC, antialias=True)
-
     return {
         "pixel_values": normalise(low, config.image_mean, config.image_std),
         "high_res_pixel_values": normalise(images, config.high_res_image_mean, config.high_res_image_std),
-        "mask_values": (batch["alpha"] - config.mask_mean) / config.mask_std,
-        "image_indices": batch["image_indices"],
     }
 
 
@@ -306,43 +313,31 @@ class CellHeads(nn.Module):
 
     def __init__(self, config: FineCaptionConfig):
         super().__init__()
-        classes = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "texture": len(TEXTURES) + 1}
-        widths = {"convnext": config.convnext_feature_size, "sam": config.sam_feature_size}
+        widths = {
+            "clip": config.vision_config.hidden_size,
+            "convnext": config.convnext_feature_size,
+            "sam": config.sam_feature_size,
+        }
         self.heads = nn.ModuleDict(
-            {f"{tower}_{name}": nn.Linear(width, n) for tower, width in widths.items() for name, n in classes.items()}
+            {tower: nn.Linear(width, sum(CELL_CLASSES.values())) for tower, width in widths.items()}
         )
-        clip = config.vision_config.hidden_size
-        self.heads["clip_color"] = nn.Linear(clip, classes["color"])
-        self.heads["clip_shape"] = nn.Linear(clip, classes["shape"])
-        self.heads["clip_inside"] = nn.Linear(clip, 2)
-        self.heads["clip_region_color"] = nn.Linear(clip, len(COLORS) + 1)
-        self.heads["clip_region_size"] = nn.Linear(clip, len(SIZES) + 1)
 
-    def forward(self, model: FineCaptionForConditionalGeneration, batch: dict[str, Any], inputs: dict) -> dict:
-        """Logits and labels by read-out name, each over all cells."""
+    def forward(self, model: FineCaptionForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Logits `(I, h * w, classes)` by tower and name."""
         base = model.model
-        cells, indices, objects = batch["cells"], batch["image_indices"], batch["object_indices"]
         high = base.get_high_res_features(inputs["high_res_pixel_values"]).flatten(2).transpose(1, 2)
-        split = [base.config.convnext_feature_size, base.config.sam_feature_size]
+        convnext, sam = high.split([base.config.convnext_feature_size, base.config.sam_feature_size], dim=-1)
+        clip = base._to_grid(base.vision_tower(inputs["pixel_values"])[:, 1:]).flatten(2).transpose(1, 2)
         results = {}
-        for tower, features in zip(("convnext", "sam"), high.split(split, dim=-1), strict=True):
-            for name in ("color", "shape", "texture"):
-                results[f"{tower}_{name}"] = self.heads[f"{tower}_{name}"](features), cells[name].flatten(1)
-        hidden = base.vision_tower(inputs["pixel_values"], inputs["mask_values"], indices)
-        clip = base._to_grid(hidden[:, 1:]).flatten(2).transpose(1, 2)
-        owner = cells["owner"].flatten(1)[indices]
-        inside = (owner == objects[:, None]) & (objects[:, None] >= 0)
-        region_known = (objects >= 0)[:, None] & torch.ones_like(owner, dtype=torch.bool)
-        for name in ("color", "shape"):
-            results[f"clip_{name}"] = self.heads[f"clip_{name}"](clip), cells[name].flatten(1)[indices]
-        results["clip_inside"] = self.heads["clip_inside"](clip), torch.where(region_known, inside.long(), -100)
-        for name in ("color", "size"):
-            labels = torch.where(inside, cells[name].flatten(1)[indices], torch.where(region_known, 0, -100))
-            results[f"clip_region_{name}"] = self.heads[f"clip_region_{name}"](clip), labels
+        for tower, features in (("clip", clip), ("convnext", convnext), ("sam", sam)):
+            parts = self.heads[tower](features).float().split(list(CELL_CLASSES.values()), dim=-1)
+            for name, logits in zip(CELL_CLASSES, parts, strict=True):
+                if tower != "clip" or name not in HIGH_RES_ONLY:
+                    results[f"{tower}_{name}"] = logits
         return results
 
 
-class Trainer:
+class WarmStart:
     """The phases, resumable at every `--save-every` steps."""
 
     def __init__(self, args: argparse.Namespace):
@@ -361,15 +356,17 @@ class Trainer:
             self.done = self.saved["done"]
             self.model.load_state_dict(self.saved["model"])
             self.heads.load_state_dict(self.saved["heads"])
+        # The mask is for stage 2: here the alpha convolution is as untrained as in a fresh assembly.
+        self.model.model.vision_tower.embeddings.alpha_embedding.requires_grad_(False)
         count = sum(p.numel() for p in self.model.parameters())
-        self.log(event="start", parameters=count, done=self.done)
+        self.log(event="start", parameters=count, vocabulary=len(self.tokenizer), done=self.done)
 
     @staticmethod
     def log(**record: Any) -> None:
         print(json.dumps({"time": round(time.time(), 1), **record}), flush=True)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.args.device, dtype=torch.bfloat16, enabled=self.args.bf16)
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bf16)
 
     def save(self, phase: str, step: int, optimizer: torch.optim.Optimizer) -> None:
         self.done[phase] = step
@@ -417,71 +414,74 @@ class Trainer:
             if (step + 1) % self.args.save_every == 0 or step + 1 == steps:
                 self.save(phase, step + 1, optimizer)
                 if phase == "captions":
-                    self.evaluate(step + 1)
                     save_checkpoint(self.model, self.tokenizer, Path(self.args.output) / "checkpoint")
 
-    def batches(self, first_seed: int) -> Iterator[dict[str, Any]]:
-        dataset = SceneBatches(first_seed, self.args.images, self.tokenizer)
+    def batches(self, phase: str, first_seed: int) -> Iterator[dict[str, Any]]:
+        start = first_seed + self.done[phase] * self.args.images
+        dataset = SceneBatches(start, self.args.images, self.tokenizer, texts=phase == "captions")
         ahead = 4 if self.args.workers else None
         return iter(DataLoader(dataset, batch_size=None, num_workers=self.args.workers, prefetch_factor=ahead))
+
+    def towers(self) -> list[nn.Parameter]:
+        base = self.model.model
+        towers = (base.vision_tower, base.convnext_tower, base.sam_tower)
+        return [p for tower in towers for p in tower.parameters() if p.requires_grad]
 
     def train_swatches(self) -> None:
         """Only the ConvNeXt tower, on boards of 2x2 swatches: 16 times smaller than scenes, every cell labelled."""
         tower = self.model.model.convnext_tower
-        heads = {name: self.heads.heads[f"convnext_{name}"] for name in ("color", "texture")}
-        groups = [{"params": [*tower.parameters(), *(p for h in heads.values() for p in h.parameters())], "lr": 2e-3}]
+        head = nn.Linear(self.config.convnext_feature_size, len(COLORS) + len(TEXTURES))
+        groups = [{"params": [*tower.parameters(), *head.parameters()], "lr": 2e-3}]
 
         def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             boards = [render_swatches(step * 32 + number) for number in range(32)]
             images = torch.from_numpy(np.stack([board[0] for board in boards])).permute(0, 3, 1, 2)
-            labels = {"color": np.stack([b[1] for b in boards]), "texture": np.stack([b[2] for b in boards])}
             with self.autocast():
                 features = tower(normalise(images, self.config.convnext_image_mean, self.config.convnext_image_std))
-                logits = {name: head(features.flatten(2).transpose(1, 2)).float() for name, head in heads.items()}
+                logits = head(features.flatten(2).transpose(1, 2)).float().flatten(0, 1)
             loss, report = torch.zeros(()), {}
-            for name, values in logits.items():
-                truth = torch.from_numpy(labels[name]).flatten() + 1
-                loss = loss + nn.functional.cross_entropy(values.flatten(0, 1), truth)
-                report[name] = (values.flatten(0, 1).argmax(-1) == truth).float().mean().item()
+            parts = logits.split([len(COLORS), len(TEXTURES)], dim=-1)
+            for number, (name, values) in enumerate(zip(("color", "texture"), parts, strict=True), start=1):
+                truth = torch.from_numpy(np.stack([board[number] for board in boards])).flatten()
+                loss = loss + nn.functional.cross_entropy(values, truth)
+                report[name] = (values.argmax(-1) == truth).float().mean().item()
             return loss, report
 
         self.optimise("swatches", self.args.swatch_steps, groups, step_loss)
 
     def train_towers(self) -> None:
-        base = self.model.model
-        loader = self.batches(10_000_000 + self.done["towers"] * self.args.images)
-        towers = [p for m in (base.vision_tower, base.convnext_tower, base.sam_tower) for p in m.parameters()]
-        groups = [{"params": [*towers, *self.heads.parameters()], "lr": 1.5e-3}]
+        loader = self.batches("towers", 10_000_000)
+        groups = [{"params": [*self.towers(), *self.heads.parameters()], "lr": 1.5e-3}]
 
         def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             batch = next(loader)
             with self.autocast():
-                results = self.heads(self.model, batch, model_inputs(batch, self.config))
+                results = self.heads(self.model, model_inputs(batch["images"], self.config))
             loss, report = torch.zeros(()), {}
-            for name, (logits, labels) in results.items():
-                logits, labels = logits.float().flatten(0, 1), labels.flatten()
-                loss = loss + nn.functional.cross_entropy(logits, labels)
-                chosen = labels > 0
-                report[name] = (logits.argmax(-1)[chosen] == labels[chosen]).float().mean().item()
+            for key, logits in results.items():
+                labels = batch["cells"][key.partition("_")[2]].flatten()
+                logits = logits.flatten(0, 1)
+                chosen = labels >= 0
+                if not chosen.any():
+                    continue
+                loss = loss + nn.functional.cross_entropy(logits[chosen], labels[chosen])
+                report[key] = (logits.argmax(-1)[chosen] == labels[chosen]).float().mean().item()
             return loss, report
 
         self.optimise("towers", self.args.tower_steps, groups, step_loss)
 
     def train_words(self) -> None:
         packer = BranchPacker(self.tokenizer)
-        groups = [
-            {"params": [*self.model.model.language_model.parameters()], "lr": 1e-3},
-        ]
+        groups = [{"params": [*self.model.model.language_model.parameters()], "lr": 1e-3}]
 
         def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             rng = np.random.default_rng(step)
             sequences = []
-            for seed in rng.integers(20_000_000, 30_000_000, size=8):
+            for seed in rng.integers(20_000_000, 30_000_000, size=6):
                 scene = render_scene(int(seed), size=HIGH_RES)
-                for number in range(len(scene.objects)):
-                    sequences.append(packer(list(answers(scene.objects, number).items()), with_prefix=False))
+                for number in range(len(scene.regions)):
+                    sequences.append(packer(list(answers(scene, number).items()), with_prefix=False))
             text = collate_text(sequences, self.tokenizer.pad_token_id)
-            text.pop("segments")
             with self.autocast():
                 loss = self.model(**text).loss
             return loss, {}
@@ -490,82 +490,56 @@ class Trainer:
 
     def train_captions(self) -> None:
         base = self.model.model
-        loader = self.batches(30_000_000 + self.done["captions"] * self.args.images)
-        towers = [p for m in (base.vision_tower, base.convnext_tower, base.sam_tower) for p in m.parameters()]
+        loader = self.batches("captions", 30_000_000)
         others = [*base.adapter.parameters(), *base.language_model.parameters()]
-        groups = [{"params": others, "lr": 1.2e-3}, {"params": towers, "lr": 4e-4}]
+        groups = [{"params": others, "lr": 1.2e-3}, {"params": self.towers(), "lr": 4e-4}]
 
         def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             batch = next(loader)
-            text = dict(batch["text"])
-            segments = text.pop("segments")
             with self.autocast():
-                outputs = self.model(**text, **model_inputs(batch, self.config))
-            return outputs.loss, exact_answers(outputs.logits, text["labels"], segments, batch["names"])
+                outputs = self.model(**batch["text"], **model_inputs(batch["images"], self.config))
+            return outputs.loss, {}
 
         self.optimise("captions", self.args.caption_steps, groups, step_loss)
 
-    @torch.no_grad()
-    def evaluate(self, step: int) -> None:
-        """Teacher-forced exact answers on held-out combinations: a monitor, not the score that is reported."""
-        self.model.eval()
-        dataset = SceneBatches(0, 16, self.tokenizer, split="test")
-        totals: dict[str, list[float]] = {}
-        for start in range(0, 96, 16):
-            batch = dataset.batch(range(start, start + 16))
-            text = dict(batch["text"])
-            segments = text.pop("segments")
-            logits = self.model(**text, **model_inputs(batch, self.config)).logits
-            for key, value in exact_answers(logits, text["labels"], segments, batch["names"]).items():
-                totals.setdefault(key, []).append(value)
-        self.log(held_out=step, **{key: round(sum(v) / len(v), 4) for key, v in totals.items()})
-        self.model.train()
-
-
-def exact_answers(
-    logits: torch.Tensor, labels: torch.Tensor, segments: torch.Tensor, names: list[list[str]]
-) -> dict[str, float]:
-    """Share of branches, by question, whose every answer token is the likeliest one."""
-    predicted = logits[:, :-1].argmax(-1)
-    wrong = (predicted != labels[:, 1:]) & (labels[:, 1:] != -100)
-    results: dict[str, list[float]] = {}
-    for row, branch_names in enumerate(names):
-        for number, name in enumerate(branch_names, start=1):
-            right = not bool(wrong[row][segments[row, 1:] == number].any())
-            results.setdefault(name, []).append(float(right))
-    return {name: sum(values) / len(values) for name, values in results.items()}
-
 
 def save_checkpoint(model: FineCaptionForConditionalGeneration, tokenizer: Any, folder: Path) -> None:
-    """Weights, configuration and tokenizer; scripts/package_tiny.py adds processor, code and card."""
+    """A complete Hub folder: weights, configuration, code and processor."""
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 64
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    processor = FineCaptionProcessor(
+        FineCaptionImageProcessor(**model.config.image_processor_kwargs()),
+        tokenizer,
+        chat_template=tokenizer.chat_template,  # kept by the processor, in a file of its own
+        image_seq_length=model.config.image_seq_length,
+        questions=QUESTIONS,
+    )
+    processor.save_pretrained(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the state, the log and the checkpoint")
     parser.add_argument("--swatch-steps", type=int, default=400)
-    parser.add_argument("--tower-steps", type=int, default=600)
-    parser.add_argument("--word-steps", type=int, default=200)
-    parser.add_argument("--caption-steps", type=int, default=1500)
-    parser.add_argument("--images", type=int, default=16, help="scenes per step, two to four regions each")
+    parser.add_argument("--tower-steps", type=int, default=900)
+    parser.add_argument("--word-steps", type=int, default=250)
+    parser.add_argument("--caption-steps", type=int, default=600)
+    parser.add_argument("--images", type=int, default=16, help="scenes per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1, help="processes that render ahead")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast; pays where the machine has bf16 products")
     parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--save-every", type=int, default=300)
     args = parser.parse_args()
-    args.device = "cpu"
     torch.set_num_threads(args.threads)
-    trainer = Trainer(args)
-    trainer.train_swatches()
-    trainer.train_towers()
-    trainer.train_words()
-    trainer.train_captions()
+    register()
+    warm_start = WarmStart(args)
+    warm_start.train_swatches()
+    warm_start.train_towers()
+    warm_start.train_words()
+    warm_start.train_captions()
 
 
 if __name__ == "__main__":
