@@ -103,7 +103,12 @@ class Scene:
 
 
 def render_scene(
-    seed: int, *, size: int = REFERENCE_SIZE, split: Split = "train", num_regions: int | None = None
+    seed: int,
+    *,
+    size: int = REFERENCE_SIZE,
+    split: Split = "train",
+    num_regions: int | None = None,
+    with_person: bool | None = None,
 ) -> Scene:
     """Draw the scene of a seed.
 
@@ -114,6 +119,7 @@ def render_scene(
         seed: 0 or greater.
         size: height and width in pixels, 192 to 1024.
         num_regions: 1 to 3; by default 2 or 3, drawn from the seed.
+        with_person: whether one of the regions is a person; by default drawn from the seed.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -128,8 +134,8 @@ def render_scene(
     rng = np.random.default_rng([SPLITS.index(split), seed])
     drawn = int(rng.integers(2, MAX_REGIONS + 1))
     count = drawn if num_regions is None else num_regions
-    with_person = bool(rng.random() < _PERSON_SHARE)
-    layouts = _layouts(count, with_person)
+    drawn_person = bool(rng.random() < _PERSON_SHARE)
+    layouts = _layouts(count, drawn_person if with_person is None else with_person)
     cells = layouts[int(rng.integers(len(layouts)))]
     facets = _choose_facets(rng, split, cells)
     neighbors = _neighbors(cells)
