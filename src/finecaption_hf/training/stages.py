@@ -136,9 +136,13 @@ class Stage:
             "training": dict(self.training),
         }
 
-    def training_arguments(self) -> dict[str, Any]:
-        """Arguments of `transformers.TrainingArguments` for the stage: all but batch size and folders."""
-        return {**_TRAINING, "learning_rate": self.learning_rate, **self.training}
+    def training_arguments(self, common: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Arguments of `transformers.TrainingArguments` for the stage: all but batch sizes and folders.
+
+        Args:
+            common: those of all stages of a recipe; the stage's own `training` wins.
+        """
+        return {**_TRAINING, **(common or {}), "learning_rate": self.learning_rate, **self.training}
 
     def select(self, names: Iterable[str]) -> list[str]:
         """Which of the parameter names train, in their order.
