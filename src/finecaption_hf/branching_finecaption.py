@@ -26,8 +26,8 @@ def branch_attention_mask(branch_ids: torch.Tensor) -> torch.Tensor:
         branch_ids (`torch.LongTensor` of shape `(S, T)`): 0 in the prefix, 1, 2, .. in its branches, -1 in padding.
 
     Returns:
-        `torch.BoolTensor` of shape `(S, 1, T, T)`, True where the query (third axis) attends to the key (fourth). Padding
-        attends to the prefix and to padding, so that no row is empty; nothing else attends to padding.
+        `torch.BoolTensor` of shape `(S, 1, T, T)`, True where the query (third axis) attends to the key (fourth).
+        Padding attends to the prefix and to padding, so that no row is empty; nothing else attends to padding.
     """
     length = branch_ids.shape[1]
     query, key = branch_ids[:, :, None], branch_ids[:, None, :]
@@ -142,10 +142,10 @@ def pack_branches(
 class BranchEncoder:
     """Tokens of a prefix and its branches, as the chat template and tokenizer of a processor make them.
 
-    A question's tokens reach up to where generation would continue. An answer's tokens end with the token that ends the
-    turn (the first special token that the template puts after an answer, such as `<|eot_id|>`), so that a model learns to
-    stop; where a template has none, the tokenizer's end of sequence is added. What the template puts after that token
-    is left out. White space around an answer is dropped.
+    A question's tokens reach up to where generation would continue. An answer's tokens end with the token that ends
+    the turn (the first special token that the template puts after an answer, such as `<|eot_id|>`), so that a model
+    learns to stop; where a template has none, the tokenizer's end of sequence is added. What the template puts after
+    that token is left out. White space around an answer is dropped.
 
     On construction two conversations are tokenized by `processor.apply_chat_template`, and prefix and branch compared
     with them. Where a tokenizer would merge the end of the prompt with the start of an answer, the prompt stays as
@@ -268,8 +268,8 @@ class BranchEncoder:
             self._before_image = before
         if before != self._before_image:
             raise self._fault(
-                f"What it puts before the image depends on the question: {self._before_image!r} and {before!r}. Put the "
-                "image before the question."
+                f"What it puts before the image depends on the question: {self._before_image!r} and {before!r}. Put "
+                "the image before the question."
             )
         return before + token, after
 

@@ -81,7 +81,7 @@ class RegionCollator:
         sequences: list[PackedSequence] = []
         region_indices: list[int] = []
         for index, group in enumerate(groups.values()):
-            for record, region in ((record, region) for record in group for region in record.regions):
+            for record, region in [(item, region) for item in group for region in item.regions]:
                 packed = self._pack(record, region)
                 region_indices += [len(regions)] * len(packed)
                 sequences += packed

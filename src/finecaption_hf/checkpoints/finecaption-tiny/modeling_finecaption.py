@@ -492,8 +492,8 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
         """
         if branch_ids.shape != inputs_embeds.shape[:2]:
             raise ValueError(
-                f"branch_ids have shape {tuple(branch_ids.shape)} but the sequences are {tuple(inputs_embeds.shape[:2])} "
-                "(sequences, tokens). Give one branch id per token."
+                f"branch_ids have shape {tuple(branch_ids.shape)}, but the sequences and their tokens are "
+                f"{tuple(inputs_embeds.shape[:2])}. Give one branch id per token."
             )
         branch_ids = branch_ids.to(inputs_embeds.device)
         torch_compilable_check(
@@ -648,7 +648,7 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             if region_indices is not None:
                 torch_compilable_check(
                     (placeholders.sum(dim=(1, 2)) == image_features.shape[1]).all(),
-                    f"With region_indices each sequence holds the {image_features.shape[1]} image tokens of one region.",
+                    f"With region_indices each sequence must hold {image_features.shape[1]} image tokens, of one region.",
                 )
             inputs_embeds = inputs_embeds.masked_scatter(placeholders, sequence_features)
         elif region_indices is not None:
