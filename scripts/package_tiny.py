@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from finecaption_hf import EMBEDDED_CHECKPOINT, register
 from finecaption_hf.captioning import load
@@ -117,8 +118,9 @@ def write_card(folder: Path, model: FineCaptionForConditionalGeneration, score: 
 def copy_code(folder: Path) -> None:
     """Bring the checkpoint's copies of the Hub files up to date."""
     package = Path(sys.modules["finecaption_hf"].__file__ or "").parent
-    for copy in folder.glob("*.py"):
-        shutil.copyfile(package / copy.name, copy)
+    imported = [file for copy in folder.glob("*.py") for file in get_relative_import_files(package / copy.name)]
+    for name in {copy.name for copy in folder.glob("*.py")} | {Path(file).name for file in imported}:
+        shutil.copyfile(package / name, folder / name)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ FOLDER = finecaption_hf.EMBEDDED_CHECKPOINT
 PACKAGE = Path(finecaption_hf.__file__).parent
 HUB_FILES = {
     f"{name}_finecaption.py"
-    for name in ("configuration", "image_processing", "masks", "modeling", "processing", "prompts")
+    for name in ("branching", "configuration", "image_processing", "masks", "modeling", "processing", "prompts")
 }
 SAVED_FILES = HUB_FILES | {
     "chat_template.jinja",

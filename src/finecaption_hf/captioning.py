@@ -30,6 +30,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    **options: Any,
 ) -> "tuple[FineCaptionForConditionalGeneration, FineCaptionProcessor]":
     """Load a FineCaption checkpoint with the classes of this package; code that lies beside the weights is not run.
 
@@ -38,6 +39,7 @@ def load(
         device: where the model goes; `None` means CUDA where there is one, else the CPU.
         dtype: such as `"bfloat16"`; `None` means the one in which the weights were saved.
         revision: branch, tag or commit of a Hub repository.
+        **options: further ones of the model's `from_pretrained`, such as `attn_implementation`.
 
     Returns:
         The model in evaluation mode and its processor.
@@ -70,7 +72,7 @@ def load(
             f"The device {str(device)!r} cannot be used ({reason}). Give another, such as 'cpu'."
         ) from error
     loaded = AutoModelForImageTextToText.from_pretrained(
-        name, config=config, dtype=dtype or "auto", device_map={"": device}, **source
+        name, config=config, dtype=dtype or "auto", device_map={"": device}, **source, **options
     )
     return loaded.eval(), AutoProcessor.from_pretrained(name, **source)
 

@@ -8,6 +8,7 @@ from .configuration_finecaption import FineCaptionConfig, FineCaptionConvNextCon
 
 # isort: split
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,13 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
 from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.utils import can_return_tuple, logging, torch_compilable_check
+
+from .branching_finecaption import (
+    are_branch_ids,
+    branch_attention_mask,
+    branch_block_mask,
+    branch_position_ids,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -469,6 +477,86 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             )
         return self.get_high_res_features(given) if high_res_features is None else high_res_features
 
+    def get_branch_inputs(self, branch_ids: torch.Tensor, inputs_embeds: torch.Tensor) -> dict[str, Any]:
+        """What the language model needs for packed branches, in the form that its attention implementation takes.
+
+        Args:
+            branch_ids (`torch.LongTensor` of shape `(S, T)`): 0 in the prefix, 1, 2, .. in its branches, -1 in padding.
+            inputs_embeds (`torch.Tensor` of shape `(S, T, D)`): the sequences.
+
+        Returns:
+            `dict`: `attention_mask` and `position_ids`.
+
+        Raises:
+            ValueError: If branch_ids are none, or the language model cannot keep branches apart.
+        """
+        if branch_ids.shape != inputs_embeds.shape[:2]:
+            raise ValueError(
+                f"branch_ids have shape {tuple(branch_ids.shape)}, but the sequences and their tokens are "
+                f"{tuple(inputs_embeds.shape[:2])}. Give one branch id per token."
+            )
+        branch_ids = branch_ids.to(inputs_embeds.device)
+        torch_compilable_check(
+            are_branch_ids(branch_ids),
+            "branch_ids must be 0 in the prefix, then 1, 2, .. in one branch after another, then -1 in padding on the "
+            "right.",
+        )
+        config = self.language_model.config
+        layer_types = set(getattr(config, "layer_types", None) or ())
+        reason = None
+        if "position_ids" not in inspect.signature(self.language_model.forward).parameters:
+            reason = "it takes no position_ids"
+        elif not layer_types <= {"full_attention", "sliding_attention", "chunked_attention"}:
+            reason = f"it has layers of other kinds than attention ({', '.join(sorted(layer_types))})"
+        if reason is not None:
+            raise ValueError(
+                f"The language model ({config.model_type}) cannot keep branches apart: {reason}. Train it without "
+                "branch_ids, one description per sequence."
+            )
+        position_ids = branch_position_ids(branch_ids)
+        # A mask that is given as a whole replaces the window of such layers; below its length they see everything.
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        window = min((size for size in windows if size), default=None)
+        if window is not None and branch_ids.shape[1] > window and layer_types != {"full_attention"}:
+            torch_compilable_check(
+                position_ids.max() < window,
+                f"A prefix with one of its branches is longer than the window of {window} tokens to which layers of "
+                "the language model attend. Shorten it, or train without branch_ids.",
+            )
+        implementation = config._attn_implementation
+        attention_mask: Any
+        if implementation == "flex_attention":
+            attention_mask = branch_block_mask(branch_ids)
+        elif implementation in ("sdpa", "eager"):
+            attention_mask = branch_attention_mask(branch_ids)
+            if implementation == "eager":  # adds its mask to the scores
+                lowest = torch.finfo(inputs_embeds.dtype).min
+                attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
+                    ~attention_mask, lowest
+                )
+        else:
+            raise ValueError(
+                f"The language model's attention implementation is {implementation!r}, which takes no mask that keeps "
+                "branches apart. Choose sdpa, flex_attention or eager: from_pretrained(..., attn_implementation="
+                '{"text_config": "sdpa"}).'
+            )
+        return {"attention_mask": attention_mask, "position_ids": position_ids}
+
+    def _features_by_sequence(self, image_features: torch.Tensor, region_indices: torch.Tensor) -> torch.Tensor:
+        """Image tokens of regions `(B, N, D)` to those of sequences `(S, N, D)`."""
+        num_regions = image_features.shape[0]
+        region_indices = region_indices.to(image_features.device)
+        torch_compilable_check(
+            ((region_indices >= 0) & (region_indices < num_regions)).all(),
+            f"region_indices must be between 0 and {num_regions - 1} for {num_regions} regions.",
+        )
+        regions = torch.arange(num_regions, device=region_indices.device)
+        torch_compilable_check(
+            (region_indices == regions[:, None]).any(1).all(),
+            f"Some of the {num_regions} regions have no sequence in region_indices. Leave their masks out.",
+        )
+        return image_features.index_select(0, region_indices)
+
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
@@ -503,6 +591,8 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        branch_ids: torch.LongTensor | None = None,
+        region_indices: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> FineCaptionModelOutputWithPast:
         """Run the language model over sequences in which image tokens stand for regions.
@@ -516,6 +606,11 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             past_key_values (`Cache`, *optional*): keys and values of what comes before.
             inputs_embeds (`torch.Tensor` of shape `(S, T, D)`, *optional*): embeddings instead of `input_ids`.
             mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of pixels.
+            branch_ids (`torch.LongTensor` of shape `(S, T)`, *optional*): 0 in the prefix, 1, 2, .. in its branches, -1
+                in padding on the right: each branch attends to the prefix and to itself, and gets positions as if it
+                were alone. Instead of `attention_mask` and `position_ids`, and without a cache.
+            region_indices (`torch.LongTensor` of shape `(S,)`, *optional*): the region of each sequence, where several
+                sequences are about one region; `None` means that image tokens follow the order of the regions.
 
         Raises:
             ValueError: If the number of image tokens is not that of the regions', or inputs contradict each other.
@@ -541,9 +636,40 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             image_features = image_output.pooler_output
             if not isinstance(image_features, torch.Tensor):
                 image_features = torch.stack(list(image_features))
-            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders, image_features)
+            image_features = sequence_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            if region_indices is not None:
+                if region_indices.shape != inputs_embeds.shape[:1]:
+                    raise ValueError(
+                        f"region_indices have shape {tuple(region_indices.shape)} for {inputs_embeds.shape[0]} "
+                        "sequences. Give the region of each sequence."
+                    )
+                sequence_features = self._features_by_sequence(image_features, region_indices)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, sequence_features)
+            if region_indices is not None:
+                torch_compilable_check(
+                    (placeholders.sum(dim=(1, 2)) == image_features.shape[1]).all(),
+                    f"With region_indices each sequence must hold {image_features.shape[1]} image tokens, of one region.",
+                )
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders, sequence_features)
+        elif region_indices is not None:
+            raise ValueError("region_indices were given without images or image features. Give both or none.")
+
+        if branch_ids is not None:
+            given = {
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+            }
+            contradicting = [name for name, value in given.items() if value is not None]
+            if contradicting:
+                raise ValueError(
+                    f"branch_ids were given together with {' and '.join(contradicting)}. They say which tokens are "
+                    "attended to, and where: leave the others out."
+                )
+            branch_inputs = self.get_branch_inputs(branch_ids, inputs_embeds)
+            attention_mask, position_ids = branch_inputs["attention_mask"], branch_inputs["position_ids"]
+            # Nothing can continue packed branches, so a cache would only hold memory.
+            kwargs = {**kwargs, "use_cache": False}
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -621,6 +747,8 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        branch_ids: torch.LongTensor | None = None,
+        region_indices: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> FineCaptionCausalLMOutputWithPast:
         """Score the next token at each position; see [`FineCaptionModel.forward`] for the inputs.
@@ -645,6 +773,8 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
+            branch_ids=branch_ids,
+            region_indices=region_indices,
             return_dict=True,
             **kwargs,
         )

@@ -1,0 +1,180 @@
+"""Records -> the tensors of a training step, each image loaded once and each region's branches packed together.
+
+Dimension letters: B regions, I images, S sequences, T tokens of a sequence.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..branching_finecaption import IGNORED_LABEL, PADDING_BRANCH, BranchEncoder, PackedSequence, pack_branches
+from .records import Branch, DataError, Record, Region
+
+
+class RegionCollator:
+    """Makes a batch of records for a `Trainer` or a `DataLoader`; can be sent to worker processes.
+
+    Images and regions go through the processor's image processor, texts through its chat template and tokenizer, so
+    training sees what inference sees. Records of the same image (the same name from the same file, or the same picture)
+    share it. Give the Trainer `remove_unused_columns=False`.
+
+    Args:
+        processor (`FineCaptionProcessor`): of the checkpoint that trains.
+        load_image: gives the picture of a record, such as `dataset.load`.
+        max_tokens (`int`, *optional*): of a sequence, with its prefix. A region whose branches do not fit has several
+            sequences, which share its image tokens; a branch is never cut.
+        packed (`bool`): `False` makes one sequence per branch, with an image and a region of its own, and a plain
+            attention mask: as training without branches does it. For comparison.
+
+    Raises:
+        ValueError: If the processor's chat template cannot be used for training.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        load_image: Callable[[Record], Image.Image],
+        max_tokens: int | None = None,
+        packed: bool = True,
+    ) -> None:
+        self.processor = processor
+        self.load_image = load_image
+        self.max_tokens = max_tokens
+        self.packed = packed
+        self.encoder = BranchEncoder(processor)
+        pad_token_id = processor.tokenizer.pad_token_id
+        self.pad_token_id: int = processor.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
+        if self.pad_token_id is None:
+            raise ValueError("The tokenizer has neither a padding nor an end-of-sequence token. Set its pad_token.")
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Prepare a batch.
+
+        Args:
+            records: in any order; sequences come by image and region, each in the order of their first appearance.
+
+        Returns:
+            `dict` with, for I images, B regions and S sequences of T tokens, padded on the right,
+
+            - `pixel_values` `(I, 3, h, w)`, `high_res_pixel_values` `(I, 3, h', w')` where the processor makes them,
+            - `mask_values` `(B, 1, h, w)` where the processor makes them, and `image_indices` `(B,)`,
+            - `region_indices` `(S,)`, the region of each sequence,
+            - `input_ids`, `labels` (answers only, -100 elsewhere) and `branch_ids` `(S, T)`.
+
+            With `packed=False`, I, B and S are the number of branches, and `attention_mask` `(S, T)` takes the place of
+            `branch_ids`, `image_indices` and `region_indices`.
+
+        Raises:
+            DataError: If an image, a region or a text of a record cannot be used; its `where` is the record's.
+        """
+        if not records:
+            raise ValueError("The batch is empty. Give at least one record.")
+        groups: dict[Hashable, list[Record]] = {}
+        for record in records:
+            groups.setdefault(_image_key(record), []).append(record)
+
+        # Texts first: they are cheap, and a bad one need not wait for its image.
+        regions: list[tuple[int, Record, Region]] = []
+        sequences: list[PackedSequence] = []
+        region_indices: list[int] = []
+        for index, group in enumerate(groups.values()):
+            for record, region in [(item, region) for item in group for region in item.regions]:
+                packed = self._pack(record, region)
+                region_indices += [len(regions)] * len(packed)
+                sequences += packed
+                regions.append((index, record, region))
+        if not regions:
+            raise DataError(records[0].where, "it has no regions. Leave it out.")
+
+        pictures = [self._load(group[0]) for group in groups.values()]
+        if not self.packed:
+            # As peers do it: every branch brings its region and its image.
+            regions = [regions[region] for region in region_indices]
+            pictures = [pictures[index] for index, _, _ in regions]
+            regions = [(number, record, region) for number, (_, record, region) in enumerate(regions)]
+        batch = {**self._pad(sequences), **self._prepare_regions(pictures, regions)}
+        if self.packed:
+            batch["region_indices"] = torch.tensor(region_indices)
+        else:
+            batch["attention_mask"] = (batch.pop("branch_ids") != PADDING_BRANCH).long()
+            del batch["image_indices"]
+        return batch
+
+    def _pack(self, record: Record, region: Region) -> list[PackedSequence]:
+        if not region.branches:
+            raise DataError(record.where, f"{_name(record, region)} has no branches. Leave it out.")
+        try:
+            branches = self.encoder.encode([(self._question(branch), branch.answer) for branch in region.branches])
+            if self.packed:
+                return pack_branches(self.encoder.prefix_ids, branches, self.max_tokens)
+            return [
+                packed
+                for branch in branches
+                for packed in pack_branches(self.encoder.prefix_ids, [branch], self.max_tokens)
+            ]
+        except ValueError as error:
+            raise DataError(record.where, f"{_name(record, region)}: {error}") from error
+
+    def _question(self, branch: Branch) -> str:
+        if branch.question is not None:
+            return branch.question
+        if branch.name is None:
+            raise ValueError(f"The branch with the answer {branch.answer!r} has neither a name nor a question.")
+        return self.processor.question(branch.name)
+
+    def _load(self, record: Record) -> Image.Image:
+        try:
+            return self.load_image(record)
+        except DataError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(record.where, f"its image cannot be loaded: {error}") from error
+
+    def _prepare_regions(
+        self, pictures: list[Image.Image], regions: list[tuple[int, Record, Region]]
+    ) -> dict[str, torch.Tensor]:
+        def prepare(pictures: list[Image.Image], regions: list[tuple[int, Record, Region]]) -> dict[str, torch.Tensor]:
+            masks = [region.mask for _, _, region in regions]
+            indices = [index for index, _, _ in regions]
+            return dict(self.processor.image_processor(pictures, masks=masks, image_indices=indices))
+
+        try:
+            return prepare(pictures, regions)
+        except (OSError, ValueError) as error:
+            # Only now look for the record that is to blame.
+            for index, record, region in regions:
+                try:
+                    prepare([pictures[index]], [(0, record, region)])
+                except (OSError, ValueError) as reason:
+                    raise DataError(record.where, f"{_name(record, region)}: {reason}") from error
+            raise
+
+    def _pad(self, sequences: list[PackedSequence]) -> dict[str, torch.Tensor]:
+        length = max(len(sequence.input_ids) for sequence in sequences)
+        padding = {"input_ids": self.pad_token_id, "labels": IGNORED_LABEL, "branch_ids": PADDING_BRANCH}
+        return {
+            name: torch.tensor(
+                [row + [value] * (length - len(row)) for row in (getattr(item, name) for item in sequences)]
+            )
+            for name, value in padding.items()
+        }
+
+
+def _image_key(record: Record) -> Hashable:
+    """What records of one image share. Names count within a file: two datasets may both have an `images/1.png`."""
+    if not isinstance(record.image, str):
+        return id(record.image)
+    source = record.where.rpartition("[" if record.where.endswith("]") else ":")[0]
+    return source, record.image
+
+
+def _name(record: Record, region: Region) -> str:
+    if region.id is not None:
+        return f"region {region.id!r}"
+    return f"region {next(number for number, item in enumerate(record.regions) if item is region)}"
+
+
+__all__ = ["RegionCollator"]

@@ -1,0 +1,122 @@
+"""LoRA in a stage: adapters put into the model in place, saved beside the merged weights.
+
+A checkpoint holds the merged weights, so that it loads like any other, and the adapters under `adapter/`, from which
+training continues: what was merged cannot be taken apart again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .stages import LANGUAGE_MODEL_LINEAR, Stage, StageError
+
+ADAPTER_FOLDER = "adapter"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise StageError("A stage with adapters needs the package peft. Run: pip install peft") from error
+    return peft
+
+
+def add_adapters(model: nn.Module, stage: Stage) -> None:
+    """Put LoRA layers into the model, in place.
+
+    Raises:
+        StageError: If peft is missing, a field is unknown to it, or `target_modules` matches no layer.
+    """
+    assert stage.peft is not None
+    peft = _peft()
+    fields = {"target_modules": LANGUAGE_MODEL_LINEAR, **stage.peft}
+    try:
+        config = peft.LoraConfig(**fields)
+        peft.inject_adapter_in_model(config, model)
+    except (TypeError, ValueError) as error:
+        raise StageError(f"Stage {stage.name!r}: peft cannot be applied with {fields}: {error}") from error
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
+def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapters' own tensors, by parameter name."""
+    return {name: value.detach().contiguous() for name, value in model.named_parameters() if ".lora_" in name}
+
+
+def save_adapters(model: nn.Module, stage: Stage, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_state(model), folder / _WEIGHTS, metadata={"format": "pt", "stage": stage.name})
+
+
+def load_adapters(model: nn.Module, folder: Path) -> None:
+    """Continue from saved adapters.
+
+    Raises:
+        StageError: If the file is missing or holds other tensors than the model's.
+    """
+    path = folder / _WEIGHTS
+    if not path.is_file():
+        raise StageError(f"{path} is missing, so the adapters cannot be continued.")
+    saved, own = load_file(path), dict(model.named_parameters())
+    wanted = set(adapter_state(model))
+    if saved.keys() != wanted:
+        raise StageError(
+            f"{path} holds {len(saved)} tensors where the stage has {len(wanted)}, or others: was target_modules changed?"
+        )
+    with torch.no_grad():
+        for name, value in saved.items():
+            own[name].copy_(value)
+
+
+def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights under their names without adapters, adapters merged, quantised ones in the adapters' precision."""
+    peft = _peft()
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    modules = dict(model.named_modules())
+    quantised = {
+        name for name, module in modules.items() if hasattr(getattr(module, "weight", None), "quant_state")
+    }
+    merged: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        if ".lora_" in name or any(name.startswith(f"{module}.weight.") for module in quantised):
+            continue
+        owner, _, leaf = name.rpartition(".")
+        plain = owner.removesuffix(".base_layer")
+        if leaf == "weight" and owner in quantised:
+            value = dequantize_module_weight(modules[owner])
+        layer = modules.get(plain)
+        if leaf == "weight" and plain != owner and isinstance(layer, LoraLayer):
+            with torch.no_grad():
+                deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]  # type: ignore[operator]
+                value = value + torch.stack(deltas).sum(0).to(value.dtype)
+        merged[f"{plain}.{leaf}" if plain else leaf] = value
+    del peft
+    return merged
+
+
+def save_merged(model: Any, folder: Path) -> None:
+    """Write the merged weights, with a configuration that does not speak of quantisation."""
+    state = merged_state(model)
+    plain = type(model)._from_config(_without_quantisation(model.config)) if _is_quantised(model) else model
+    plain.save_pretrained(folder, state_dict=state)
+
+
+def _is_quantised(model: Any) -> bool:
+    return getattr(model, "is_quantized", False)
+
+
+def _without_quantisation(config: Any) -> Any:
+    values: Mapping[str, Any] = {
+        name: value for name, value in config.to_dict().items() if name != "quantization_config"
+    }
+    return type(config).from_dict(dict(values))

@@ -1,0 +1,114 @@
+"""`transformers.TrainingArguments` from texts, recipes and stages."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from .stages import Stage, StageError
+
+_OWN = {"output_dir": "--output", "resume_from_checkpoint": "--resume"}
+_ALIASES = ("gradient_checkpointing", "activation_checkpointing")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise StageError(message)
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of `TrainingArguments` as they stand on a command line, with dashes or underscores; only those given.
+
+    Raises:
+        StageError: If there is no such option, or its value is of the wrong kind.
+    """
+    parser = _Parser(TrainingArguments, add_help=False, allow_abbrev=False)
+    for action in parser._actions:
+        action.default = _NOT_GIVEN
+    given, unknown = parser.parse_known_args(list(texts))
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise StageError(
+            f"There is no option {unknown[0]}.{hint} All options of transformers.TrainingArguments can be given."
+        )
+    values = {name: value for name, value in vars(given).items() if value is not _NOT_GIVEN}
+    for name, own in _OWN.items():
+        if name in values:
+            raise StageError(f"Give {own} instead of --{name}.")
+    return values
+
+
+_NOT_GIVEN = object()
+
+
+def build_arguments(
+    stage: Stage, output: str, common: Mapping[str, Any], given: Mapping[str, Any], has_eval_data: bool
+) -> TrainingArguments:
+    """The arguments with which a stage trains.
+
+    Args:
+        stage: its learning rate, batch size and `training`.
+        output: folder of the checkpoints.
+        common: those of all stages of a recipe.
+        given: those of the command line; they win.
+        has_eval_data: whether there is something to evaluate on.
+
+    Raises:
+        StageError: If an argument is unknown, or the batch sizes do not fit together.
+    """
+    known = {item.name for item in fields(TrainingArguments) if item.init}
+    values = {**stage.training_arguments(common), **given}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise StageError(f"transformers.TrainingArguments has no {', '.join(unknown)}.{hint}")
+    if values.get("remove_unused_columns"):
+        raise StageError("Records have no columns to remove: leave remove_unused_columns out.")
+    for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"):
+        if isinstance(values.get(name), str):  # YAML reads 1e-3, without a dot, as text
+            values[name] = float(values[name])
+    if not any(name in values for name in _ALIASES) and stage.activation_checkpointing:
+        values["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = True
+    values.update(_batch_sizes(stage, values))
+    values.setdefault("report_to", "none")
+    values.setdefault("logging_steps", 10)
+    values.setdefault("eval_strategy", values.get("save_strategy", "steps") if has_eval_data else "no")
+    if values["eval_strategy"] == "steps" and values.get("save_strategy", "steps") == "steps":
+        values.setdefault("eval_steps", values.get("save_steps", 500))
+    if not has_eval_data and values["eval_strategy"] != "no":
+        raise StageError("There is no evaluation without data for it. Give --eval-data or --eval-share.")
+    return TrainingArguments(output_dir=output, remove_unused_columns=False, **_without(values, "remove_unused_columns"))
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+def _batch_sizes(stage: Stage, values: Mapping[str, Any]) -> dict[str, int]:
+    """Items per process and steps of accumulation that make up the stage's global batch."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    total = stage.global_batch_size
+    if total % world:
+        raise StageError(f"The global batch of {total} cannot be shared by {world} processes. Change global_batch_size.")
+    of_process = total // world
+    accumulation = values.get("gradient_accumulation_steps")
+    per_device = values.get("per_device_train_batch_size")
+    if accumulation is not None:
+        if per_device is None:
+            per_device = max(1, of_process // accumulation)
+    elif per_device is None:
+        per_device = max(size for size in range(1, min(8, of_process) + 1) if of_process % size == 0)
+    if accumulation is None:
+        if of_process % per_device:
+            raise StageError(
+                f"per_device_train_batch_size {per_device} times {world} processes does not divide the stage's "
+                f"global_batch_size {total}. Change one of them, or give gradient_accumulation_steps, which wins."
+            )
+        accumulation = of_process // per_device
+    return {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}

@@ -1,0 +1,229 @@
+"""The stage-aware callback of the stock `transformers.Trainer`."""
+
+import inspect
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .adapters import ADAPTER_FOLDER, add_adapters, has_adapters, load_adapters, save_adapters, save_merged
+from .checkpoints import RECORD, check_same_stage, read_record, write_record
+from .stages import Stage, StageError
+
+logger = logging.getLogger(__name__)
+
+_PARTS = {"vision_tower", "convnext_tower", "sam_tower", "adapter", "language_model"}
+
+
+@dataclass(frozen=True)
+class TrainableRow:
+    """Of one part of the model: how many tensors and values train, of how many."""
+
+    part: str
+    tensors: int
+    all_tensors: int
+    values: int
+    all_values: int
+
+
+def apply_stage(model: nn.Module, stage: Stage) -> list[TrainableRow]:
+    """Let exactly the stage's parameters require a gradient, in place; an optimizer must not exist yet.
+
+    Args:
+        model (`FineCaptionForConditionalGeneration`): as `from_pretrained` gives it; a stage with `peft` puts its
+            adapters into it.
+        stage (`Stage`): what trains.
+
+    Returns:
+        `list[TrainableRow]`: what trains of each part of the model.
+
+    Raises:
+        StageError: If a pattern matches nothing, the number of parameters is not the declared one, or adapters of
+            another stage are in the model.
+    """
+    if has_adapters(model):
+        raise StageError("The model already holds adapters of a stage. Start a stage from from_pretrained.")
+    parameters = dict(model.named_parameters())
+    chosen = [parameters[name] for name in stage.select(parameters)]
+    for parameter in chosen:
+        if not parameter.is_floating_point():
+            raise StageError(f"Stage {stage.name!r} trains quantised parameters. Train adapters (peft) instead.")
+    model.requires_grad_(False)
+    if stage.peft is not None:
+        # Freezes all that is there and adds what trains.
+        add_adapters(model, stage)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    return trainable_table(model)
+
+
+def trainable_table(model: nn.Module) -> list[TrainableRow]:
+    """What trains of each part; parameters that are shared count once."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        path = name.split(".")
+        row = counts.setdefault(path[1] if path[0] == "model" and path[1] in _PARTS else path[0], [0, 0, 0, 0])
+        size = parameter.numel()
+        row[1] += 1
+        row[3] += size
+        if parameter.requires_grad:
+            row[0] += 1
+            row[2] += size
+    return [TrainableRow(part, *row) for part, row in counts.items()]
+
+
+def format_table(rows: list[TrainableRow]) -> str:
+    total = TrainableRow("total", *(sum(getattr(row, name) for row in rows) for name in _COLUMNS))
+    return "\n".join(
+        f"  {row.part:<16} {row.values:>16,} of {row.all_values:>16,} values in {row.tensors:>5,} of "
+        f"{row.all_tensors:>5,} tensors"
+        for row in [*rows, total]
+    )
+
+
+_COLUMNS = ("tensors", "all_tensors", "values", "all_values")
+
+
+class StageCallback(TrainerCallback, ExportableState):
+    """Makes a stock `Trainer` train one stage: `Trainer(..., callbacks=[StageCallback(STAGES[2])])`.
+
+    It freezes and checks before the optimizer exists, logs what trains, declares every checkpoint whole with a record
+    of its stage (`stage.json`, written last), and refuses to resume a checkpoint of another stage. One `Trainer` trains
+    one stage; the next starts from `from_pretrained`.
+
+    Args:
+        stage (`Stage`): what trains; also as the plain values of `Stage.to_dict`.
+
+    Raises:
+        StageError: In `Trainer(...)` where the stage does not fit the model or an optimizer already exists; in
+            `Trainer.train` where the callback was added after construction, something changed what trains, or the
+            checkpoint is of another stage.
+    """
+
+    def __init__(self, stage: Stage | Mapping[str, Any]) -> None:
+        self.stage = stage if isinstance(stage, Stage) else Stage.from_dict(stage)
+        self.table: list[TrainableRow] = []
+        self._names: set[str] | None = None
+        self._use_cache: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer writes into `trainer_state.json`."""
+        return {"args": {"stage": self.stage.to_dict()}, "attributes": {}}
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        if kwargs.get("optimizer") is not None:
+            raise StageError(
+                f"Stage {self.stage.name!r} was attached too late: the optimizer that was given to Trainer(...) exists "
+                "already and holds what is to be frozen. Leave optimizers out; Trainer makes one after the stage."
+            )
+        if args.remove_unused_columns:
+            raise StageError("Records have no columns to remove: set remove_unused_columns=False in TrainingArguments.")
+        self.table = apply_stage(model, self.stage)
+        self._names = _trainable_names(model)
+        logger.info("Stage %r trains:\n%s", self.stage.name, format_table(self.table))
+        if args.save_total_limit == 1:
+            # Until the newest checkpoint is whole, the one before it is what there is to continue from.
+            logger.warning("save_total_limit=1 is raised to 2, so that a whole checkpoint exists at any moment.")
+            args.save_total_limit = 2
+        model.register_load_state_dict_pre_hook(self._check_resumed)
+
+    def _check_resumed(self, *_: Any) -> None:
+        """Refuse another stage's checkpoint before its optimizer, which would not fit, ends in an error of torch."""
+        folder = _resumed_folder()
+        if folder is not None and (folder / RECORD).is_file():
+            check_same_stage(read_record(folder), self.stage, folder)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        if self._names is None:
+            raise StageError(
+                f"Stage {self.stage.name!r} was attached too late: the optimizer exists already. Give it to the "
+                "constructor, Trainer(..., callbacks=[StageCallback(stage)]), not to add_callback."
+            )
+        changed = _trainable_names(model) ^ self._names
+        if changed:
+            raise StageError(
+                f"What trains is not what stage {self.stage.name!r} declared: {', '.join(sorted(changed)[:5])} "
+                f"({len(changed)} in all) changed since Trainer(...). Leave requires_grad alone, and use no model_init."
+            )
+        if state.global_step > 0:
+            self._continue(args, state, model)
+        config = model.config
+        if not self._use_cache:
+            # The trainer sets the top level only, and before it knows what was there; checkpoints get it back.
+            self._use_cache = {"text_config": getattr(config.text_config, "use_cache", None)}
+        config.text_config.use_cache = False
+
+    def _continue(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        written = state.stateful_callbacks.get(type(self).__name__) if state.stateful_callbacks else None
+        where = f"The checkpoint of step {state.global_step}"
+        if not isinstance(written, dict):
+            raise StageError(f"{where} was not written in a stage. Start a new stage from it with from_pretrained.")
+        check_same_stage(written["args"], self.stage, where)
+        if self.stage.peft is not None:
+            folder = _resumed_folder() or Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            load_adapters(model, folder / ADAPTER_FOLDER)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed:
+            torch.distributed.barrier()  # every process has written its part
+        if args.should_save:
+            self.complete(kwargs["model"], folder)
+            write_record(folder, self.stage, state.global_step, args.world_size)
+
+    def complete(self, model: Any, folder: Path) -> None:
+        """Make what `Trainer.save_model` wrote a folder that loads and generates like any other checkpoint."""
+        if self.stage.peft is not None:
+            save_merged(model, folder)
+            save_adapters(model, self.stage, folder / ADAPTER_FOLDER)
+        path = folder / "config.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        # Training turns the cache of keys and values off; a checkpoint generates with it.
+        values.pop("use_cache", None)
+        saved = self._use_cache.get("text_config")
+        if saved is None:
+            values["text_config"].pop("use_cache", None)
+        else:
+            values["text_config"]["use_cache"] = saved
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        config = kwargs["model"].config
+        config.use_cache = True
+        if self._use_cache.get("text_config") is not None:
+            config.text_config.use_cache = self._use_cache["text_config"]
+
+
+def _trainable_names(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _resumed_folder() -> Path | None:
+    """The folder that `Trainer.train` was told to resume, where it is one of the callers.
+
+    It tells callbacks nothing of it before the optimizer is loaded, so this reads the argument where it stands.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        folder = frame.f_locals.get("resume_from_checkpoint")
+        if isinstance(folder, str) and frame.f_code.co_name in ("_load_from_checkpoint", "_inner_training_loop"):
+            return Path(folder)
+        frame = frame.f_back
+    return None

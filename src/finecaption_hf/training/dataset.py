@@ -1,0 +1,48 @@
+"""How often the whole image is the region."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..prompts_finecaption import normalise_name
+
+GLOBAL = "global"
+
+
+class WholeImageDataset(Dataset):
+    """A data set of records in which a share of the samples is the whole image with its global caption.
+
+    Of a record that has a region without mask with a branch named `global`, `share` of the items are that region alone;
+    the others leave it out, unless there is no other region. Which, is decided by seed and index, so it is the same in
+    every epoch and process. Other records pass unchanged.
+
+    Args:
+        dataset: records by index.
+        share (`float`): between 0 and 1; Alpha-CLIP (arXiv 2312.03818) takes 0.1.
+        seed (`int`): of the choice.
+    """
+
+    def __init__(self, dataset: Any, share: float, seed: int = 0) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"share is {share}; it must be between 0 and 1.")
+        self.dataset, self.share, self.seed = dataset, share, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        index = range(len(self))[index]
+        record = self.dataset[index]
+        whole = tuple(region for region in record.regions if _is_global(region))
+        others = tuple(region for region in record.regions if not _is_global(region))
+        if not whole or not others:
+            return record
+        chosen = np.random.default_rng((self.seed, index)).random() < self.share
+        return replace(record, regions=whole if chosen else others)
+
+
+def _is_global(region: Any) -> bool:
+    names = (branch.name for branch in region.branches if branch.name is not None)
+    return region.mask is None and any(normalise_name(name) == GLOBAL for name in names)

@@ -1,0 +1,113 @@
+"""Recipes: a model, data and stages in one YAML file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .stages import Stage, StageError
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Folder of the recipes that come with the package; `finecaption train --recipe finecaption-tiny` finds them by name."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `finecaption train --recipe` reads; options on the command line win.
+
+    Args:
+        stages: in the order in which they train; each starts from the weights of the one before.
+        model: checkpoint that the first stage starts from: a folder or Hub id.
+        data: files or folders of records by name; relative paths are relative to the recipe.
+        eval_data: the same, for the evaluation loss and the sample captions.
+        eval_share: share of the data that is held out for that, where there is no `eval_data`.
+        training: `transformers.TrainingArguments` of all stages.
+        model_options: `dtype`, `attn_implementation` and `quantization_config` (of bitsandbytes) to load with.
+        max_tokens: of a packed sequence.
+        max_regions: of an item; records with more are split.
+        num_samples: captions of held-out regions that are written at every evaluation.
+    """
+
+    stages: tuple[Stage, ...]
+    model: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    eval_data: Mapping[str, str] = field(default_factory=dict)
+    eval_share: float = 0.0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    max_regions: int | None = None
+    num_samples: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise StageError("A recipe needs at least one stage.")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise StageError(f"Each stage of a recipe needs a name of its own; these are {', '.join(names)}.")
+        unknown = self.model_options.keys() - _MODEL_OPTIONS
+        if unknown:
+            raise StageError(
+                f"model_options has no {', '.join(sorted(unknown))}; there are {', '.join(sorted(_MODEL_OPTIONS))}."
+            )
+
+
+_MODEL_OPTIONS = {"dtype", "attn_implementation", "quantization_config"}
+
+
+def read_recipe(source: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: a YAML file, or the name of a recipe of the package.
+
+    Raises:
+        StageError: If there is none, it is no YAML, or a field is unknown or cannot be meant.
+    """
+    import yaml
+
+    path = Path(source)
+    packaged = RECIPES / f"{source}.yaml"
+    if not path.is_file():
+        if not packaged.is_file():
+            known = ", ".join(sorted(item.stem for item in RECIPES.glob("*.yaml")))
+            raise StageError(f"{source} is neither a file nor a recipe of the package; those are {known}.")
+        path = packaged
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StageError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise StageError(f"{path} holds no mapping. Give at least stages: [...].")
+    known_fields = {item.name for item in fields(Recipe)}
+    unknown = sorted(values.keys() - known_fields)
+    if unknown:
+        raise StageError(f"{path} has no field {', '.join(unknown)}; there are {', '.join(sorted(known_fields))}.")
+    given = {name: value for name, value in values.items() if value is not None}
+    stages = given.pop("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise StageError(f"{path}: stages is a list of mappings, such as [{{stage: 1}}, {{stage: 2}}].")
+    for name in ("data", "eval_data"):
+        if name in given:
+            given[name] = {key: _relative(value, path) for key, value in named_paths(given[name], name).items()}
+    return Recipe(stages=tuple(Stage.from_dict(stage) for stage in stages), **given)
+
+
+def named_paths(given: Any, what: str) -> dict[str, str]:
+    """Data by name from a mapping, a path, or `[NAME=]PATH` texts; without a name it is that of the file or folder."""
+    if isinstance(given, Mapping):
+        return {str(name): str(path) for name, path in given.items()}
+    paths: dict[str, str] = {}
+    for text in [given] if isinstance(given, (str, Path)) else list(given or ()):
+        name, equals, path = str(text).partition("=")
+        if not equals or "/" in name:
+            path = str(text)
+            name = Path(path).stem if Path(path).name != "records.jsonl" else Path(path).resolve().parent.name
+        if name in paths:
+            raise StageError(f"--{what.replace('_', '-')}: two are called {name!r}. Give names, such as {name}2=PATH.")
+        paths[name] = path
+    return paths
+
+
+def _relative(path: str, recipe: Path) -> str:
+    return str(recipe.parent / Path(path).expanduser())

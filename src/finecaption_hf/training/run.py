@@ -1,0 +1,242 @@
+"""Stages one after the other, each continued where it was interrupted."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+from transformers import Trainer, TrainingArguments
+
+from ..captioning import load
+from ..data.collator import RegionCollator
+from ..data.dataset import open_dataset
+from ..data.mixing import MixedDataset
+from ..data.records import Record
+from .arguments import build_arguments
+from .callback import StageCallback
+from .checkpoints import last_checkpoint, read_record, write_atomically, write_record
+from .dataset import WholeImageDataset
+from .recipes import Recipe
+from .samples import SampleCallback
+from .stages import Stage, StageError
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+"""Folder of a finished stage's checkpoint, inside the stage's."""
+
+_RUN = "run.json"
+
+
+def train(
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    options: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    tell: Callable[[str], None] = logger.info,
+) -> Path:
+    """Train the stages of a recipe in a row; run again after an interruption, it continues to the same weights.
+
+    Args:
+        recipe: model, data and stages.
+        output: folder for all of it. A single stage has its `checkpoint-N` and `final` there, several have a folder
+            each, `1-adapter` and so on.
+        options: arguments of `transformers.TrainingArguments`, over those of recipe and stages.
+        resume: continue what the folder holds; `False` refuses a folder that holds something.
+        tell: gets a line about every stage and every checkpoint that is skipped.
+
+    Returns:
+        `Path`: the checkpoint of the last stage.
+
+    Raises:
+        StageError: If a stage does not fit the model, or the folder holds another run.
+        DataError: If a record cannot be used.
+    """
+    output = Path(output)
+    if recipe.model is None:
+        raise StageError("There is no model to start from. Give --model, or model in the recipe.")
+    if not recipe.data:
+        raise StageError("There is no data to train on. Give --data, or data in the recipe.")
+    if not resume and output.is_dir() and any(output.iterdir()):
+        raise StageError(f"{output} is not empty. Leave --no-resume out to continue it, or give another folder.")
+    model = os.path.abspath(recipe.model) if os.path.isdir(recipe.model) else recipe.model
+    several = len(recipe.stages) > 1
+    for number, stage in enumerate(recipe.stages, start=1):
+        folder = output / f"{number}-{stage.name}" if several else output
+        title = f"Stage {number} of {len(recipe.stages)}, {stage.name}"
+        if (folder / FINAL).is_dir():
+            _check_run(folder, _description(recipe, stage, model))
+            read_record(folder / FINAL)
+            tell(f"{title}: finished before, see {folder / FINAL}")
+        else:
+            tell(f"{title}: starts from {model}")
+            _train_stage(recipe, stage, model, folder, options or {}, tell)
+            tell(f"{title}: wrote {folder / FINAL}")
+        model = str((folder / FINAL).resolve())
+    return Path(model)
+
+
+def _train_stage(
+    recipe: Recipe,
+    stage: Stage,
+    model_source: str,
+    folder: Path,
+    options: Mapping[str, Any],
+    tell: Callable[[str], None],
+) -> None:
+    args = build_arguments(
+        stage, str(folder), recipe.training, options, bool(recipe.eval_data or recipe.eval_share)
+    )
+    if args.n_gpu > 1:
+        raise StageError(
+            f"{args.n_gpu} GPUs but one process: a batch cannot be cut by its first dimension. Start one process for "
+            "each with accelerate launch, or show one with CUDA_VISIBLE_DEVICES=0."
+        )
+    description = _description(recipe, stage, model_source)
+    if args.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_run(folder, description)
+        write_atomically(folder / _RUN, json.dumps(description, indent=2) + "\n")
+    _wait(args)
+    checkpoint = last_checkpoint(folder, stage, tell, discard=args.should_save)
+    _wait(args)
+    if checkpoint is not None:
+        tell(f"Continuing from {checkpoint}")
+
+    train_data, eval_data = open_data(recipe, stage, args.seed, folder)
+    model, processor = _load_model(recipe, model_source, args)
+    callback = StageCallback(stage)
+    callbacks: list[Any] = [callback]
+    if eval_data is not None and recipe.num_samples:
+        callbacks.append(SampleCallback(processor, eval_data, recipe.num_samples))
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=RegionCollator(processor, load_image=Record.load, max_tokens=recipe.max_tokens),
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _write_final(trainer, callback, stage, folder)
+
+
+def _write_final(trainer: Trainer, callback: StageCallback, stage: Stage, folder: Path) -> None:
+    """The folder appears when all of it is written, so that there is no half-finished stage."""
+    args, partial = trainer.args, folder / f"{FINAL}.partial"
+    if args.should_save and partial.exists():
+        shutil.rmtree(partial)
+    _wait(args)
+    trainer.save_model(str(partial))
+    _wait(args)
+    if args.should_save:
+        # It names folders of this machine and is not needed to use the model.
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        callback.complete(trainer.model, partial)
+        write_record(partial, stage, trainer.state.global_step, args.world_size)
+        os.replace(partial, folder / FINAL)
+    _wait(args)
+
+
+def _wait(args: TrainingArguments) -> None:
+    """All processes get here before one goes on."""
+    if args.world_size > 1:
+        torch.distributed.barrier()
+
+
+# --- model and data --------------------------------------------------------------------------------------------------
+
+
+def _load_model(recipe: Recipe, source: str, args: TrainingArguments) -> tuple[Any, Any]:
+    options = {"dtype": "float32", **recipe.model_options}
+    quantization = options.pop("quantization_config", None)
+    if quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(**quantization)
+    device = args.device if quantization is not None else "cpu"
+    return load(source, device=device, **options)
+
+
+def open_data(recipe: Recipe, stage: Stage, seed: int, cache: Path) -> tuple[Dataset, Dataset | None]:
+    """Data of a stage: the mix with its whole-image samples, and what is held out.
+
+    Raises:
+        StageError: If the stage names data that is not given.
+    """
+    missing = sorted(stage.data.keys() - recipe.data.keys())
+    if missing:
+        raise StageError(
+            f"Stage {stage.name!r} trains on {', '.join(missing)}, but data is given for {', '.join(recipe.data)}. Give "
+            f"--data {missing[0]}=PATH."
+        )
+    names = list(stage.data) or list(recipe.data)
+
+    def opened(path: str) -> Any:
+        return open_dataset(path, max_regions=recipe.max_regions, cache=cache.parent / "cache")
+
+    held_out: list[Any] = [opened(path) for path in recipe.eval_data.values()]
+    parts: dict[str, Any] = {}
+    for name in names:
+        whole = opened(recipe.data[name])
+        if recipe.eval_share and not recipe.eval_data:
+            kept, out = _split(len(whole), recipe.eval_share, seed)
+            parts[name] = Subset(whole, kept)
+            held_out.append(Subset(whole, out))
+        else:
+            parts[name] = whole
+    mix = next(iter(parts.values()))
+    if len(parts) > 1:
+        mix = MixedDataset(parts, dict(stage.data) or None, seed=seed)
+    evaluated = None if not held_out else held_out[0] if len(held_out) == 1 else torch.utils.data.ConcatDataset(held_out)
+    return WholeImageDataset(mix, stage.whole_image_share, seed), evaluated
+
+
+def _split(length: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out, the same in every stage and run."""
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+    number = round(length * share)
+    if not 0 < number < length:
+        raise StageError(f"eval_share {share} of {length} records holds out {number}. Give eval_data instead.")
+    return sorted(order[number:]), sorted(order[:number])
+
+
+# --- what a folder was made with -------------------------------------------------------------------------------------
+
+
+def _description(recipe: Recipe, stage: Stage, model: str) -> dict[str, Any]:
+    return {
+        "stage": stage.to_dict(),
+        "model": model,
+        "data": {name: os.path.abspath(path) for name, path in recipe.data.items()},
+    }
+
+
+def _check_run(folder: Path, description: Mapping[str, Any]) -> None:
+    """Refuse to continue another run.
+
+    Raises:
+        StageError: If model, stage or data differ, or the folder holds checkpoints of which nothing is known.
+    """
+    path = folder / _RUN
+    if not path.is_file():
+        if folder.is_dir() and any(folder.glob("checkpoint-*")):
+            raise StageError(f"{folder} holds checkpoints that this command did not write. Give another --output.")
+        return
+    written = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in description.items():
+        if json.loads(json.dumps(value)) != written[name]:
+            raise StageError(
+                f"{folder} was begun with {name} {json.dumps(written[name])}; now it is {json.dumps(value)}. Give another "
+                "--output, or run the command with which it was begun."
+            )
+
+
+__all__: Sequence[str] = ["train"]

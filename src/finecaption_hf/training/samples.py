@@ -1,0 +1,86 @@
+"""Captions of a few held-out regions at every evaluation, beside the right answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..captioning import caption_regions
+
+
+class SampleCallback(TrainerCallback):
+    """Writes greedy captions to `samples.jsonl` in the output folder: step, question, answer and caption of each region.
+
+    Args:
+        processor (`FineCaptionProcessor`): of the model that trains.
+        records: held-out records, by index.
+        num_samples: how many records to take, from the start; of each, the first region and its first branches.
+        max_new_tokens: of a caption.
+    """
+
+    def __init__(self, processor: Any, records: Any, num_samples: int, max_new_tokens: int = 48) -> None:
+        self.processor = processor
+        self.records = [records[index] for index in range(min(num_samples, len(records)))]
+        self.max_new_tokens = max_new_tokens
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        path = _path(args)
+        if not state.is_world_process_zero or not path.is_file():
+            return
+        # Steps that an interrupted run did after its last checkpoint come again.
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, state.global_step)]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        # A model that is spread over processes generates in all of them or not at all.
+        if not (state.is_world_process_zero or args.fsdp or args.deepspeed):
+            return
+        model.eval()
+        lines = []
+        for record in self.records:
+            region = record.regions[0]
+            branches = region.branches[:4]
+            questions = [branch.question or branch.name for branch in branches]
+            # Drawing no random numbers, this leaves the training as it would have been.
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
+                (captions,) = caption_regions(
+                    model,
+                    self.processor,
+                    record.load(),
+                    [region.mask],
+                    questions,
+                    max_new_tokens=self.max_new_tokens,
+                    use_cache=True,
+                )
+            lines += [
+                {
+                    "step": state.global_step,
+                    "record": record.where,
+                    "region": region.id,
+                    "question": question,
+                    "answer": branch.answer,
+                    "caption": caption,
+                }
+                for question, branch, caption in zip(questions, branches, captions, strict=True)
+            ]
+        if state.is_world_process_zero:
+            with _path(args).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _path(args: TrainingArguments) -> Path:
+    return Path(args.output_dir) / "samples.jsonl"
+
+
+def _is_before(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except ValueError:
+        return False  # the process ended while it wrote this line
