@@ -7,9 +7,10 @@ Stands in for the pretrained encoders and the pretrained language model of the f
 zero and every region is the whole picture, so nothing here can use a mask:
 
 1. swatches: the ConvNeXt tower learns colours and textures from small boards of them;
-2. towers: each tower learns what lies in each grid cell: the facets of the object or person there and of its neighbour;
-3. words: the language model reads questions and answers as text alone;
-4. captions: towers, adapter and language model answer questions about pictures of one object or person, and caption
+2. close-ups: it learns the facets of objects, heads and bodies from crops around them;
+3. towers: each tower learns what lies in each grid cell: the facets of the object or person there and of its neighbour;
+4. words: the language model reads questions and answers as text alone;
+5. captions: towers, adapter and language model answer questions about pictures of one object or person, and caption
    pictures of several.
 
 The state is saved as it goes; the same command continues where it was stopped. OUTPUT/checkpoint is a complete Hub
@@ -252,6 +253,46 @@ class SceneBatches(IterableDataset):
         return batch
 
 
+class CloseUps(IterableDataset):
+    """Endless batches of crops around objects, heads and bodies: seven times smaller than scenes."""
+
+    def __init__(self, first_seed: int, crops: int):
+        self.first_seed, self.crops = first_seed, crops
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        torch.set_num_threads(1)
+        seed, waiting = self.first_seed, []
+        while True:
+            while len(waiting) < self.crops:
+                waiting += close_ups(render_scene(seed, size=HIGH_RES), np.random.default_rng(seed))
+                seed += 1
+            batch, waiting = waiting[: self.crops], waiting[self.crops :]
+            labels = {name: torch.tensor([facets.get(name, -100) for _, facets in batch]) for name in FACETS}
+            yield {"images": torch.from_numpy(np.stack([crop for crop, _ in batch])).permute(0, 3, 1, 2), **labels}
+
+
+HEAD_FACETS = ("expression", "skin_tone", "skin_texture", "hair_color", "hair_style", "accessory", "pose", "shirt")
+BODY_FACETS = ("pose", "build", "shirt", "trousers")
+CLOSE_UP = 96  # pixels a side
+
+
+def close_ups(scene: Scene, rng: np.random.Generator) -> list[tuple[np.ndarray, dict[str, int]]]:
+    """Crops with the classes of the facets that can be seen in them."""
+    found = []
+    for region in scene.regions:
+        x, top = region.center_xy[0], region.box_xyxy[1]
+        views = [(region.center_xy[1], tuple(region.facets))]
+        if region.sort == "person":
+            views = [(top + 38, HEAD_FACETS), (top + 98, BODY_FACETS)]
+        for y, names in views:
+            left, upper = (
+                int(np.clip(value - CLOSE_UP / 2 + rng.uniform(-9, 9), 0, HIGH_RES - CLOSE_UP)) for value in (x, y)
+            )
+            crop = scene.image[upper : upper + CLOSE_UP, left : left + CLOSE_UP]
+            found.append((crop, {name: FACETS[name].index(region.facets[name]) for name in names}))
+    return found
+
+
 CELL_CLASSES: dict[str, int] = {
     "sort": 3,
     **{name: len(values) for name, values in FACETS.items()},
@@ -315,6 +356,8 @@ def scale_initial_weights(model: FineCaptionForConditionalGeneration) -> None:
     # Beside features of that size, positions of 0.02 (CLIP) or zero (SAM) would take long to be noticed.
     nn.init.normal_(base.vision_tower.embeddings.position_embedding.weight, std=0.5)
     nn.init.normal_(base.sam_tower.vision_encoder.pos_embed, std=0.5)
+    # Without a bias the normalisation behind the first layer would take the brightness out of an even surface.
+    nn.init.normal_(base.convnext_tower.encoder.stem[0].bias, std=1.0)
 
 
 class CellHeads(nn.Module):
@@ -358,7 +401,7 @@ class WarmStart:
         scale_initial_weights(self.model)
         self.heads = CellHeads(self.config)
         self.state_file = Path(args.output) / "state.pt"
-        self.done = {"swatches": 0, "towers": 0, "words": 0, "captions": 0}
+        self.done = {"swatches": 0, "close-ups": 0, "towers": 0, "words": 0, "captions": 0}
         self.saved: dict[str, Any] = {}
         if self.state_file.exists():
             self.saved = torch.load(self.state_file, weights_only=True)
@@ -458,6 +501,30 @@ class WarmStart:
 
         self.optimise("swatches", self.args.swatch_steps, groups, step_loss)
 
+    def train_close_ups(self) -> None:
+        tower, head = self.model.model.convnext_tower, self.heads.heads["convnext"]
+        dataset = CloseUps(20_000_000 + self.done["close-ups"] * 12, crops=32)
+        ahead = 4 if self.args.workers else None
+        loader = iter(DataLoader(dataset, batch_size=None, num_workers=self.args.workers, prefetch_factor=ahead))
+        groups = [{"params": [*tower.parameters(), *head.parameters()], "lr": 2e-3}]
+
+        def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+            batch = next(loader)
+            inputs = normalise(batch["images"], self.config.convnext_image_mean, self.config.convnext_image_std)
+            with self.autocast():
+                logits = head(tower(inputs).flatten(2).transpose(1, 2)).float()
+            parts = dict(zip(CELL_CLASSES, logits.split(list(CELL_CLASSES.values()), dim=-1), strict=True))
+            loss, report = torch.zeros(()), {}
+            for name in FACETS:
+                truth = batch[name][:, None].expand(-1, logits.shape[1]).flatten()
+                chosen, values = truth >= 0, parts[name].flatten(0, 1)
+                if chosen.any():
+                    loss = loss + nn.functional.cross_entropy(values[chosen], truth[chosen])
+                    report[name] = (values.argmax(-1)[chosen] == truth[chosen]).float().mean().item()
+            return loss, report
+
+        self.optimise("close-ups", self.args.close_up_steps, groups, step_loss)
+
     def train_towers(self) -> None:
         loader = self.batches("towers", 10_000_000)
         groups = [{"params": [*self.towers(), *self.heads.parameters()], "lr": 1.5e-3}]
@@ -531,7 +598,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the state, the log and the checkpoint")
     parser.add_argument("--swatch-steps", type=int, default=400)
-    parser.add_argument("--tower-steps", type=int, default=2000)
+    parser.add_argument("--close-up-steps", type=int, default=1500)
+    parser.add_argument("--tower-steps", type=int, default=1200)
     parser.add_argument("--word-steps", type=int, default=250)
     parser.add_argument("--caption-steps", type=int, default=600)
     parser.add_argument("--images", type=int, default=16, help="scenes per step")
@@ -546,6 +614,7 @@ def main() -> None:
     register()
     warm_start = WarmStart(args)
     warm_start.train_swatches()
+    warm_start.train_close_ups()
     warm_start.train_towers()
     warm_start.train_words()
     warm_start.train_captions()
