@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -114,7 +115,7 @@ def _print_report(report: "DatasetReport") -> None:
         "most tokens of a region": f"{report.longest_region:,}",
         "frequent image sizes": ", ".join(f"{size} ({n})" for size, n in list(report.image_sizes.items())[:4]),
     }
-    summary = Table("dataset", Text(report.source, overflow="fold"))
+    summary = Table("dataset", escape(report.source))
     for name, value in counts.items():
         summary.add_row(name, value)
     names = Table("task or attribute", "branches", "")
@@ -144,7 +145,7 @@ def _print_report(report: "DatasetReport") -> None:
         tables.append(problems)
     for table in tables:
         for column in table.columns[1:]:
-            if table not in (summary,) and column.header in ("branches", "regions", "number"):
+            if column.header in ("branches", "regions", "number"):
                 column.justify = "right"
         console.print(table)
     if not report.complete:
