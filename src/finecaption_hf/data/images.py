@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .records import DataError
 
@@ -197,7 +197,7 @@ def _decode(data: bytes, where: str, max_pixels: int) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
-        reason = "no format of pictures that PIL knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "no format of pictures that PIL knows" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(where, f"it cannot be decoded ({reason}).") from error
     return to_rgb(picture, where)
 

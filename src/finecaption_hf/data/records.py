@@ -233,7 +233,9 @@ def as_id(value: Any) -> str | None:
 def as_reference(value: Any, what: str) -> Any:
     """A region reference as far as can be told without its image; `as_mask` judges it later."""
     if isinstance(value, (bool, int, float)):
-        raise DataError(what, f"{kind(value)} arrived, a region reference is needed: COCO RLE, polygons, a box, a blob.")
+        raise DataError(
+            what, f"{kind(value)} arrived, a region reference is needed: COCO RLE, polygons, a box, a blob."
+        )
     if isinstance(value, (str, list, tuple, dict)) and not value:
         raise DataError(what, "it is empty. Give a region reference, or null for the whole image.")
     return value

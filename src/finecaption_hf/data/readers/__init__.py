@@ -11,9 +11,9 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, TextIO, TypeVar, get_args
 
 from ..images import ImageStore, open_images
 from ..records import DataError, Record
@@ -28,8 +28,11 @@ FORMATS: tuple[str, ...] = get_args(Format)
 _RAW_LENGTH = 2000
 _KEYS = {"compositioncap": COMPOSITIONCAP, "llava": Keys(), "osprey": OSPREY, "datasets": DATASETS}
 
-# Where a part stands; the record or why there is none; what was read; the line, offset and length of a JSONL line.
-Item = tuple[str, "Record | DataError", Any, tuple[int, int, int] | None]
+# Number of the line (from 1) or row (from 0); offset and length of a line in bytes.
+Place = tuple[int, int, int]
+# Where a part stands; the record or why there is none; what was read; the place of a line or row.
+Item = tuple[str, "Record | DataError", Any, Place | None]
+Used = TypeVar("Used")
 
 
 class RecordReader:
@@ -39,6 +42,7 @@ class RecordReader:
         images (`ImageStore`, *optional*): where its pictures lie. None for datasets that hold them.
         num_records, num_rejected (`int`): counts of the last iteration, so far.
         rejects_path (`Path`): where rejected records are written, if there are any and `on_error` is "skip".
+        on_reject (*optional*): is called with where and reason of each rejected record.
         left_out (`Counter[str]`): what the rules of the format leave out (reason -> number), such as objects without
             any text. They are no errors, but nothing is left out without being counted here.
     """
@@ -61,6 +65,7 @@ class RecordReader:
         self.rejects_path = rejects
         self.keys = keys
         self.keep_entity_references = keep_entity_references
+        self.on_reject: Callable[[str, str], None] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -74,24 +79,34 @@ class RecordReader:
             DataError: If something cannot be used and `on_error` is "raise"; and in any case where the file is broken
                 so that what follows cannot be told apart, since an unknown number of records would be lost.
         """
-        return (record for record, _ in self.located())
+        return self.each(lambda record, place: record)
 
-    def located(self) -> Iterator[tuple[Record, tuple[int, int, int] | None]]:
-        """The same, each with line number (from 1), offset and length in bytes where the file is the package's JSONL."""
+    def each(self, use: Callable[[Record, Place | None], Used]) -> Iterator[Used]:
+        """What `use` makes of each record and its place; a `DataError` that it raises rejects the record."""
         self._reset()
         rejects: TextIO | None = None
         try:
             for where, found, raw, place in self._items():
+                error = found
                 if isinstance(found, Record):
-                    self.num_records += 1
-                    yield found, place
-                    continue
+                    try:
+                        used = use(found, place)
+                    except DataError as raised:
+                        error = raised
+                    else:
+                        self.num_records += 1
+                        yield used
+                        continue
+                assert isinstance(error, DataError)
                 if self.on_error == "raise":
-                    raise found
+                    raise error
+                reason = _below(where, error)
                 if rejects is None:
                     rejects = self.rejects_path.open("w", encoding="utf-8")
                 self.num_rejected += 1
-                reject = {"where": where, "reason": _below(where, found), "raw": _shown(raw)}
+                if self.on_reject is not None:
+                    self.on_reject(where, reason)
+                reject = {"where": where, "reason": reason, "raw": _shown(raw)}
                 rejects.write(json.dumps(reject) + "\n")
         finally:
             if rejects is not None:
@@ -122,8 +137,7 @@ class RecordReader:
             for where, found in refcoco(self.source, self.left_out):
                 yield where, self._with_store(found), None, None
         elif self.format == "grand":
-            for path in self._grand_files():
-                yield from self._object(path)
+            yield from self._grand()
         elif self.format == "jsonl":
             yield from self._lines()
         else:
@@ -162,29 +176,32 @@ class RecordReader:
         """A file with an object of images by name."""
         with open(path, "rb") as file:
             stream = JsonStream(file, str(path))
-            for image in stream.keys():
-                where = f"{path}[{ascii(image[:100])}]"
+            for image in stream.names():
+                where = f"{path}[{image[:100]!a}]"
                 value = stream.value()
                 yield where, self._parse(value, where, image), value, None
             stream.end()
 
-    def _grand_files(self) -> Iterator[Path]:
+    def _grand(self) -> Iterator[Item]:
         source = Path(self.source)
         if not source.is_dir():
-            yield source
+            yield from self._object(source)
             return
         # A million names fit into memory; a million parsed files would not.
         with os.scandir(source) as entries:
             names = sorted(entry.name for entry in entries if entry.name.endswith(".json"))
         for name in names:
-            yield source / name
+            try:
+                yield from self._object(source / name)
+            except DataError as error:  # a broken file does not touch the others
+                yield error.where, error, None, None
 
     def _rows(self) -> Iterator[Item]:
         dataset = load_rows(self.source)
         for index in range(len(dataset)):
             where = f"{self.name}[{index}]"
             row = dataset[index]
-            yield where, self._parse(row, where), row, None
+            yield where, self._parse(row, where), row, (index, 0, 0)
 
     def _parse(self, value: Any, where: str, image: str | None = None) -> Record | DataError:
         try:
@@ -259,6 +276,7 @@ def read_records(
         raise ValueError(f"on_error is {on_error!r}. Give 'raise' or 'skip'.")
     if format is not None and format not in FORMATS:
         raise ValueError(f"There is no format {format!r}. Known are: {', '.join(FORMATS)}.")
+    store: str | os.PathLike[str] | ImageStore | None
     if isinstance(path, (str, os.PathLike)):
         given = Path(path)
         if not given.exists():
@@ -266,14 +284,16 @@ def read_records(
         if given.is_dir() and (given / "records.jsonl").is_file() and format in (None, "jsonl"):
             given, format = given / "records.jsonl", "jsonl"
         format = format or detect_format(given)
-        if given.is_dir() != (format == "grand" and given.is_dir() or format == "datasets"):
+        takes_folder, takes_file = format in ("grand", "datasets"), format != "datasets"
+        if not (takes_folder if given.is_dir() else takes_file):
             raise DataError(str(given), f"this is no {'file' if given.is_dir() else 'folder'} of the format {format}.")
         source: Any = given
         beside = given.with_name(given.name + ".rejects.jsonl")
         store = images if images is not None else given if given.is_dir() else given.parent
     else:
         format = format or "datasets"
-        source, beside, store = path, Path("dataset.rejects.jsonl"), images
+        source, beside = path, Path("dataset.rejects.jsonl")
+        store = images
     if mapping is not None and format not in _KEYS:
         raise DataError(str(path), f"the keys of the format {format} are fixed; leave out the mapping.")
     if keep_entity_references and format != "compositioncap":

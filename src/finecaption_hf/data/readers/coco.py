@@ -44,9 +44,7 @@ def refcoco(path: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[tu
             database.executescript("COMMIT;" + _INDICES)
             for picture, first in database.execute("SELECT file, first FROM pictures ORDER BY first"):
                 yield from _records(database, name, picture, first, left_out)
-            lost = (
-                "SELECT at, image_id FROM annotations WHERE image_id NOT IN (SELECT id FROM images) ORDER BY at"
-            )
+            lost = "SELECT at, image_id FROM annotations WHERE image_id NOT IN (SELECT id FROM images) ORDER BY at"
             for at, image_id in database.execute(lost):
                 where = f"{name}: annotations[{at}]"
                 yield where, DataError(where, f"there is no image with the id {image_id[:40]}.")
@@ -60,7 +58,7 @@ def _fill(database: sqlite3.Connection, stream: JsonStream, name: str) -> Iterat
         "annotations": (_annotation, "INSERT INTO annotations VALUES (?, ?, ?, ?)"),
     }
     found = set()
-    for key in stream.keys():
+    for key in stream.names():
         if key not in readers:
             stream.skip()
             continue
@@ -81,7 +79,11 @@ def _fill(database: sqlite3.Connection, stream: JsonStream, name: str) -> Iterat
 
 def _image(entry: Any) -> tuple[str, str, str]:
     entry = as_object(entry, "image")
-    return _needed_id(entry, "id"), as_text(entry.get("file_name"), "file_name"), as_text(entry.get("caption"), "caption")
+    return (
+        _needed_id(entry, "id"),
+        as_text(entry.get("file_name"), "file_name"),
+        as_text(entry.get("caption"), "caption"),
+    )
 
 
 def _annotation(entry: Any) -> tuple[str, str | None, str]:

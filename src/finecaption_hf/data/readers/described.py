@@ -1,14 +1,14 @@
 """Files with one described image per element: CompositionCap, GranD, LLaVA, Osprey and DAM.
 
-Each function turns one parsed element into a `Record`, or raises `DataError` with the part that is wrong. What a format's
-rules leave out is counted in `left_out`: reason -> number.
+Each function turns one parsed element into a `Record`, or raises `DataError` with the part that is wrong. What a
+format's rules leave out is counted in `left_out`: reason -> number.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ..records import Branch, DataError, Record, Region, as_id, as_list, as_object, as_reference, as_text, kind, keys_of
+from ..records import Branch, DataError, Record, Region, as_id, as_list, as_object, as_reference, as_text, keys_of, kind
 from .keys import Keys
 from .texts import (
     mentioned_regions,
@@ -128,20 +128,18 @@ def osprey(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Record:
     if (captions := keys.get(row, "descriptions")) is not None:
         for own, text in zip(branches, _one_each(captions, masks, keys.descriptions[0])):
             own.append(Branch(without_introduction(text), "dense"))
-    for field, name in (("caption", keys.caption_name), ("dense_caption", "dense")):
+    for field, caption_name in (("caption", keys.caption_name), ("dense_caption", "dense")):
         if (captions := keys.get(row, field)) is not None:
             for own, text in zip(branches, _one_each(captions, masks, field)):
-                own.append(Branch(text, name))
+                own.append(Branch(text, caption_name))
     if keys.get(row, "conversations") is not None:
         _ask(branches, _turns(row, keys), left_out)
     if (answer := keys.get(row, "answer")) is not None:
         question = keys.get(row, "question")
-        text = None if question is None else with_marked_region(without_image(as_text(question, "question")))
-        for own, told in zip(branches, _one_each(answer, masks, "answer")):
-            own.append(Branch(told, None if text else keys.caption_name, text))
-    regions = tuple(
-        Region(mask, tuple(own), name) for (mask, name), own in zip(masks, branches, strict=True) if own
-    )
+        asked = None if question is None else with_marked_region(without_image(as_text(question, "question")))
+        for own, text in zip(branches, _one_each(answer, masks, "answer")):
+            own.append(Branch(text, None if asked else keys.caption_name, asked))
+    regions = tuple(Region(mask, tuple(own), name) for (mask, name), own in zip(masks, branches, strict=True) if own)
     if not regions:
         raise DataError("record", f"nothing can be told about a single region; there are {keys_of(row)}.")
     left_out["masks that no turn is about"] += len(masks) - len(regions)

@@ -58,7 +58,7 @@ def detect_format(path: Path) -> Format:
 
 def _of_object(stream: JsonStream, path: Path) -> Format:
     try:
-        for key in stream.keys():
+        for key in stream.names():
             if key in ("images", "annotations"):
                 return "refcoco"
             if stream.peek() not in ("{", "["):

@@ -148,8 +148,8 @@ class JsonStream:
         for _ in self._parts("[", "]"):
             yield read()
 
-    def keys(self) -> Iterator[str]:
-        """The keys of the object that comes next. After each key its value has to be read, or skipped."""
+    def names(self) -> Iterator[str]:
+        """The keys of the object that comes next. After each its value has to be read, or skipped."""
         for _ in self._parts("{", "}"):
             if self.peek() != '"':
                 raise self._broken("a key in quotes is needed")
