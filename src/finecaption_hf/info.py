@@ -30,6 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import register
 from .configuration_finecaption import FineCaptionConfig
 from .modeling_finecaption import FineCaptionForConditionalGeneration
+from .training.stages import STAGES, StageError
+
+_STAGE_TITLES = {"adapter": "adapter", "alpha": "alpha_convolution", "everything": "everything"}
 
 IMAGE_TOWERS = ("convnext_tower", "sam_tower")
 """Towers that do not see the mask: they run once for an image, whatever its number of regions."""
@@ -183,12 +186,15 @@ def _count_parameters(model: FineCaptionForConditionalGeneration) -> dict[str, i
 
 def _stages(model: FineCaptionForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
     """What trains in each stage of the paper (arXiv 2411.15411): the adapter, the alpha convolution, everything."""
-    alpha = [parameter for name, parameter in model.named_parameters() if ".alpha_embedding." in name]
-    return {
-        "stage_1_adapter": list(model.model.adapter.parameters()),
-        "stage_2_alpha_convolution": alpha,
-        "stage_3_everything": list(model.parameters()),
-    }
+    parameters = dict(model.named_parameters())
+    stages = {}
+    for number, stage in STAGES.items():
+        try:
+            chosen = [parameters[name] for name in stage.select(parameters)]
+        except StageError:  # a model without mask input has nothing for stage 2
+            chosen = []
+        stages[f"stage_{number}_{_STAGE_TITLES[stage.name]}"] = chosen
+    return stages
 
 
 def _weight_bytes(model: FineCaptionForConditionalGeneration) -> dict[str, int]:
