@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from tiny import tiny_model
 
 WORDS = ("red", "blue", "green", "a circle", "a large square", "striped", "a small orange star")
 QUESTIONS = ({"name": "Color"}, {"name": "Shape"}, {"question": "What is here?"})
@@ -30,3 +32,19 @@ def write_records(folder: Path, number: int, seed: int = 0, whole: bool = True) 
         rows.append({"image": name, "id": str(index), "regions": regions})
     (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder / "records.jsonl"
+
+
+def write_checkpoint(folder: Path, processor: Any, seed: int = 0, **changes: Any) -> Path:
+    """A random tiny model with a real processor, as a checkpoint; its images are 84 and 256 px."""
+    tokenizer = processor.tokenizer
+    text = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    changes = {"text_config": {**text, **changes.pop("text_config", {})}, **changes}
+    model = tiny_model(seed, image_token_id=processor.image_token_id, **changes)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

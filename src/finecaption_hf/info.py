@@ -32,8 +32,6 @@ from .configuration_finecaption import FineCaptionConfig
 from .modeling_finecaption import FineCaptionForConditionalGeneration
 from .training.stages import STAGES, StageError
 
-_STAGE_TITLES = {"adapter": "adapter", "alpha": "alpha_convolution", "everything": "everything"}
-
 IMAGE_TOWERS = ("convnext_tower", "sam_tower")
 """Towers that do not see the mask: they run once for an image, whatever its number of regions."""
 
@@ -193,7 +191,7 @@ def _stages(model: FineCaptionForConditionalGeneration) -> dict[str, list[nn.Par
             chosen = [parameters[name] for name in stage.select(parameters)]
         except StageError:  # a model without mask input has nothing for stage 2
             chosen = []
-        stages[f"stage_{number}_{_STAGE_TITLES[stage.name]}"] = chosen
+        stages[f"stage_{number}_{stage.name}"] = chosen
     return stages
 
 
