@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import register
 from .configuration_finecaption import FineCaptionConfig
 from .modeling_finecaption import FineCaptionForConditionalGeneration
+from .training.stages import STAGES, StageError
 
 IMAGE_TOWERS = ("convnext_tower", "sam_tower")
 """Towers that do not see the mask: they run once for an image, whatever its number of regions."""
@@ -183,12 +184,15 @@ def _count_parameters(model: FineCaptionForConditionalGeneration) -> dict[str, i
 
 def _stages(model: FineCaptionForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
     """What trains in each stage of the paper (arXiv 2411.15411): the adapter, the alpha convolution, everything."""
-    alpha = [parameter for name, parameter in model.named_parameters() if ".alpha_embedding." in name]
-    return {
-        "stage_1_adapter": list(model.model.adapter.parameters()),
-        "stage_2_alpha_convolution": alpha,
-        "stage_3_everything": list(model.parameters()),
-    }
+    parameters = dict(model.named_parameters())
+    stages = {}
+    for number, stage in STAGES.items():
+        try:
+            chosen = [parameters[name] for name in stage.select(parameters)]
+        except StageError:  # a model without mask input has nothing for stage 2
+            chosen = []
+        stages[f"stage_{number}_{stage.name}"] = chosen
+    return stages
 
 
 def _weight_bytes(model: FineCaptionForConditionalGeneration) -> dict[str, int]:

@@ -14,7 +14,7 @@ def train(
     ctx: typer.Context,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for checkpoints and results.", show_default=False)],
     stage: Annotated[
-        str | None, typer.Option(metavar="N|NAME", help="1 (adapter), 2 (alpha convolution) or 3 (everything).")
+        str | None, typer.Option(metavar="N|NAME", help="1 (adapter), 2 (alpha_convolution) or 3 (everything).")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="FILE|NAME", help="Stages in a row, from YAML; or a recipe of the package.")
@@ -78,18 +78,20 @@ def train(
 
         options = parse_options(ctx.args)
 
-        import logging
-        import os
+    import logging
+    import os
 
-        main = os.environ.get("RANK", "0") == "0"
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("finecaption_hf").setLevel(logging.INFO if main else logging.WARNING)
-        run(plan, output, options=options, resume=resume, tell=_tell if main else _say_nothing)
+    from transformers.utils.logging import disable_progress_bar
 
+    from ..data.records import DataError
 
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _say_nothing(line: str) -> None:
-    pass
+    # Of several processes, one speaks.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("finecaption_hf").setLevel(level)
+    disable_progress_bar()  # of loading and saving weights; the one of training stays
+    try:
+        run(plan, output, options=options, resume=resume)
+    except (StageError, DataError, OSError) as error:
+        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error

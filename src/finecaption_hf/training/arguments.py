@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from .stages import Stage, StageError
@@ -78,6 +79,7 @@ def build_arguments(
     values.update(_batch_sizes(stage, values))
     values.setdefault("report_to", "none")
     values.setdefault("logging_steps", 10)
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())  # it warns where there is nothing to pin for
     values.setdefault("eval_strategy", values.get("save_strategy", "steps") if has_eval_data else "no")
     if values["eval_strategy"] == "steps" and values.get("save_strategy", "steps") == "steps":
         values.setdefault("eval_steps", values.get("save_steps", 500))

@@ -185,7 +185,7 @@ STAGES: dict[int, Stage] = {
         global_batch_size=256,
     ),
     2: Stage(
-        name="alpha",
+        name="alpha_convolution",
         trains=("model.vision_tower.embeddings.alpha_embedding.*",),
         learning_rate=1e-4,
         global_batch_size=256,
