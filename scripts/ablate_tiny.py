@@ -24,7 +24,8 @@ from transformers import Trainer, TrainingArguments
 from finecaption_hf import register
 from finecaption_hf.captioning import load
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
-from finecaption_hf.data import RegionCollator, open_dataset
+from finecaption_hf.data import open_dataset
+from finecaption_hf.data.collator import RegionCollator
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
 from finecaption_hf.scenes.scoring import score_scenes
 from finecaption_hf.training import Stage, StageCallback, WholeImageDataset

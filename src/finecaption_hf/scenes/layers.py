@@ -191,13 +191,13 @@ def _draw_face(
     """Eyes and mouth; x and y from the middle of the head."""
     for side in (-1, 1):
         paint(disc(x - np.float32(side * 10), y + np.float32(2), 2.8), _INK)
-    mouth_y, half, thick = 0.46 * head, 9.5, 2.2
+    mouth_y, half, thick = 0.48 * head, 12.0, 2.7
     if expression == "surprised":
-        paint(disc(x, y - np.float32(mouth_y), 6.0), _INK)
+        paint(disc(x, y - np.float32(mouth_y), 7.5), _INK)
     elif expression == "neutral":
         paint(capsule(x, y, (-half, mouth_y), (half, mouth_y), thick), _INK)
     else:
-        bend = 6.5 if expression == "smiling" else -6.5
+        bend = 9.0 if expression == "smiling" else -9.0
         for side in (-1, 1):
             end = (side * half, mouth_y - bend / 2)
             paint(capsule(x, y, (side * 3.0, mouth_y + bend / 2), end, thick), _INK)
