@@ -13,8 +13,9 @@ zero and every region is the whole picture, so nothing here can use a mask:
 5. captions: towers, adapter and language model answer questions about pictures of one object or person, and caption
    pictures of several.
 
-The state is saved as it goes; the same command continues where it was stopped. OUTPUT/checkpoint is a complete Hub
-folder, from which `finecaption train --recipe` runs the paper's three stages.
+The state is saved as it goes; the same command continues where it was stopped. OUTPUT/with-adapter is what that gives.
+OUTPUT/checkpoint has a fresh adapter instead, as a model that is assembled from pretrained parts has: from there
+`finecaption train --recipe finecaption-tiny` runs the paper's three stages. Both are complete Hub folders.
 
 Dimension letters: B regions, I images, h w grid, T tokens of a packed sequence.
 """
@@ -465,8 +466,6 @@ class WarmStart:
                 sums, counted = {}, 0
             if (step + 1) % self.args.save_every == 0 or step + 1 == steps:
                 self.save(phase, step + 1, optimizer)
-                if phase == "captions":
-                    save_checkpoint(self.model, self.tokenizer, Path(self.args.output) / "checkpoint")
 
     def batches(self, phase: str, first_seed: int) -> Iterator[dict[str, Any]]:
         start = first_seed + self.done[phase] * self.args.images
@@ -578,6 +577,15 @@ class WarmStart:
 
         self.optimise("captions", self.args.caption_steps, groups, step_loss)
 
+    def finish(self) -> None:
+        """Write both checkpoints."""
+        folder = Path(self.args.output)
+        save_checkpoint(self.model, self.tokenizer, folder / "with-adapter")
+        torch.manual_seed(self.args.seed)
+        for layer in (self.model.model.adapter.linear_1, self.model.model.adapter.linear_2):
+            layer.reset_parameters()
+        save_checkpoint(self.model, self.tokenizer, folder / "checkpoint")
+
 
 def save_checkpoint(model: FineCaptionForConditionalGeneration, tokenizer: Any, folder: Path) -> None:
     """A complete Hub folder: weights, configuration, code and processor."""
@@ -618,6 +626,7 @@ def main() -> None:
     warm_start.train_towers()
     warm_start.train_words()
     warm_start.train_captions()
+    warm_start.finish()
 
 
 if __name__ == "__main__":

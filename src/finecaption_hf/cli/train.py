@@ -12,7 +12,9 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def train(
     ctx: typer.Context,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for checkpoints and results.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for checkpoints and results.", show_default=False)
+    ],
     stage: Annotated[
         str | None, typer.Option(metavar="N|NAME", help="1 (adapter), 2 (alpha_convolution) or 3 (everything).")
     ] = None,

@@ -19,13 +19,21 @@ from .rendering import REFERENCE_SIZE, Scene, render_scene
 RECORDS_FILE = "records.jsonl"
 
 
-def scene_record(scene: Scene, image: str) -> dict[str, Any]:
+def scene_record(scene: Scene, image: str, *, with_masks: bool = True) -> dict[str, Any]:
     """A scene as one row: its regions with masks (COCO RLE) and a branch per question, then the whole picture.
 
     Args:
         image: the picture's name in the data set.
+        with_masks: False makes the whole picture the only region. Where it shows one object or person, all questions
+            are asked about it, else only for its caption.
     """
-    regions: list[dict[str, Any]] = []
+    if not with_masks:
+        texts = answers(scene, 0)
+        asked = texts if len(scene.regions) == 1 else {"global": texts["global"]}
+        branches = [{"name": name, "answer": answer} for name, answer in asked.items()]
+        regions = [{"id": "image", "mask": None, "branches": branches}]
+        return {"image": image, "id": f"{scene.split}-{scene.seed}", "regions": regions}
+    regions = []
     for index, mask in enumerate(scene.masks):
         texts = answers(scene, index)
         whole = texts.pop("global")
@@ -43,6 +51,7 @@ def write_scenes(
     size: int = REFERENCE_SIZE,
     split: Split = "train",
     num_regions: int | None = None,
+    with_masks: bool = True,
     processes: int | None = None,
     on_scene: Callable[[int], Any] | None = None,
 ) -> Path:
@@ -51,6 +60,7 @@ def write_scenes(
     Args:
         n: scenes; the first has `seed`, the others follow.
         size, split, num_regions: as for `render_scene`.
+        with_masks: as for `scene_record`.
         processes: how many render at once; by default one for each core, and none besides this one for few scenes.
         on_scene: called with the number of scenes done, for a progress bar.
 
@@ -68,7 +78,7 @@ def write_scenes(
     if records.exists():
         raise FileExistsError(f"{records} exists. Choose another folder, or delete it first.")
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    render = partial(_write_scene, folder, size=size, split=split, num_regions=num_regions)
+    render = partial(_write_scene, folder, with_masks, size=size, split=split, num_regions=num_regions)
     processes = processes or (os.cpu_count() or 1 if n >= 256 else 1)
     partial_file = records.with_suffix(".partial")
     with partial_file.open("w", encoding="utf-8") as file:
@@ -91,8 +101,8 @@ def _rendered(render: Callable[[int], dict[str, Any]], seeds: range, processes: 
             yield from pool.map(render, chunk, chunksize=8)
 
 
-def _write_scene(folder: Path, seed: int, **kwargs: Any) -> dict[str, Any]:
+def _write_scene(folder: Path, with_masks: bool, seed: int, **kwargs: Any) -> dict[str, Any]:
     scene = render_scene(seed, **kwargs)
     name = f"images/{scene.split}-{seed:07d}.png"
     Image.fromarray(scene.image).save(folder / name, compress_level=1)
-    return scene_record(scene, name)
+    return scene_record(scene, name, with_masks=with_masks)

@@ -83,9 +83,7 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
     from peft.utils.integrations import dequantize_module_weight
 
     modules = dict(model.named_modules())
-    quantised = {
-        name for name, module in modules.items() if hasattr(getattr(module, "weight", None), "quant_state")
-    }
+    quantised = {name for name, module in modules.items() if hasattr(getattr(module, "weight", None), "quant_state")}
     merged: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
         if ".lora_" in name or any(name.startswith(f"{module}.weight.") for module in quantised):

@@ -83,7 +83,9 @@ def last_checkpoint(output: Path, stage: Stage, tell: Callable[[str], None], *, 
     Raises:
         StageError: If the newest whole one belongs to another stage.
     """
-    found = [(int(match[1]), path) for path in output.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
+    found = [
+        (int(match[1]), path) for path in output.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
     newest = None
     for _, folder in sorted(found, reverse=True):
         try:

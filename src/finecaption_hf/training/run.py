@@ -90,9 +90,7 @@ def _train_stage(
     options: Mapping[str, Any],
     tell: Callable[[str], None],
 ) -> None:
-    args = build_arguments(
-        stage, str(folder), recipe.training, options, bool(recipe.eval_data or recipe.eval_share)
-    )
+    args = build_arguments(stage, str(folder), recipe.training, options, bool(recipe.eval_data or recipe.eval_share))
     if args.n_gpu > 1:
         raise StageError(
             f"{args.n_gpu} GPUs but one process: a batch cannot be cut by its first dimension. Start one process for "
@@ -195,7 +193,9 @@ def open_data(recipe: Recipe, stage: Stage, seed: int, cache: Path) -> tuple[Dat
     mix = next(iter(parts.values()))
     if len(parts) > 1:
         mix = MixedDataset(parts, dict(stage.data) or None, seed=seed)
-    evaluated = None if not held_out else held_out[0] if len(held_out) == 1 else torch.utils.data.ConcatDataset(held_out)
+    evaluated = (
+        None if not held_out else held_out[0] if len(held_out) == 1 else torch.utils.data.ConcatDataset(held_out)
+    )
     return WholeImageDataset(mix, stage.whole_image_share, seed), evaluated
 
 

@@ -123,7 +123,9 @@ class Stage:
         merged = {**base, **given}
         missing = [name for name in ("name", "trains", "learning_rate") if name not in merged]
         if missing and not (missing == ["trains"] and merged.get("peft") is not None):
-            raise StageError(f"A stage lacks {', '.join(missing)}. Give it, or take a known stage with stage: 1, 2 or 3.")
+            raise StageError(
+                f"A stage lacks {', '.join(missing)}. Give it, or take a known stage with stage: 1, 2 or 3."
+            )
         return cls(**{"trains": (), **merged})
 
     def to_dict(self) -> dict[str, Any]:
