@@ -607,7 +607,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder for the state, the log and the checkpoint")
     parser.add_argument("--swatch-steps", type=int, default=400)
     parser.add_argument("--close-up-steps", type=int, default=3500)
-    parser.add_argument("--tower-steps", type=int, default=1000)
+    parser.add_argument("--tower-steps", type=int, default=700)
     parser.add_argument("--word-steps", type=int, default=250)
     parser.add_argument("--caption-steps", type=int, default=600)
     parser.add_argument("--images", type=int, default=16, help="scenes per step")

@@ -46,6 +46,7 @@ _PERSON_SHARE = 0.62  # of the pictures; people have more facets than objects
 _LINK_SHARE = 0.4  # of the pictures with two regions or more
 # A layout is admitted where every region has one nearest neighbour and lies clearly beside, above or below it.
 _NEAREST_RATIO, _AXIS_RATIO = 1.15, 1.25
+_SKIRTING, _SKIRTING_TONE = 5.0, 96.0  # height in pixels, grey level
 _HORIZONS = {"above": 0.16, "level": 0.5, "below": 0.84}  # share of the picture's height
 _SHADOW_XY, _SHADOW_TONE = (13.0, 7.0), 0.58
 _REFLECTION = (0.34, 0.55)  # share of the region's height, opacity at its upper end
@@ -291,7 +292,7 @@ def _choose_facets(rng: np.random.Generator, split: Split, cells: tuple[Cell, ..
 
 
 def _background(rng: np.random.Generator, size: int, viewpoint: str) -> np.ndarray:
-    """A wall and a darker floor of low saturation, float32 (H, W, 3), lighter than every object."""
+    """A wall and a darker floor of low saturation with a dark skirting board between them, float32 (H, W, 3)."""
     wall = rng.uniform(226, 246) + rng.uniform(-6, 6, size=3)
     floor = wall - rng.uniform(34, 46) + rng.uniform(-5, 5, size=3)
     horizon = (_HORIZONS[viewpoint] + rng.uniform(-0.03, 0.03)) * size
@@ -300,6 +301,9 @@ def _background(rng: np.random.Generator, size: int, viewpoint: str) -> np.ndarr
     # Light falls off a little from left to right or the other way.
     slope = np.float32(rng.uniform(-8, 8)) * np.linspace(-0.5, 0.5, size, dtype=np.float32)
     column = wall.astype(np.float32) * (1 - share) + floor.astype(np.float32) * share
+    # Two even surfaces alone look alike to an encoder that normalises their brightness away.
+    board = np.clip(np.float32(_SKIRTING / 2 * size / REFERENCE_SIZE + 0.5) - np.abs(rows - np.float32(horizon)), 0, 1)
+    column += board[:, None] * (np.float32(_SKIRTING_TONE) - column)
     return column[:, None, :] + slope[None, :, None]
 
 
