@@ -331,10 +331,10 @@ def _draw_effect(picture: np.ndarray, layer: Layer, effect: str, scale: float) -
 
 
 def _draw_rope(picture: np.ndarray, start: tuple[float, float], end: tuple[float, float], scale: float) -> None:
-    margin = 4 * scale
+    margin = 5 * scale
     (x0, x1), (y0, y1) = sorted((start[0], end[0])), sorted((start[1], end[1]))
     layer = Layer((x0 - margin, y0 - margin, x1 + margin, y1 + margin), picture.shape[0])
-    layer.paint(capsule(layer.x, layer.y, start, end, 2.6 * scale), _ROPE)
+    layer.paint(capsule(layer.x, layer.y, start, end, 4.0 * scale), _ROPE)
     layer.put(picture)
 
 
