@@ -268,29 +268,36 @@ class CloseUps(IterableDataset):
                 waiting += close_ups(render_scene(seed, size=HIGH_RES), np.random.default_rng(seed))
                 seed += 1
             batch, waiting = waiting[: self.crops], waiting[self.crops :]
-            labels = {name: torch.tensor([facets.get(name, -100) for _, facets in batch]) for name in FACETS}
+            labels = {name: torch.tensor([facets.get(name, -100) for _, facets in batch]) for name in CLOSE_UP_CLASSES}
             yield {"images": torch.from_numpy(np.stack([crop for crop, _ in batch])).permute(0, 3, 1, 2), **labels}
 
 
 HEAD_FACETS = ("expression", "skin_tone", "skin_texture", "hair_color", "hair_style", "accessory", "pose", "shirt")
 BODY_FACETS = ("pose", "build", "shirt", "trousers")
+CLOSE_UP_CLASSES = (*FACETS, "linked")
 CLOSE_UP = 96  # pixels a side
 
 
 def close_ups(scene: Scene, rng: np.random.Generator) -> list[tuple[np.ndarray, dict[str, int]]]:
     """Crops with the classes of the facets that can be seen in them."""
-    found = []
+    views: list[tuple[float, float, dict[str, int]]] = []
     for region in scene.regions:
-        x, top = region.center_xy[0], region.box_xyxy[1]
-        views = [(region.center_xy[1], tuple(region.facets))]
+        facets = {name: FACETS[name].index(value) for name, value in region.facets.items()}
+        (x, y), top = region.center_xy, region.box_xyxy[1]
         if region.sort == "person":
-            views = [(top + 38, HEAD_FACETS), (top + 98, BODY_FACETS)]
-        for y, names in views:
-            left, upper = (
-                int(np.clip(value - CLOSE_UP / 2 + rng.uniform(-9, 9), 0, HIGH_RES - CLOSE_UP)) for value in (x, y)
-            )
-            crop = scene.image[upper : upper + CLOSE_UP, left : left + CLOSE_UP]
-            found.append((crop, {name: FACETS[name].index(region.facets[name]) for name in names}))
+            views.append((x, top + 38, {name: facets[name] for name in HEAD_FACETS}))
+            views.append((x, top + 98, {name: facets[name] for name in BODY_FACETS}))
+        else:
+            views.append((x, y, facets))
+        if region.neighbor is not None:  # half-way to the neighbour, where there is a rope or none
+            other_x, other_y = scene.regions[region.neighbor].center_xy
+            views.append(((x + other_x) / 2, (y + other_y) / 2, {"linked": int(region.linked)}))
+    found = []
+    for x, y, classes in views:
+        left, upper = (
+            int(np.clip(value - CLOSE_UP / 2 + rng.uniform(-9, 9), 0, HIGH_RES - CLOSE_UP)) for value in (x, y)
+        )
+        found.append((scene.image[upper : upper + CLOSE_UP, left : left + CLOSE_UP], classes))
     return found
 
 
@@ -302,6 +309,7 @@ CELL_CLASSES: dict[str, int] = {
     "linked": 2,
     "neighbor_color": len(COLORS) + 1,
     "neighbor_kind": len(KINDS) + 1,
+    "rope": 2,
 }
 HIGH_RES_ONLY = ("texture", "skin_texture")
 
@@ -325,7 +333,16 @@ def cell_labels(scene: Scene) -> dict[str, np.ndarray]:
             classes["relation"][number] = RELATIONS.index(region.relation)
             classes["neighbor_color"][number] = len(COLORS) if person else COLORS.index(neighbor.facets["color"])
             classes["neighbor_kind"][number] = len(KINDS) if person else KINDS.index(neighbor.facets["kind"])
-    return {name: values[owner + 1] for name, values in classes.items()}
+    labels = {name: values[owner + 1] for name, values in classes.items()}
+    # Where a rope crosses the background.
+    labels["rope"] = np.where(owner < 0, 0, -100)
+    ends = [region.center_xy for region in scene.regions if region.linked]
+    if ends:
+        along = np.linspace(ends[0], ends[1], 65)
+        columns, rows = (along // side).astype(int).T
+        crossed = owner[rows, columns] < 0
+        labels["rope"][rows[crossed], columns[crossed]] = 1
+    return labels
 
 
 def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
@@ -514,7 +531,7 @@ class WarmStart:
                 logits = head(tower(inputs).flatten(2).transpose(1, 2)).float()
             parts = dict(zip(CELL_CLASSES, logits.split(list(CELL_CLASSES.values()), dim=-1), strict=True))
             loss, report = torch.zeros(()), {}
-            for name in FACETS:
+            for name in CLOSE_UP_CLASSES:
                 truth = batch[name][:, None].expand(-1, logits.shape[1]).flatten()
                 chosen, values = truth >= 0, parts[name].flatten(0, 1)
                 if chosen.any():
@@ -607,7 +624,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder for the state, the log and the checkpoint")
     parser.add_argument("--swatch-steps", type=int, default=400)
     parser.add_argument("--close-up-steps", type=int, default=3500)
-    parser.add_argument("--tower-steps", type=int, default=700)
+    parser.add_argument("--tower-steps", type=int, default=900)
     parser.add_argument("--word-steps", type=int, default=250)
     parser.add_argument("--caption-steps", type=int, default=600)
     parser.add_argument("--images", type=int, default=16, help="scenes per step")
