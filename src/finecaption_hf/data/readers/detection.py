@@ -84,7 +84,7 @@ def _of_object(stream: JsonStream, path: Path) -> Format:
             value = element[key] = stream.value()
             if isinstance(value, dict) and isinstance(value.get("objects"), list):
                 return "grand"
-            if isinstance(value, list) and value and _has(value[0], ("labels", "attributes")):
+            if isinstance(value, list) and value and _has(value[0], ("labels",)) and _has(value[0], ("bbox",)):
                 return "grand"
             if _has(value, COMPOSITIONCAP.regions):
                 return "compositioncap"

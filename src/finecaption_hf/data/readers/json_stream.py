@@ -114,8 +114,9 @@ class JsonStream:
             except ValueError as error:  # a constant, or a number of thousands of digits
                 raise self._broken(str(error)) from error
             else:
-                # A number at the end of the text may go on.
-                if self._ended or end < len(self._text):
+                # A number at the end of the text may go on: "1" may become "12", and "1." or "1e-" "1.5" or "1e-5".
+                rest = self._text[end : end + _MARGIN]
+                if self._ended or (rest and rest[0] not in ".eE") or len(rest) == _MARGIN:
                     self._at = end
                     return value
             if len(self._text) - self._at > MAX_ELEMENT_BYTES:
