@@ -135,7 +135,7 @@ def _images(records: list[Record]) -> list[tuple[str, int]]:
     return [(record.image, int(np.asarray(record.load())[0, 0, 0])) for record in records]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_items_are_the_same_in_workers(own: Path, context: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
