@@ -320,7 +320,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=2, help="of a batch (default: %(default)s)")
     parser.add_argument("--regions", type=int, default=1, help="of an image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of regions and descriptions (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="timed turns (default: %(default)s)")
     parser.add_argument("--micro-batch", type=int, default=4, help="samples at once where separate (default: 4)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
