@@ -146,3 +146,40 @@ def test_killed_training_continues_to_the_same_weights(
     assert finish(start(setting, output, kill=kill, number=number)) == -signal.SIGKILL
     assert finish(start(setting, output)) == 0
     assert_equal(weights(output), uninterrupted)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def free_port() -> str:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return str(opened.getsockname()[1])
+
+
+def start_together(recipe: Recipe, output: Path, number: int, options: dict[str, Any]) -> list[Any]:
+    """Processes with the environment that torchrun and accelerate launch give them."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(number)}
+    ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number))
+    return [start(recipe, output, options, environment=environment) for environment in ranks]
+
+
+def losses(output: Path) -> list[float]:
+    state = json.loads(sorted(output.glob("checkpoint-*"))[-1].joinpath("trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_two_processes_train_like_one(setting: Recipe, tmp_path: Path, embedded: Any) -> None:
+    # Without dropout, whose random numbers differ between processes. The answers are ragged, so a mean over processes
+    # of their means would be another loss. 16 records make whole batches: a last one that is not whole is filled up.
+    model = write_checkpoint(tmp_path / "model", embedded[1])
+    data = write_records(tmp_path / "data", 16)
+    recipe = replace(setting, model=str(model), data={"records": str(data)}, eval_data={})
+    options = {"max_steps": 6, "save_steps": 6, "learning_rate": 1e-3, "logging_steps": 1}
+    alone = start(recipe, tmp_path / "one", options)
+    together = start_together(recipe, tmp_path / "two", 2, options)
+    assert [finish(process) for process in (alone, *together)] == [0, 0, 0]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 6
+    assert len(set(one)) == 6
+    assert two == pytest.approx(one, abs=1e-5)
