@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import assemble, caption, info, scenes, train
+from . import assemble, caption, data, info, scenes, train
 
 app = typer.Typer(
     name="finecaption",
@@ -21,6 +21,7 @@ app.command(cls=caption.OrderedCommand)(caption.caption)
 app.add_typer(scenes.app, name="scenes")
 app.command()(assemble.assemble)
 app.command()(info.info)
+app.add_typer(data.app, name="data")
 app.command(context_settings=train.CONTEXT)(train.train)
 
 

@@ -1,43 +1,266 @@
-"""What every reader gives: an image, its regions, and for each region branches of questions and answers."""
+"""The one record type: an image, its regions, and the branches of each region.
 
-from dataclasses import dataclass
-from typing import Any
+A branch is a question about a region and its answer. The package's own file format, one JSON object per line and image,
+is `Record.to_json` and `Record.from_json`; docs/data.md describes it.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..masks_finecaption import encode_rle
+
+if TYPE_CHECKING:
+    from .images import ImageStore
+
 
 class DataError(ValueError):
-    """A record that cannot be used; `where` says which, `reason` why."""
+    """Data that cannot be used.
 
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where}: {reason}")
+    Attributes:
+        where (`str`): the place, such as `"train.jsonl:17"` or `"train.json[16]"`.
+        reason (`str`): what is wrong there.
+    """
+
+    def __init__(self, where: str, reason: str | None = None) -> None:
+        # The reason may be missing because torch rebuilds errors of its workers from their text alone.
+        super().__init__(where, reason)
         self.where = where
-        self.reason = reason
+        self.reason = where if reason is None else reason
+
+    def __str__(self) -> str:
+        return self.where if self.args[1] is None else f"{self.where}: {self.reason}"
+
+    def at(self, where: str) -> "DataError":
+        """The same error, of a part (which `self.where` names) of what lies at `where`."""
+        return DataError(where, str(self))
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One description of a region: the name of a task or attribute, or a question in own words, and the answer."""
+    """A question about a region, and its answer.
+
+    Attributes:
+        answer (`str`): not empty; white space around it is no part of it.
+        name (`str`, *optional*): the task or attribute that is asked for, in any spelling that the processor knows. It
+            is kept as given: the list of attributes is open.
+        question (`str`, *optional*): the question in own words. Where there is none, the processor has it by name.
+
+    Raises:
+        DataError: If the answer is empty, there is neither name nor question, or text is no valid Unicode.
+    """
 
     answer: str
     name: str | None = None
     question: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer", _text(self.answer, "answer").strip())
+        for label in ("name", "question"):
+            text = getattr(self, label)
+            object.__setattr__(self, label, None if text is None else _text(text, label).strip())
+        if not self.answer:
+            raise DataError("answer", "it is empty. Give the text that the model is to learn, or leave the branch out.")
+        if not self.name and not self.question:
+            raise DataError("question", "neither a name nor a question was given. Give one of them, such as 'region'.")
+        if self.name == "" or self.question == "":
+            raise DataError("question", "name or question is empty. Leave out the one that is not there.")
+
 
 @dataclass(frozen=True)
 class Region:
-    """A region (any reference that `as_mask` takes; `None` is the whole image) and its branches."""
+    """A region of an image and what is known about it.
+
+    Attributes:
+        mask: a region reference as `as_mask` takes it; `None` is the whole image.
+        branches (`tuple[Branch, ...]`): at least one.
+        id (`str`, *optional*): its name in the data.
+    """
 
     mask: Any
     branches: tuple[Branch, ...]
     id: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.branches:
+            raise DataError("branches", "the region has none. Give at least one question with its answer.")
+
 
 @dataclass(frozen=True)
 class Record:
-    """An image (its name in the image store, or a picture) with its regions; `where` is "file:line" for messages."""
+    """An image and its regions.
+
+    Attributes:
+        image: the name of the image in `store`, or a picture in memory.
+        regions (`tuple[Region, ...]`): at least one.
+        id (`str`, *optional*): its name in the data.
+        where (`str`): where it was read, for messages: `"file:line"` or `"file[index]"`.
+        store (`ImageStore`, *optional*): where the image lies, see `load`; no part of the record's value.
+    """
 
     image: str | Image.Image
     regions: tuple[Region, ...]
     id: str | None = None
-    where: str = ""
+    where: str = field(default="", compare=False)
+    store: "ImageStore | None" = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image, Image.Image) and not _text(self.image, "image"):
+            raise DataError("image", "its name is empty.")
+        if not self.regions:
+            raise DataError("regions", "the image has none. Give at least one; a region without a mask is the image.")
+
+    def load(self) -> Image.Image:
+        """The picture in RGB, turned by its EXIF orientation.
+
+        Raises:
+            DataError: If it is missing or damaged, or the record knows its name but no store.
+        """
+        from .images import to_rgb
+
+        try:
+            if isinstance(self.image, Image.Image):
+                return to_rgb(self.image)
+            if self.store is None:
+                raise DataError(self.image, "the record has no image store. Read it with read_records or open_dataset.")
+            return self.store.read(self.image)
+        except DataError as error:
+            raise error.at(self.where or "record") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a row of the package's JSONL. Masks in memory become COCO RLE.
+
+        Raises:
+            DataError: If the image is a picture in memory, which has to be saved under a name first.
+            MaskError: If a mask in memory is none.
+        """
+        if not isinstance(self.image, str):
+            raise DataError(self.where or "record", "the image is in memory. Save it, and give the record its name.")
+        row: dict[str, Any] = {"image": self.image}
+        if self.id is not None:
+            row["id"] = self.id
+        row["regions"] = [_region_row(region) for region in self.regions]
+        return row
+
+    @classmethod
+    def from_json(cls, row: Any, where: str, *, store: "ImageStore | None" = None) -> "Record":
+        """Read a row of the package's JSONL. Keys that are not of the format are left alone.
+
+        Raises:
+            DataError: If the row is not what the format asks for; it names the part that is wrong.
+        """
+        try:
+            row = as_object(row, "row")
+            regions = [
+                _part(f"regions[{index}]", _read_region, entry)
+                for index, entry in enumerate(as_list(row.get("regions"), "regions"))
+            ]
+            return cls(row.get("image", ""), tuple(regions), as_id(row.get("id")), where, store)
+        except DataError as error:
+            raise error.at(where) from error
+
+
+def _region_row(region: Region) -> dict[str, Any]:
+    row: dict[str, Any] = {} if region.id is None else {"id": region.id}
+    if region.mask is not None:
+        is_json = isinstance(region.mask, (dict, list, tuple, str))
+        row["mask"] = region.mask if is_json else encode_rle(region.mask)
+    row["branches"] = [
+        {key: text for key in ("name", "question", "answer") if (text := getattr(branch, key)) is not None}
+        for branch in region.branches
+    ]
+    return row
+
+
+def _read_region(row: Any) -> Region:
+    row = as_object(row, "region")
+    branches = [
+        _part(f"branches[{index}]", _read_branch, entry)
+        for index, entry in enumerate(as_list(row.get("branches"), "branches"))
+    ]
+    return Region(as_reference(row.get("mask"), "mask"), tuple(branches), as_id(row.get("id")))
+
+
+def _read_branch(row: Any) -> Branch:
+    row = as_object(row, "branch")
+    if row.get("answer") is None:
+        raise DataError("answer", f"it is missing; there are {keys_of(row)}.")
+    return Branch(row["answer"], row.get("name"), row.get("question"))
+
+
+def _part(name: str, read: Any, entry: Any) -> Any:
+    try:
+        return read(entry)
+    except DataError as error:
+        raise DataError(f"{name}.{error.where}", error.reason) from error
+
+
+# --- checks of parsed JSON, for all readers --------------------------------------------------------------------------
+
+
+def as_object(value: Any, what: str) -> dict[str, Any]:
+    """`value`, which has to be a JSON object."""
+    if not isinstance(value, dict):
+        raise DataError(what, f"{kind(value)} arrived, an object is needed.")
+    return value
+
+
+def as_list(value: Any, what: str) -> list[Any]:
+    """`value`, which has to be a JSON array."""
+    if not isinstance(value, (list, tuple)):
+        raise DataError(what, f"{kind(value)} arrived, a list is needed.")
+    return list(value)
+
+
+def as_text(value: Any, what: str) -> str:
+    """`value`, which has to be text that is not blank; without white space around it."""
+    text = _text(value, what).strip()
+    if not text:
+        raise DataError(what, "it is empty.")
+    return text
+
+
+def as_id(value: Any) -> str | None:
+    """An id: text or a whole number."""
+    if value is None or isinstance(value, str):
+        return value if value is None else _text(value, "id")
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return str(value)
+    raise DataError("id", f"{kind(value)} arrived, text or a whole number is needed.")
+
+
+def as_reference(value: Any, what: str) -> Any:
+    """A region reference as far as can be told without its image; `as_mask` judges it later."""
+    if isinstance(value, (bool, int, float)):
+        raise DataError(
+            what, f"{kind(value)} arrived, a region reference is needed: COCO RLE, polygons, a box, a blob."
+        )
+    if isinstance(value, (str, list, tuple, dict)) and not value:
+        raise DataError(what, "it is empty. Give a region reference, or null for the whole image.")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(what, f"{kind(value)} arrived, text is needed.")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(what, "it is no valid Unicode (half of a surrogate pair).") from error
+    return value
+
+
+def kind(value: Any) -> str:
+    """What arrived, in words, for messages; never its content, which may be of any length."""
+    if value is None:
+        return "nothing"
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def keys_of(row: dict[str, Any]) -> str:
+    """The first keys of an object, for messages."""
+    names = [ascii(str(key)[:32]) for key in list(row)[:8]]
+    return f"the keys {', '.join(names)}{' ...' if len(row) > 8 else ''}" if names else "no keys"

@@ -1,0 +1,152 @@
+"""`finecaption data`: look at datasets."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from .common import Json, Model, errors_in_one_line
+
+if TYPE_CHECKING:
+    from ..data.check import DatasetReport
+
+app = typer.Typer(help="Datasets of described regions.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Datasets of described regions."""
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="Annotations: a file, or a folder of them.", show_default=False)],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
+            show_default="told by the content",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|ZIP|TAR", help="Pictures.", show_default="the folder of the annotations"),
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")
+    ] = None,
+    keep_entity_references: Annotated[
+        bool, typer.Option("--keep-entity-references", help='Keep "(entity_id_3)" in texts.')
+    ] = False,
+    model: Model = None,
+    decode: Annotated[
+        bool, typer.Option("--images-too/--texts-only", help="Open the pictures and decode the masks.")
+    ] = True,
+    on_error: Annotated[
+        str, typer.Option(metavar="skip|raise", help="Tell all problems, or stop at the first.")
+    ] = "skip",
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where records that cannot be used are written, with reasons.",
+            show_default="PATH.rejects.jsonl",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many records.", show_default="all")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a whole dataset and tell what is in it, and every problem. Exit code 1 if there are problems."""
+    with errors_in_one_line():
+        from transformers import AutoProcessor
+
+        from .. import EMBEDDED_CHECKPOINT, register
+        from ..data.check import check_dataset
+        from ..data.readers import read_records
+
+        register()
+        processor = AutoProcessor.from_pretrained(str(EMBEDDED_CHECKPOINT if model is None else model))
+        reader = read_records(
+            path,
+            format,
+            images=images,
+            on_error=on_error,
+            rejects=rejects,
+            mapping=mapping,
+            keep_entity_references=keep_entity_references,
+        )
+        columns = (SpinnerColumn(), TextColumn("{task.completed} records"))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("records", total=None)
+            report = check_dataset(
+                reader,
+                tokenizer=processor.tokenizer,
+                questions=processor.questions,
+                check_images=decode,
+                limit=limit,
+                on_record=lambda done: progress.update(bar, completed=done),
+            )
+    if as_json:
+        typer.echo(json.dumps(asdict(report), ensure_ascii=False, indent=2))
+    else:
+        _print_report(report)
+        if report.num_rejected:
+            typer.echo(f"Wrote {report.num_rejected} rejected records to {reader.rejects_path}", err=True)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _print_report(report: "DatasetReport") -> None:
+    console = Console()
+    counts = {
+        "format": report.format,
+        "records (images)": f"{report.num_records:,}",
+        "regions": f"{report.num_regions:,}, of which whole images {report.num_whole_images:,}",
+        "branches": f"{report.num_branches:,}",
+        "rejected records": f"{report.num_rejected:,}",
+        "most tokens of a region": f"{report.longest_region:,}",
+        "frequent image sizes": ", ".join(f"{size} ({n})" for size, n in list(report.image_sizes.items())[:4]),
+    }
+    summary = Table("dataset", escape(report.source))
+    for name, value in counts.items():
+        summary.add_row(name, value)
+    names = Table("task or attribute", "branches", "")
+    for name, number in report.names.items():
+        names.add_row(Text(name), f"{number:,}", "no question of that name" if name in report.unknown_names else "")
+    tables = [summary, names]
+    if report.areas:
+        areas = Table("area of a region", "regions", "")
+        largest = max(report.areas.values(), default=0)
+        for name, number in report.areas.items():
+            areas.add_row(name, f"{number:,}", "█" * round(24 * number / largest) if largest else "")
+        tables.append(areas)
+    if report.answer_tokens:
+        lengths = Table("tokens", *report.answer_tokens)
+        for name, numbers in (("questions", report.question_tokens), ("answers", report.answer_tokens)):
+            lengths.add_row(name, *(f"{number:,}" for number in numbers.values()))
+        tables.append(lengths)
+    if report.left_out or report.notes:
+        rest = Table("left out, or worth a look", "number")
+        for name, number in {**report.left_out, **report.notes}.items():
+            rest.add_row(Text(name), f"{number:,}")
+        tables.append(rest)
+    if report.problems:
+        problems = Table("where", "problem")
+        for where, reason in report.problems:
+            problems.add_row(Text(where, overflow="fold"), Text(reason))
+        tables.append(problems)
+    for table in tables:
+        for column in table.columns[1:]:
+            if column.header in ("branches", "regions", "number"):
+                column.justify = "right"
+        console.print(table)
+    if not report.complete:
+        console.print("Not all of the dataset was read.")

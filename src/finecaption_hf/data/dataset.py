@@ -1,0 +1,252 @@
+"""Records by number, for training: constant memory but for a few bytes per item, and safe in DataLoader workers."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from array import array
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .images import ImageStore
+from .readers import Place, RecordReader, load_rows, read_records
+from .readers.json_stream import parse
+from .records import DataError, Record
+
+# Part of the name of every cached file: changes when the readers give other records for the same source.
+_CACHE_VERSION = 1
+
+
+class _Lines:
+    """The rows of a JSONL file, of which only the places are kept."""
+
+    def __init__(self, path: Path, places: Iterator[Place], has_where: bool) -> None:
+        self.path = str(path)
+        self.has_where = has_where
+        self.numbers, self.offsets, self.lengths = array("q"), array("q"), array("q")
+        for number, offset, length in places:
+            self.numbers.append(number)
+            self.offsets.append(offset)
+            self.lengths.append(length)
+
+    def read(self, index: int, store: ImageStore | None) -> Record:
+        where = f"{self.path}:{self.numbers[index]}"
+        # Opened each time (some microseconds): a handle would be shared by forked workers, and its position with it.
+        with open(self.path, "rb") as file:
+            file.seek(self.offsets[index])
+            line = file.read(self.lengths[index])
+        try:
+            row = parse(line.decode("utf-8-sig"))
+        except ValueError as error:
+            raise DataError(where, f"the line is no JSON any more ({error}). Did the file change?") from error
+        if self.has_where and isinstance(row, dict):
+            where = row.get("where", where)
+        return Record.from_json(row, where, store=store)
+
+
+class _Rows:
+    """The rows of a `datasets.Dataset`."""
+
+    def __init__(self, reader: RecordReader, places: Iterator[Place]) -> None:
+        self.reader = reader
+        self.dataset = load_rows(reader.source)
+        self.indices = array("q", (row for row, _, _ in places))
+
+    def read(self, index: int, store: ImageStore | None) -> Record:
+        row = self.indices[index]
+        return self.reader.parse(self.dataset[row], f"{self.reader.name}[{row}]")
+
+
+class RecordDataset(torch.utils.data.Dataset[Record]):
+    """Records by number, in the order of their file. `open_dataset` makes them.
+
+    Attributes:
+        images (`ImageStore`, *optional*): where the pictures lie.
+        num_records, num_rejected (`int`): what was read, and what was not taken in with `on_error="skip"`.
+        rejects_path (`Path`, *optional*): where the rejected ones are, if there are any.
+        max_regions (`int`, *optional*): see `open_dataset`.
+    """
+
+    def __init__(
+        self,
+        rows: _Lines | _Rows,
+        num_regions: "array[int]",
+        *,
+        images: ImageStore | None,
+        num_rejected: int,
+        rejects_path: Path | None,
+        max_regions: int | None,
+    ) -> None:
+        self._rows = rows
+        self.images = images
+        self.num_records = len(num_regions)
+        self.num_rejected = num_rejected
+        self.rejects_path = rejects_path
+        self.max_regions = max_regions
+        self._records, self._starts = array("q"), array("q")
+        if max_regions is not None:
+            for index, number in enumerate(num_regions):
+                for start in range(0, number, max_regions):
+                    self._records.append(index)
+                    self._starts.append(start)
+
+    def __len__(self) -> int:
+        return self.num_records if self.max_regions is None else len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        """Item `index`, a whole record or `max_regions` of its regions.
+
+        Raises:
+            IndexError: If there is no such item.
+            DataError: If the file changed since it was opened.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There is no item {index} among {len(self)}.")
+        index %= len(self)
+        if self.max_regions is None:
+            return self._rows.read(index, self.images)
+        record = self._rows.read(self._records[index], self.images)
+        start = self._starts[index]
+        regions = record.regions[start : start + self.max_regions]
+        return Record(record.image, regions, record.id, record.where, record.store)
+
+    def load(self, record: Record) -> Image.Image:
+        """The picture of a record, see `Record.load`."""
+        return record.load()
+
+
+def open_dataset(
+    path: Any,
+    format: str | None = None,
+    *,
+    images: str | os.PathLike[str] | ImageStore | None = None,
+    on_error: str = "raise",
+    rejects: str | os.PathLike[str] | None = None,
+    mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    keep_entity_references: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    max_regions: int | None = None,
+) -> RecordDataset:
+    """Open a dataset for access by number. All of it is read, and checked, once.
+
+    The package's JSONL and `datasets.Dataset` are then read in place. Any other format is written as package JSONL to
+    `cache` first, and found there again as long as the source (path, size, time of change) and the settings stay the
+    same; several processes may do that at once.
+
+    Args:
+        path, format, images, on_error, rejects, mapping, keep_entity_references: as for `read_records`.
+        cache: folder for files that were converted; `None` means `finecaption-hf/data` in the user's cache.
+        max_regions: split a record with more regions over several items of the same image.
+
+    Returns:
+        `RecordDataset`.
+
+    Raises:
+        DataError: If something cannot be used, see `RecordReader`, or nothing is left.
+    """
+    if max_regions is not None and max_regions < 1:
+        raise ValueError(f"max_regions is {max_regions}. Give at least 1, or None for whole records.")
+    reader = read_records(
+        path,
+        format,
+        images=images,
+        on_error=on_error,
+        rejects=rejects,
+        mapping=mapping,
+        keep_entity_references=keep_entity_references,
+    )
+    num_regions: array[int] = array("q")
+    num_rejected, rejects_path = 0, reader.rejects_path
+    rows: _Lines | _Rows
+    if reader.format == "datasets":
+        rows = _Rows(reader, _places(reader, num_regions))
+        num_rejected = reader.num_rejected
+    elif reader.format == "jsonl":
+        rows = _Lines(Path(reader.source), _places(reader, num_regions), has_where=False)
+        num_rejected = reader.num_rejected
+    else:
+        folder = _converted(reader, cache)
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        num_rejected = counts["num_rejected"]
+        if num_rejected:
+            if rejects is None:
+                rejects_path = folder / "rejects.jsonl"
+            else:
+                shutil.copyfile(folder / "rejects.jsonl", rejects_path)
+        for message in counts["warnings"]:
+            warnings.warn(message.replace("{rejects}", str(rejects_path)), stacklevel=2)
+        lines = read_records(folder / "records.jsonl", "jsonl", images=reader.images)
+        rows = _Lines(folder / "records.jsonl", _places(lines, num_regions), has_where=True)
+    if not num_regions:
+        raise DataError(reader.name, f"it holds no record that can be used ({num_rejected} were rejected).")
+    return RecordDataset(
+        rows,
+        num_regions,
+        images=reader.images,
+        num_rejected=num_rejected,
+        rejects_path=rejects_path if num_rejected else None,
+        max_regions=max_regions,
+    )
+
+
+def _places(reader: RecordReader, num_regions: "array[int]") -> Iterator[Place]:
+    """Where the good lines or rows are; the numbers of their regions go to `num_regions`."""
+    for number, place in reader.each(lambda record, place: (len(record.regions), place)):
+        assert place is not None  # formats that have lines or rows
+        num_regions.append(number)
+        yield place
+
+
+def _converted(reader: RecordReader, cache: str | os.PathLike[str] | None) -> Path:
+    """The folder with the package JSONL of a source, written if it is not there."""
+    if cache is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finecaption-hf" / "data"
+    source = Path(reader.source).resolve()
+    folder = Path(cache) / f"{source.stem[:40]}-{_fingerprint(reader, source)}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    given = reader.rejects_path
+    try:
+        reader.rejects_path = work / "rejects.jsonl"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with (work / "records.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(reader.each(_line))
+        counts = {
+            "num_rejected": reader.num_rejected,
+            "warnings": [str(each.message).replace(str(reader.rejects_path), "{rejects}") for each in caught],
+        }
+        (work / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+        try:
+            work.rename(folder)  # all of it at once
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster, with the same result
+                raise
+    finally:
+        reader.rejects_path = given
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _line(record: Record, place: Place | None) -> str:
+    try:
+        return json.dumps({**record.to_json(), "where": record.where}, allow_nan=False) + "\n"
+    except (ValueError, RecursionError) as error:
+        raise DataError(record.where, f"a mask of it is no JSON ({error}).") from error
+
+
+def _fingerprint(reader: RecordReader, source: Path) -> str:
+    settings = [_CACHE_VERSION, reader.format, reader.on_error, reader.keep_entity_references, repr(reader.keys)]
+    digest = hashlib.sha256(json.dumps([str(source), *settings]).encode())
+    for path in sorted(source.glob("*.json")) if source.is_dir() else [source]:
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

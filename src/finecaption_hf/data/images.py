@@ -1,0 +1,216 @@
+"""Pictures by name, from a folder, a zip or a tar.
+
+Names come from data files, so they are not trusted: they are relative, and do not lead out of the store. Archives are
+read in place; nothing is unpacked to disk.
+"""
+
+import os
+import posixpath
+import re
+import tarfile
+import threading
+import warnings
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from .records import DataError
+
+MAX_PIXELS = 178_956_970
+"""Pictures with more pixels are refused; the size from which PIL takes a picture for an attack."""
+
+# The file of a picture of MAX_PIXELS without compression; archives may claim any size for a member.
+_MAX_BYTES = 4 * MAX_PIXELS
+
+
+class ImageStore(ABC):
+    """Pictures by name. May be pickled, and be used in processes that were forked.
+
+    Args:
+        path: the folder or archive.
+        max_pixels (`int`): pictures with more are refused.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
+        self.path = os.fspath(path)
+        self.max_pixels = max_pixels
+
+    def read(self, name: str) -> Image.Image:
+        """The picture in RGB, turned by its EXIF orientation; what is transparent lies on white.
+
+        Args:
+            name (`str`): relative to the folder or the root of the archive, with `/` between folders.
+
+        Raises:
+            DataError: If the name leads out of the store, there is no such file, it is no picture or truncated, or it
+                has too many pixels.
+        """
+        where = f"image {name[:200]!r}" if isinstance(name, str) else "image"
+        try:
+            data = self._bytes(_checked(name))
+        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            # RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile does not know
+            reason = "it is not there" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else str(error)
+            raise DataError(where, f"{reason} (in {self.path}).") from error
+        except DataError as error:
+            raise DataError(where, error.reason) from error
+        return _decode(data, where, self.max_pixels)
+
+    @abstractmethod
+    def _bytes(self, name: str) -> bytes: ...
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+
+def open_images(path: "str | os.PathLike[str] | ImageStore", max_pixels: int = MAX_PIXELS) -> ImageStore:
+    """Open pictures for reading by name.
+
+    Args:
+        path: a folder, a .zip, or a .tar without compression (a compressed one would have to be read from its start for
+            every picture). In a folder, links are followed: whoever made the folder set them.
+        max_pixels (`int`): pictures with more are refused.
+
+    Returns:
+        `ImageStore`.
+
+    Raises:
+        DataError: If there is no such folder or archive, or it is damaged.
+    """
+    if isinstance(path, ImageStore):
+        return path
+    given = Path(path)
+    try:
+        if given.is_dir():
+            return FolderImages(given, max_pixels)
+        if not given.is_file():
+            raise DataError(str(given), "there is no such folder, .zip or .tar.")
+        if zipfile.is_zipfile(given):
+            return ZipImages(given, max_pixels)
+        return TarImages(given, max_pixels)
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise DataError(str(given), f"this is neither a folder nor a readable .zip or .tar ({error}).") from error
+
+
+class FolderImages(ImageStore):
+    def _bytes(self, name: str) -> bytes:
+        with open(os.path.join(self.path, name), "rb") as file:
+            _check_size(os.fstat(file.fileno()).st_size)
+            return file.read()
+
+
+class ZipImages(ImageStore):
+    def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(path, max_pixels)
+        self._lock = threading.Lock()
+        self._archive: zipfile.ZipFile | None = None
+        self._owner = 0
+        self._open()
+
+    def _open(self) -> zipfile.ZipFile:
+        # After a fork the file's position is shared with the parent, so each process opens the archive itself.
+        with self._lock:
+            if self._archive is None or self._owner != os.getpid():
+                self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
+            return self._archive
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "max_pixels": self.max_pixels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _archive=None, _owner=0)
+
+    def _bytes(self, name: str) -> bytes:
+        archive = self._open()
+        try:
+            member = archive.getinfo(name)
+        except KeyError as error:
+            raise FileNotFoundError(name) from error
+        _check_size(member.file_size)
+        with archive.open(member) as file:  # gives no more than the size that it states
+            return file.read()
+
+
+class TarImages(ImageStore):
+    def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(path, max_pixels)
+        self._members: dict[str, tuple[int, int]] = {}
+        try:
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    if member.isreg():
+                        self._members[posixpath.normpath(member.name)] = (member.offset_data, member.size)
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
+        except tarfile.ReadError as error:
+            with open(path, "rb") as file:
+                packed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+            if packed:
+                raise DataError(
+                    str(path), "a compressed .tar cannot be read by name. Unpack it, or pack it anew as .tar or .zip."
+                ) from error
+            raise
+
+    def _bytes(self, name: str) -> bytes:
+        if name not in self._members:
+            raise FileNotFoundError(name)
+        offset, size = self._members[name]
+        _check_size(size)
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) < size:
+            raise EOFError("the archive ends before the picture does")
+        return data
+
+
+def _checked(name: Any) -> str:
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DataError("image", "its name has to be text that is not empty.")
+    if name.startswith(("/", "\\", "~")) or re.match(r"[A-Za-z]:[\\/]|[a-z]+://", name):
+        raise DataError("image", "its name is no relative path. Names are relative to the folder or archive of images.")
+    if ".." in re.split(r"[/\\]", name):
+        raise DataError("image", "its name leads out of the folder or archive of images ('..').")
+    return posixpath.normpath(name)
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_BYTES:
+        raise DataError("image", f"its file has {size} bytes, more than any picture that is accepted ({_MAX_BYTES}).")
+
+
+def _decode(data: bytes, where: str, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # PIL warns from half of its limit on; the limit here is ours.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(BytesIO(data))
+        if picture.width * picture.height > max_pixels:
+            raise DataError(
+                where, f"it has {picture.width} x {picture.height} pixels, more than {max_pixels}. Make it smaller."
+            )
+        picture.load()
+    except DataError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        reason = "no format of pictures that PIL knows" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(where, f"it cannot be decoded ({reason}).") from error
+    return to_rgb(picture, where)
+
+
+def to_rgb(picture: Image.Image, where: str = "image") -> Image.Image:
+    """A picture in RGB, turned by its EXIF orientation; what is transparent lies on white.
+
+    Raises:
+        DataError: If its data is damaged.
+    """
+    from ..image_processing_finecaption import _pil_to_rgb  # one rule for training and for inference
+
+    try:
+        return Image.fromarray(_pil_to_rgb(picture))
+    except Exception as error:  # see _decode; EXIF data may be damaged, too
+        raise DataError(where, f"it cannot be decoded ({error}).") from error

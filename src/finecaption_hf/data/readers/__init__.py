@@ -1,0 +1,340 @@
+"""Files of datasets -> records, one at a time. docs/data.md describes the formats.
+
+`read_records` opens any of them:
+
+>>> from finecaption_hf.data import read_records
+>>> for record in read_records("annotations.json", images="images.zip", on_error="skip"):
+...     picture = record.load()
+"""
+
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO, TypeVar, get_args
+
+from ..images import ImageStore, open_images
+from ..records import DataError, Record
+from . import described
+from .coco import refcoco
+from .detection import Format, detect_format, is_saved_dataset
+from .json_stream import JsonStream, json_lines
+from .keys import COMPOSITIONCAP, DATASETS, OSPREY, Keys
+
+FORMATS: tuple[str, ...] = get_args(Format)
+
+_RAW_LENGTH = 2000
+_KEYS = {"compositioncap": COMPOSITIONCAP, "llava": Keys(), "osprey": OSPREY, "datasets": DATASETS}
+
+# Number of the line (from 1) or row (from 0); offset and length of a line in bytes.
+Place = tuple[int, int, int]
+# Where a part stands; the record or why there is none; what was read; the place of a line or row.
+Item = tuple[str, "Record | DataError", Any, Place | None]
+Used = TypeVar("Used")
+
+
+class RecordReader:
+    """The records of one file, folder or dataset. Iterating again reads again; `read_records` makes readers.
+
+    Attributes:
+        images (`ImageStore`, *optional*): where its pictures lie. None for datasets that hold them.
+        num_records, num_rejected (`int`): counts of the last iteration, so far.
+        rejects_path (`Path`): where rejected records are written, if there are any and `on_error` is "skip".
+        on_reject (*optional*): is called with where and reason of each rejected record.
+        left_out (`Counter[str]`): what the rules of the format leave out (reason -> number), such as objects without
+            any text. They are no errors, but nothing is left out without being counted here.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        format: str,
+        *,
+        images: ImageStore | None,
+        on_error: str,
+        rejects: Path,
+        keys: Keys,
+        keep_entity_references: bool,
+    ) -> None:
+        self.source = source
+        self.format = format
+        self.images = images
+        self.on_error = on_error
+        self.rejects_path = rejects
+        self.keys = keys
+        self.keep_entity_references = keep_entity_references
+        self.on_reject: Callable[[str, str], None] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.num_records = self.num_rejected = 0
+        self.left_out: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Record]:
+        """Read the records in their order.
+
+        Raises:
+            DataError: If something cannot be used and `on_error` is "raise"; and in any case where the file is broken
+                so that what follows cannot be told apart, since an unknown number of records would be lost.
+        """
+        return self.each(lambda record, place: record)
+
+    def each(self, use: Callable[[Record, Place | None], Used]) -> Iterator[Used]:
+        """What `use` makes of each record and its place; a `DataError` that it raises rejects the record."""
+        self._reset()
+        rejects: TextIO | None = None
+        try:
+            for where, found, raw, place in self._items():
+                error = found
+                if isinstance(found, Record):
+                    try:
+                        used = use(found, place)
+                    except DataError as raised:
+                        error = raised
+                    else:
+                        self.num_records += 1
+                        yield used
+                        continue
+                assert isinstance(error, DataError)
+                if self.on_error == "raise":
+                    raise error
+                reason = _below(where, error)
+                if rejects is None:
+                    rejects = self.rejects_path.open("w", encoding="utf-8")
+                self.num_rejected += 1
+                if self.on_reject is not None:
+                    self.on_reject(where, reason)
+                reject = {"where": where, "reason": reason, "raw": _shown(raw)}
+                rejects.write(json.dumps(reject) + "\n")
+        finally:
+            if rejects is not None:
+                rejects.close()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.num_rejected:
+            warnings.warn(
+                f"{self.num_rejected} of {self.num_rejected + self.num_records} records of {self.name} were rejected; "
+                f"they are in {self.rejects_path} with their reasons.",
+                stacklevel=3,
+            )
+        if left_out := +self.left_out:
+            counts = ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items()))
+            warnings.warn(f"{self.name}: left out were {counts}.", stacklevel=3)
+
+    @property
+    def name(self) -> str:
+        return os.fspath(self.source) if isinstance(self.source, (str, os.PathLike)) else type(self.source).__name__
+
+    # --- elements of each kind of file -------------------------------------------------------------------------------
+
+    def _items(self) -> Iterator[Item]:
+        if self.format == "datasets":
+            yield from self._rows()
+        elif self.format == "refcoco":
+            for where, found in refcoco(self.source, self.left_out):
+                yield where, self._with_store(found), None, None
+        elif self.format == "grand":
+            yield from self._grand()
+        elif self.format == "jsonl":
+            yield from self._lines()
+        else:
+            with open(self.source, "rb") as file:
+                first = JsonStream(file, self.name).peek()
+            if first == "[":
+                yield from self._array()
+            elif self.format == "compositioncap" and not _is_jsonl(self.source):
+                yield from self._object(Path(self.source))
+            else:
+                yield from self._lines()
+
+    def _lines(self) -> Iterator[Item]:
+        for number, offset, length, value in json_lines(self.source):
+            where = f"{self.name}:{number}"
+            place = (number, offset, length)
+            if isinstance(value, DataError):
+                yield where, value, self._raw_line(offset, length), place
+            else:
+                yield where, self._parse(value, where), value, place
+
+    def _raw_line(self, offset: int, length: int) -> str:
+        with open(self.source, "rb") as file:
+            file.seek(offset)
+            return file.read(min(length, 4 * _RAW_LENGTH)).decode("utf-8", "replace").rstrip("\n")
+
+    def _array(self) -> Iterator[Item]:
+        with open(self.source, "rb") as file:
+            stream = JsonStream(file, self.name)
+            for index, value in enumerate(stream.elements()):
+                where = f"{self.name}[{index}]"
+                yield where, self._parse(value, where), value, None
+            stream.end()
+
+    def _object(self, path: Path) -> Iterator[Item]:
+        """A file with an object of images by name."""
+        with open(path, "rb") as file:
+            stream = JsonStream(file, str(path))
+            for image in stream.names():
+                where = f"{path}[{image[:100]!a}]"
+                value = stream.value()
+                yield where, self._parse(value, where, image), value, None
+            stream.end()
+
+    def _grand(self) -> Iterator[Item]:
+        source = Path(self.source)
+        if not source.is_dir():
+            yield from self._object(source)
+            return
+        # A million names fit into memory; a million parsed files would not.
+        with os.scandir(source) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+        for name in names:
+            try:
+                yield from self._object(source / name)
+            except DataError as error:  # a broken file does not touch the others
+                yield error.where, error, None, None
+
+    def _rows(self) -> Iterator[Item]:
+        dataset = load_rows(self.source)
+        for index in range(len(dataset)):
+            where = f"{self.name}[{index}]"
+            row = dataset[index]
+            yield where, self._parse(row, where), row, (index, 0, 0)
+
+    def _parse(self, value: Any, where: str, image: str | None = None) -> Record | DataError:
+        try:
+            return self.parse(value, where, image)
+        except DataError as error:
+            return error
+
+    def parse(self, value: Any, where: str, image: str | None = None) -> Record:
+        """One element of the file as a record.
+
+        Raises:
+            DataError: If it cannot be used.
+        """
+        try:
+            return self._with_store(self._record(value, where, image))
+        except DataError as error:
+            raise error if error.where == where else error.at(where) from error
+
+    def _record(self, value: Any, where: str, image: str | None) -> Any:
+        if self.format == "jsonl":
+            return Record.from_json(value, where)
+        if self.format == "grand":
+            return described.grand(image or "", value, where, self.left_out)
+        if self.format == "compositioncap":
+            if image is not None and isinstance(value, dict):
+                value = {self.keys.image[0]: image, **value}
+            return described.compositioncap(value, where, self.keys, self.keep_entity_references, self.left_out)
+        if self.format == "llava":
+            return described.llava(value, where, self.keys, self.left_out)
+        if self.format == "datasets":
+            from .rows import row_record
+
+            return row_record(value, where, self.keys, self.left_out)
+        return described.osprey(value, where, self.keys, self.left_out)
+
+    def _with_store(self, found: Any) -> Any:
+        if isinstance(found, Record) and self.images is not None:
+            object.__setattr__(found, "store", self.images)
+        return found
+
+
+def read_records(
+    path: Any,
+    format: str | None = None,
+    *,
+    images: str | os.PathLike[str] | ImageStore | None = None,
+    on_error: str = "raise",
+    rejects: str | os.PathLike[str] | None = None,
+    mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    keep_entity_references: bool = False,
+) -> RecordReader:
+    """Open the annotations of a dataset.
+
+    Args:
+        path: a file; a folder of GranD's files, of a saved `datasets.Dataset`, or with a `records.jsonl`; or a
+            `datasets.Dataset` in memory.
+        format: one of `FORMATS`; `None` means that the content decides.
+        images: folder, .zip or .tar of the pictures; `None` means the folder in which the annotations lie.
+        on_error: what to do with a record that cannot be used: "raise", or "skip": count it, write it to `rejects` as a
+            JSON line {where, reason, raw}, and warn with the count at the end. Nothing takes its place.
+        rejects: file for rejected records; `None` means the file's own name with `.rejects.jsonl`.
+        mapping: changes to the names of keys, see `Keys`: a mapping, or a YAML or JSON file with one.
+        keep_entity_references: keep references such as "(entity_id_3)" in the texts of CompositionCap.
+
+    Returns:
+        `RecordReader`.
+
+    Raises:
+        DataError: If there is no such file, its format is unknown, or a setting does not fit the format.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}. Give 'raise' or 'skip'.")
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}. Known are: {', '.join(FORMATS)}.")
+    store: str | os.PathLike[str] | ImageStore | None
+    if isinstance(path, (str, os.PathLike)):
+        given = Path(path)
+        if not given.exists():
+            raise DataError(str(given), "there is no such file or folder.")
+        if given.is_dir() and (given / "records.jsonl").is_file() and format in (None, "jsonl"):
+            given, format = given / "records.jsonl", "jsonl"
+        format = format or detect_format(given)
+        takes_folder, takes_file = format in ("grand", "datasets"), format != "datasets"
+        if not (takes_folder if given.is_dir() else takes_file):
+            raise DataError(str(given), f"this is no {'file' if given.is_dir() else 'folder'} of the format {format}.")
+        source: Any = given
+        beside = given.with_name(given.name + ".rejects.jsonl")
+        store = images if images is not None else given if given.is_dir() else given.parent
+    else:
+        format = format or "datasets"
+        source, beside = path, Path("dataset.rejects.jsonl")
+        store = images
+    if mapping is not None and format not in _KEYS:
+        raise DataError(str(path), f"the keys of the format {format} are fixed; leave out the mapping.")
+    if keep_entity_references and format != "compositioncap":
+        warnings.warn(f"keep_entity_references has no effect on the format {format}.", stacklevel=2)
+    return RecordReader(
+        source,
+        format,
+        images=None if store is None else open_images(store),
+        on_error=on_error,
+        rejects=Path(rejects) if rejects is not None else beside,
+        keys=_KEYS.get(format, Keys()).changed(mapping),
+        keep_entity_references=keep_entity_references,
+    )
+
+
+def load_rows(source: Any) -> Any:
+    """A `datasets.Dataset`, from memory or from where it was saved."""
+    from .rows import load
+
+    return load(source)
+
+
+def _is_jsonl(path: str | os.PathLike[str]) -> bool:
+    """Whether the first line is a whole JSON text and another one follows."""
+    lines = json_lines(path)
+    first, second = next(lines, None), next(lines, None)
+    return first is not None and second is not None and not isinstance(first[3], DataError)
+
+
+def _below(where: str, error: DataError) -> str:
+    return error.reason if error.where == where else str(error)
+
+
+def _shown(raw: Any) -> str | None:
+    """What was read, cut to a length that can be looked at."""
+    if raw is None or isinstance(raw, str):
+        return raw if raw is None else raw[:_RAW_LENGTH]
+    try:
+        return json.dumps(raw, default=lambda value: f"<{type(value).__name__}>")[:_RAW_LENGTH]
+    except (ValueError, RecursionError, TypeError):
+        return f"<{type(raw).__name__}>"
+
+
+__all__ = ["FORMATS", "Keys", "RecordReader", "is_saved_dataset", "read_records"]

@@ -1,0 +1,106 @@
+"""Which format a file has, told by its first elements."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from ..records import DataError, keys_of
+from .json_stream import JsonStream, json_lines
+from .keys import COMPOSITIONCAP, OSPREY
+
+Format = Literal["compositioncap", "refcoco", "grand", "llava", "osprey", "jsonl", "datasets"]
+
+_LINES = 20
+_ASK = "Give format=... (--format)."
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of a `datasets.Dataset` or `DatasetDict`."""
+    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def detect_format(path: Path) -> Format:
+    """The format of a file or folder.
+
+    Raises:
+        DataError: If it is none of those that are known.
+    """
+    if path.is_dir():
+        if is_saved_dataset(path):
+            return "datasets"
+        if next(path.glob("*.json"), None) is not None:
+            return "grand"
+        raise DataError(str(path), "this folder holds neither GranD's .json files nor a saved dataset. Name a file.")
+    with open(path, "rb") as file:
+        head = file.read(2)
+        if head == b"\x1f\x8b":
+            raise DataError(str(path), "this file is packed with gzip. Unpack it first.")
+        file.seek(0)
+        stream = JsonStream(file, str(path))
+        try:
+            mark = stream.peek()
+        except DataError as error:
+            raise DataError(str(path), f"this is no JSON ({error.reason})") from error
+        if mark == "[":
+            first = next(iter(stream.elements()), None)
+            if first is None:
+                raise DataError(str(path), f"the list is empty, so its format cannot be told. {_ASK}")
+            return _of_element(first, path)
+        if mark != "{":
+            raise DataError(str(path), "this is no JSON: it starts with neither [ nor {.")
+        # An object may be the first line of JSONL, or the whole file.
+        for number, _, _, value in json_lines(path):
+            if isinstance(value, dict) and _element_format(value) is not None:
+                return _of_element(value, path)
+            if number >= _LINES:
+                break
+        return _of_object(stream, path)
+
+
+def _of_object(stream: JsonStream, path: Path) -> Format:
+    try:
+        for key in stream.names():
+            if key in ("images", "annotations"):
+                return "refcoco"
+            if stream.peek() not in ("{", "["):
+                stream.skip()
+                continue
+            value = stream.value()
+            if isinstance(value, list) or (isinstance(value, dict) and "objects" in value):
+                if isinstance(value, dict) or (value and isinstance(value[0], dict) and "segmentation" in value[0]):
+                    return "grand"
+                continue
+            if _has(value, COMPOSITIONCAP.regions):
+                return "compositioncap"
+            if not (isinstance(value, dict) and key in ("info", "licenses")):
+                break
+    except DataError as error:
+        raise DataError(str(path), f"its format cannot be told: {error.reason} {_ASK}") from error
+    raise DataError(str(path), f"its format cannot be told. {_ASK}")
+
+
+def _of_element(value: Any, path: Path) -> Format:
+    found = _element_format(value)
+    if found is None:
+        keys = keys_of(value) if isinstance(value, dict) else "no objects"
+        raise DataError(str(path), f"its format cannot be told: in the first element there are {keys}. {_ASK}")
+    return found
+
+
+def _element_format(value: Any) -> Format | None:
+    if not isinstance(value, dict):
+        return None
+    regions = value.get("regions")
+    if isinstance(regions, list) and any(isinstance(region, dict) and "branches" in region for region in regions):
+        return "jsonl"
+    masked = _has(value, (*OSPREY.mask, *OSPREY.regions))
+    if masked and _has(value, OSPREY.image) and _has(value, ("conversations", "description", "caption", "answer")):
+        return "osprey"
+    if _has(value, COMPOSITIONCAP.image) and _has(value, COMPOSITIONCAP.regions):
+        return "compositioncap"
+    if _has(value, ("conversations",)) and not masked:
+        return "llava"
+    return None
+
+
+def _has(value: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(value, dict) and any(value.get(name) is not None for name in names)

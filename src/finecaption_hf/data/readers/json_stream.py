@@ -1,0 +1,200 @@
+"""JSON files of any size, one element at a time, parsed by the standard library.
+
+A SAX-like parser would do, too, but each number of each polygon would be an event; here an element is parsed in C as
+soon as all of it is in memory, and nesting, lengths and numbers of hostile files are bounded.
+"""
+
+import codecs
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from ..records import DataError
+
+MAX_ELEMENT_BYTES = 2**26
+"""A longer line or element (64 MiB) is no description of an image."""
+
+_CHUNK_BYTES = 2**18
+_SPACE = " \t\n\r"
+# An element that ends at most this far before the end of what was read may go on after it: "tru", "-", "\ud83".
+_MARGIN = 16
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def parse(text: str) -> Any:
+    """A JSON text.
+
+    Raises:
+        ValueError: If it is none, holds NaN or Infinity, or is nested too deeply.
+    """
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, int, Any]]:
+    """The lines of a JSONL file that are not blank.
+
+    Yields:
+        Line number (from 1), offset and length in bytes, and the parsed line, or a `DataError` in its place.
+    """
+    name = os.fspath(path)
+    offset = 0
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(MAX_ELEMENT_BYTES + 1):
+            number += 1
+            length = len(line)
+            if length > MAX_ELEMENT_BYTES:
+                while (rest := file.readline(_CHUNK_BYTES)) and not rest.endswith(b"\n"):
+                    length += len(rest)
+                length += len(rest)
+                yield number, offset, length, DataError(f"{name}:{number}", f"the line has {length} bytes, too many.")
+            elif line.strip():
+                yield number, offset, length, _line(line, f"{name}:{number}", first=number == 1)
+            offset += length
+
+
+def _line(line: bytes, where: str, first: bool) -> Any:
+    try:
+        return parse(line.decode("utf-8-sig" if first else "utf-8"))
+    except UnicodeDecodeError as error:
+        return DataError(where, f"the line is no UTF-8 ({error.reason} at byte {error.start + 1}).")
+    except ValueError as error:
+        return DataError(where, f"the line is no JSON ({error}).")
+
+
+class JsonStream:
+    """Walks through one JSON text without ever holding more than one element of it.
+
+    Every method raises `DataError` where the text is broken: what comes after cannot be told apart any more.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, chunk_bytes: int = _CHUNK_BYTES) -> None:
+        self._file = file
+        self._name = name
+        self._chunk_bytes = chunk_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = ""
+        self._at = 0
+        self._read = 0  # bytes so far
+        self._ended = False
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _SPACE:
+                    return self._text[self._at]
+                self._at += 1
+            if self._ended:
+                return ""
+            self._more()
+
+    def value(self) -> Any:
+        """Parse the next value."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except RecursionError as error:
+                raise self._broken("it is nested too deeply") from error
+            except json.JSONDecodeError as error:
+                open_string = error.msg.startswith("Unterminated string")
+                if self._ended or not (open_string or error.pos >= len(self._text) - _MARGIN):
+                    raise self._broken(error.msg) from error
+            except ValueError as error:  # a constant, or a number of thousands of digits
+                raise self._broken(str(error)) from error
+            else:
+                # A number at the end of the text may go on.
+                if self._ended or end < len(self._text):
+                    self._at = end
+                    return value
+            if len(self._text) - self._at > MAX_ELEMENT_BYTES:
+                raise self._broken(f"an element has more than {MAX_ELEMENT_BYTES} bytes")
+            self._more()
+
+    def skip(self) -> None:
+        """Pass over the next value, whatever its size, with checks only where it ends."""
+        opened = 0
+        while True:
+            mark = self.peek()
+            if mark in ("[", "{"):
+                opened += 1
+                self._at += 1
+            elif mark in ("]", "}") and opened:
+                opened -= 1
+                self._at += 1
+            elif mark in (",", ":") and opened:
+                self._at += 1
+            elif mark:
+                self.value()
+            else:
+                raise self._broken("the file ends too early")
+            if not opened:
+                return
+
+    def elements(self, on_element: Callable[[], Any] | None = None) -> Iterator[Any]:
+        """The elements of the array that comes next; `on_element` reads each of them (by default `value`)."""
+        read = on_element or self.value
+        for _ in self._parts("[", "]"):
+            yield read()
+
+    def names(self) -> Iterator[str]:
+        """The keys of the object that comes next. After each its value has to be read, or skipped."""
+        for _ in self._parts("{", "}"):
+            if self.peek() != '"':
+                raise self._broken("a key in quotes is needed")
+            key = self.value()
+            if self.peek() != ":":
+                raise self._broken("a colon is needed after a key")
+            self._at += 1
+            yield key
+
+    def end(self) -> None:
+        """Check that nothing follows."""
+        if self.peek():
+            raise self._broken("something follows the end")
+
+    def _parts(self, start: str, stop: str) -> Iterator[None]:
+        if self.peek() != start:
+            raise self._broken(f"{start} is needed")
+        self._at += 1
+        if self.peek() == stop:
+            self._at += 1
+            return
+        while True:
+            yield
+            mark = self.peek()
+            if mark not in (stop, ","):
+                raise self._broken(f"a comma or {stop} is needed" if mark else "the file ends too early")
+            self._at += 1
+            if mark == stop:
+                return
+            if self.peek() == stop:
+                raise self._broken(f"{stop} follows a comma")
+
+    def _more(self) -> None:
+        # A long element is parsed anew each time: reading ever more at once keeps that linear.
+        data = self._file.read(max(self._chunk_bytes, len(self._text) - self._at))
+        self._read += len(data)
+        try:
+            text = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise self._broken(f"no UTF-8: {error.reason}") from error
+        self._text, self._at = self._text[self._at :] + text, 0
+        self._ended = not data
+
+    def _broken(self, reason: str) -> DataError:
+        return DataError(
+            self._name,
+            f"the JSON is broken before byte {self._read} ({reason}); nothing after it can be read. Mend the file.",
+        )
