@@ -689,7 +689,7 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             if region_indices is not None:
                 torch_compilable_check(
                     (placeholders.sum(dim=(1, 2)) == image_features.shape[1]).all(),
-                    f"With region_indices each sequence must hold {image_features.shape[1]} image tokens, of one region.",
+                    f"With region_indices each sequence holds the {image_features.shape[1]} image tokens of a region.",
                 )
             inputs_embeds = inputs_embeds.masked_scatter(placeholders, sequence_features)
         elif region_indices is not None:

@@ -1,0 +1,259 @@
+"""Batches of records: what is shared, what carries loss, and that training on them is training on separate samples."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_branching import GRADIENT, LOGITS, branch_logits
+from tiny import tiny_model
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from finecaption_hf.data.collator import RegionCollator
+from finecaption_hf.data.records import Branch, DataError, Record, Region
+from finecaption_hf.scenes import render_scene
+
+NAMES = ("color", "shape", "texture", "size", "position")
+WORDS = "a large red blue square circle striped with dots left of the small one above".split()  # noqa: SIM905
+
+
+def scene_records(seeds: range, max_branches: int = 7) -> list[Record]:
+    """One record per rendered scene, with ragged numbers of regions and branches; the last region is the whole."""
+    records = []
+    for seed in seeds:
+        scene = render_scene(seed)
+        rng = np.random.default_rng(seed)
+
+        def branches(rng: np.random.Generator = rng) -> tuple[Branch, ...]:
+            texts = [" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(rng.integers(1, max_branches))]
+            return tuple(
+                Branch(text, name=NAMES[number % 5]) if number % 3 else Branch(text, question=f"What of {text[:5]}?")
+                for number, text in enumerate(texts)
+            )
+
+        regions = [Region(mask, branches()) for mask in scene.masks] + [Region(None, branches())]
+        records.append(Record(Image.fromarray(scene.image), tuple(regions), where=f"scenes.jsonl:{seed}"))
+    return records
+
+
+def load_image(record: Record) -> Any:
+    return record.image
+
+
+@pytest.fixture(scope="module")
+def processor(embedded: Any) -> Any:
+    return embedded[1]
+
+
+@pytest.fixture
+def collator(processor: Any) -> RegionCollator:
+    return RegionCollator(processor, load_image=load_image)
+
+
+@pytest.fixture
+def model(embedded: Any) -> Any:
+    """A copy that tests may train."""
+    model = type(embedded[0])(embedded[0].config)
+    model.load_state_dict(embedded[0].state_dict())
+    return model.eval()
+
+
+def run(model: Any, batch: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    output = model(**batch)
+    output.loss.backward()
+    return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("max_tokens", [None, 110])
+def test_packed_batch_trains_the_embedded_checkpoint_as_separate_samples_do(
+    model: Any, processor: Any, max_tokens: int | None
+) -> None:
+    records = scene_records(range(2))
+    packed = RegionCollator(processor, load_image=load_image, max_tokens=max_tokens)(records)
+    separate = RegionCollator(processor, load_image=load_image, packed=False)(records)
+    number = sum(len(region.branches) for record in records for region in record.regions)
+    num_regions = sum(len(record.regions) for record in records)
+    assert len(separate["input_ids"]) == len(separate["pixel_values"]) == len(separate["mask_values"]) == number
+    assert len(packed["pixel_values"]) == 2 and len(packed["mask_values"]) == num_regions
+    assert (len(packed["input_ids"]) > num_regions) == (max_tokens is not None)
+
+    ours, our_gradients = run(model, packed)
+    alone, gradients = run(model, separate)
+    torch.testing.assert_close(ours.loss, alone.loss, **LOGITS)
+    prefix = len(RegionCollator(processor, load_image=load_image).encoder.prefix_ids)
+    found = branch_logits(ours.logits, packed)
+    assert len(found) == number
+    for logits, row, attended in zip(found, alone.logits, separate["attention_mask"]):
+        torch.testing.assert_close(logits, row[prefix : int(attended.sum())], **LOGITS)
+    for name, gradient in gradients.items():
+        # Biases of keys have no gradient but rounding.
+        assert (our_gradients[name] - gradient).norm() <= GRADIENT * gradient.norm() + 1e-8, name
+
+
+def test_only_answers_and_their_ends_carry_loss(collator: RegionCollator) -> None:
+    records = scene_records(range(3))
+    batch = collator(records)
+    wanted = [branch.answer for record in records for region in record.regions for branch in region.branches]
+    found = []
+    for ids, labels, branches in zip(batch["input_ids"], batch["labels"], batch["branch_ids"]):
+        carried = labels != -100
+        assert torch.equal(ids[carried], labels[carried]) and (branches[carried] > 0).all()
+        assert (ids[branches == -1] == collator.pad_token_id).all()
+        for number in range(1, int(branches.max()) + 1):
+            found.append(collator.processor.tokenizer.decode(labels[carried & (branches == number)]))
+    assert found == [f"{answer}<|end|>" for answer in wanted]
+
+
+def test_each_image_is_loaded_and_prepared_once(processor: Any) -> None:
+    loaded: list[Record] = []
+    scene = render_scene(1)
+
+    def load(record: Record) -> Any:
+        loaded.append(record)
+        return Image.fromarray(scene.image)
+
+    def record(image: str, where: str) -> Record:
+        return Record(image, (Region(scene.masks[0], (Branch("red", name="color"),)),), where=where)
+
+    collator = RegionCollator(processor, load_image=load)
+    one, other = record("1.png", "a.jsonl:1"), record("1.png", "a.jsonl:7")
+    batch = collator([one, record("2.png", "a.jsonl:2"), other, record("1.png", "b.jsonl:1")])
+    # The same name in another file is another picture: data sets have folders of their own.
+    assert [(item.image, item.where) for item in loaded] == [
+        ("1.png", "a.jsonl:1"),
+        ("2.png", "a.jsonl:2"),
+        ("1.png", "b.jsonl:1"),
+    ]
+    assert batch["image_indices"].tolist() == [0, 0, 1, 2]
+    assert batch["region_indices"].tolist() == [0, 1, 2, 3]
+
+
+def test_training_sees_what_inference_sees(collator: RegionCollator, processor: Any) -> None:
+    (record,) = scene_records(range(5, 6))
+    batch = collator([record])
+    chats = [processor.conversation(record.image, "color", region.mask) for region in record.regions]
+    expected = processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    for name in ("pixel_values", "high_res_pixel_values", "mask_values", "image_indices"):
+        assert torch.equal(batch[name], expected[name]), name
+
+
+def test_batches_are_the_same_in_workers_and_again(collator: RegionCollator) -> None:
+    records = scene_records(range(4))
+    expected = [collator(records[:2]), pickle.loads(pickle.dumps(collator))(records[2:])]
+    loader = DataLoader(records, batch_size=2, collate_fn=collator, num_workers=1, multiprocessing_context="fork")
+    for found, wanted in zip(loader, expected, strict=True):
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_bad_record_is_named(collator: RegionCollator, processor: Any) -> None:
+    good, bad = scene_records(range(2))
+
+    def fails(region: Region, match: str, **changes: Any) -> None:
+        record = Record(bad.image, (bad.regions[0], region), where="my.jsonl:17")
+        with pytest.raises(DataError, match=match) as error:
+            RegionCollator(processor, load_image=load_image, **changes)([good, record])
+        assert error.value.where == "my.jsonl:17"
+
+    branch = Branch("red", name="color")
+    fails(Region(np.zeros((256, 256), bool), (branch,)), "my.jsonl:17: region 1: .*empty")
+    fails(Region(np.ones((5, 5), bool), (branch,), id="cup"), "region 'cup': .*5x5")
+    fails(Region(None, ()), "region 1 has no branches")
+    fails(Region(None, (Branch("red", name="colour of it"),)), "no task or attribute 'colour of it'")
+    fails(Region(None, (Branch("red"),)), "neither a name nor a question")
+    fails(Region(None, (Branch("<image>", name="color"),)), "special token")
+    fails(Region(None, (Branch("red " * 99, name="color"),)), "max_tokens is 120", max_tokens=120)
+
+    def broken(record: Record) -> Any:
+        raise OSError("truncated")
+
+    with pytest.raises(DataError, match=r"scenes.jsonl:0: its image cannot be loaded: truncated"):
+        RegionCollator(processor, load_image=broken)([good])
+    with pytest.raises(ValueError, match="batch is empty"):
+        collator([])
+
+
+# --- the stock Trainer -----------------------------------------------------------------------------------------------
+
+
+def train(model: Any, collator: RegionCollator, records: list[Record], folder: Any, **arguments: Any) -> list[float]:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "remove_unused_columns": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "seed": 0,
+        "max_steps": 1,
+        **arguments,
+    }
+    trainer = Trainer(model, TrainingArguments(**settings), data_collator=collator, train_dataset=records)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_accumulated_micro_batches_take_the_step_of_one_batch(
+    embedded: Any, tmp_path: Any, checkpointing: bool
+) -> None:
+    """Loss counts per answer token over the global batch, however ragged the micro-batches are."""
+    records = scene_records(range(4), max_branches=5)
+    collator = RegionCollator(embedded[1], load_image=load_image)
+    stepped, losses = [], []
+    for size in (4, 1):
+        model = type(embedded[0])(embedded[0].config)
+        model.load_state_dict(embedded[0].state_dict())
+        losses += train(
+            model,
+            collator,
+            records,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=4 // size,
+            gradient_checkpointing=checkpointing,
+        )
+        stepped.append({name: value.clone() for name, value in model.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    start = dict(embedded[0].named_parameters())
+    assert any((stepped[0][name] - start[name]).abs().max() > 1e-3 for name in start)
+    for name, value in stepped[0].items():
+        torch.testing.assert_close(value, stepped[1][name], atol=1e-6, rtol=1e-6, msg=name)
+
+
+def test_packed_and_separate_samples_take_the_same_step(embedded: Any, tmp_path: Any) -> None:
+    records = scene_records(range(1), max_branches=4)
+    stepped = []
+    for packed in (True, False):
+        model = type(embedded[0])(embedded[0].config)
+        model.load_state_dict(embedded[0].state_dict())
+        collator = RegionCollator(embedded[1], load_image=load_image, packed=packed)
+        train(model, collator, records, tmp_path, per_device_train_batch_size=1)
+        stepped.append(dict(model.named_parameters()))
+    for name, value in stepped[0].items():
+        torch.testing.assert_close(value, stepped[1][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_random_model_learns_the_answers_of_its_branches(processor: Any, tmp_path: Any) -> None:
+    """End to end: packed batches bring the loss down on a model that knows nothing."""
+    tokens = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
+    model = tiny_model(0, text_config=tokens, image_token_id=processor.image_token_id)
+    records = scene_records(range(2), max_branches=4)
+    collator = RegionCollator(processor, load_image=load_image)
+    losses = train(
+        model, collator, records, tmp_path, per_device_train_batch_size=2, max_steps=12, optim="adamw_torch",
+        learning_rate=5e-3,
+    )  # fmt: skip
+    assert losses[-1] < 0.6 * losses[0]
