@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from training_data import write_checkpoint, write_records
 
 from finecaption_hf.training.recipes import Recipe
 from finecaption_hf.training.run import train
-from finecaption_hf.training.stages import STAGES, Stage, StageError
+from finecaption_hf.training.stages import STAGES, Stage
 
 OPTIONS = {
     "use_cpu": True,
@@ -31,7 +30,9 @@ OPTIONS = {
 }
 # A server that has imported everything once: starting a process anew would take most of the time.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["finecaption_hf.training.run", "finecaption_hf.modeling_finecaption", "training_data"])
+PROCESSES.set_forkserver_preload(
+    ["finecaption_hf.training.run", "finecaption_hf.modeling_finecaption", "training_data"]
+)
 
 
 def small(stage: Stage, **changes: Any) -> Stage:
@@ -56,7 +57,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory, embedded: Any) -> Recipe:
     )
 
 
-def run(recipe: Recipe, output: Path, options: dict[str, Any], kill: str | None, number: int, environment: dict) -> None:
+def run(
+    recipe: Recipe, output: Path, options: dict[str, Any], kill: str | None, number: int, environment: dict
+) -> None:
     """What a process does: train, and end at once where `kill` says."""
     os.environ.update(environment)
     torch.set_num_threads(1)

@@ -69,7 +69,7 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
     wanted = set(adapter_state(model))
     if saved.keys() != wanted:
         raise StageError(
-            f"{path} holds {len(saved)} tensors where the stage has {len(wanted)}, or others: was target_modules changed?"
+            f"{path} holds {len(saved)} tensors and the stage {len(wanted)}, or others. Was target_modules changed?"
         )
     with torch.no_grad():
         for name, value in saved.items():
@@ -78,14 +78,11 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
 
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights under their names without adapters, adapters merged, quantised ones in the adapters' precision."""
-    peft = _peft()
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
     modules = dict(model.named_modules())
-    quantised = {
-        name for name, module in modules.items() if hasattr(getattr(module, "weight", None), "quant_state")
-    }
+    quantised = {name for name, module in modules.items() if hasattr(getattr(module, "weight", None), "quant_state")}
     merged: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
         if ".lora_" in name or any(name.startswith(f"{module}.weight.") for module in quantised):
@@ -97,10 +94,9 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
         layer = modules.get(plain)
         if leaf == "weight" and plain != owner and isinstance(layer, LoraLayer):
             with torch.no_grad():
-                deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]  # type: ignore[operator]
+                deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
                 value = value + torch.stack(deltas).sum(0).to(value.dtype)
         merged[f"{plain}.{leaf}" if plain else leaf] = value
-    del peft
     return merged
 
 

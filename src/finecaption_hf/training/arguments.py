@@ -85,11 +85,7 @@ def build_arguments(
         values.setdefault("eval_steps", values.get("save_steps", 500))
     if not has_eval_data and values["eval_strategy"] != "no":
         raise StageError("There is no evaluation without data for it. Give --eval-data or --eval-share.")
-    return TrainingArguments(output_dir=output, remove_unused_columns=False, **_without(values, "remove_unused_columns"))
-
-
-def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}
+    return TrainingArguments(**{**values, "output_dir": output, "remove_unused_columns": False})
 
 
 def _batch_sizes(stage: Stage, values: Mapping[str, Any]) -> dict[str, int]:
@@ -97,7 +93,7 @@ def _batch_sizes(stage: Stage, values: Mapping[str, Any]) -> dict[str, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     total = stage.global_batch_size
     if total % world:
-        raise StageError(f"The global batch of {total} cannot be shared by {world} processes. Change global_batch_size.")
+        raise StageError(f"global_batch_size {total} cannot be shared by {world} processes; make it a multiple.")
     of_process = total // world
     accumulation = values.get("gradient_accumulation_steps")
     per_device = values.get("per_device_train_batch_size")

@@ -118,9 +118,7 @@ class StageCallback(TrainerCallback, ExportableState):
         """What the trainer writes into `trainer_state.json`."""
         return {"args": {"stage": self.stage.to_dict()}, "attributes": {}}
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = kwargs["model"]
         if kwargs.get("optimizer") is not None:
             raise StageError(

@@ -13,10 +13,8 @@ from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainingArguments
 
 from ..captioning import load
+from ..data import MixedDataset, Record, open_dataset
 from ..data.collator import RegionCollator
-from ..data.dataset import open_dataset
-from ..data.mixing import MixedDataset
-from ..data.records import Record
 from .arguments import build_arguments
 from .callback import StageCallback
 from .checkpoints import last_checkpoint, read_record, write_atomically, write_record
@@ -90,9 +88,7 @@ def _train_stage(
     options: Mapping[str, Any],
     tell: Callable[[str], None],
 ) -> None:
-    args = build_arguments(
-        stage, str(folder), recipe.training, options, bool(recipe.eval_data or recipe.eval_share)
-    )
+    args = build_arguments(stage, str(folder), recipe.training, options, bool(recipe.eval_data or recipe.eval_share))
     if args.n_gpu > 1:
         raise StageError(
             f"{args.n_gpu} GPUs but one process: a batch cannot be cut by its first dimension. Start one process for "
@@ -109,7 +105,7 @@ def _train_stage(
     if checkpoint is not None:
         tell(f"Continuing from {checkpoint}")
 
-    train_data, eval_data = open_data(recipe, stage, args.seed, folder)
+    train_data, eval_data = open_data(recipe, stage, args.seed)
     model, processor = _load_model(recipe, model_source, args)
     callback = StageCallback(stage)
     callbacks: list[Any] = [callback]
@@ -165,7 +161,7 @@ def _load_model(recipe: Recipe, source: str, args: TrainingArguments) -> tuple[A
     return load(source, device=device, **options)
 
 
-def open_data(recipe: Recipe, stage: Stage, seed: int, cache: Path) -> tuple[Dataset, Dataset | None]:
+def open_data(recipe: Recipe, stage: Stage, seed: int) -> tuple[Dataset, Dataset | None]:
     """Data of a stage: the mix with its whole-image samples, and what is held out.
 
     Raises:
@@ -174,15 +170,16 @@ def open_data(recipe: Recipe, stage: Stage, seed: int, cache: Path) -> tuple[Dat
     missing = sorted(stage.data.keys() - recipe.data.keys())
     if missing:
         raise StageError(
-            f"Stage {stage.name!r} trains on {', '.join(missing)}, but data is given for {', '.join(recipe.data)}. Give "
-            f"--data {missing[0]}=PATH."
+            f"Stage {stage.name!r} trains on {', '.join(missing)}, but data is given for {', '.join(recipe.data)}. "
+            f"Give --data {missing[0]}=PATH."
         )
     names = list(stage.data) or list(recipe.data)
 
-    def opened(path: str) -> Any:
-        return open_dataset(path, max_regions=recipe.max_regions, cache=cache.parent / "cache")
+    def opened(entry: Any) -> Any:
+        fields = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
+        return open_dataset(fields.pop("path"), max_regions=recipe.max_regions, **fields)
 
-    held_out: list[Any] = [opened(path) for path in recipe.eval_data.values()]
+    held_out: list[Any] = [opened(entry) for entry in recipe.eval_data.values()]
     parts: dict[str, Any] = {}
     for name in names:
         whole = opened(recipe.data[name])
@@ -195,7 +192,9 @@ def open_data(recipe: Recipe, stage: Stage, seed: int, cache: Path) -> tuple[Dat
     mix = next(iter(parts.values()))
     if len(parts) > 1:
         mix = MixedDataset(parts, dict(stage.data) or None, seed=seed)
-    evaluated = None if not held_out else held_out[0] if len(held_out) == 1 else torch.utils.data.ConcatDataset(held_out)
+    evaluated = (
+        None if not held_out else held_out[0] if len(held_out) == 1 else torch.utils.data.ConcatDataset(held_out)
+    )
     return WholeImageDataset(mix, stage.whole_image_share, seed), evaluated
 
 
@@ -215,8 +214,12 @@ def _description(recipe: Recipe, stage: Stage, model: str) -> dict[str, Any]:
     return {
         "stage": stage.to_dict(),
         "model": model,
-        "data": {name: os.path.abspath(path) for name, path in recipe.data.items()},
+        "data": {name: _absolute(entry) for name, entry in recipe.data.items()},
     }
+
+
+def _absolute(entry: Any) -> Any:
+    return {**entry, "path": os.path.abspath(entry["path"])} if isinstance(entry, Mapping) else os.path.abspath(entry)
 
 
 def _check_run(folder: Path, description: Mapping[str, Any]) -> None:
@@ -234,8 +237,8 @@ def _check_run(folder: Path, description: Mapping[str, Any]) -> None:
     for name, value in description.items():
         if json.loads(json.dumps(value)) != written[name]:
             raise StageError(
-                f"{folder} was begun with {name} {json.dumps(written[name])}; now it is {json.dumps(value)}. Give another "
-                "--output, or run the command with which it was begun."
+                f"{folder} was begun with {name} {json.dumps(written[name])}; now it is {json.dumps(value)}. Give "
+                "another --output, or run the command with which it was begun."
             )
 
 

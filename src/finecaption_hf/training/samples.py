@@ -11,7 +11,7 @@ from ..captioning import caption_regions
 
 
 class SampleCallback(TrainerCallback):
-    """Writes greedy captions to `samples.jsonl` in the output folder: step, question, answer and caption of each region.
+    """Writes greedy captions to `samples.jsonl` in the output folder, with step, question and right answer.
 
     Args:
         processor (`FineCaptionProcessor`): of the model that trains.
@@ -35,9 +35,7 @@ class SampleCallback(TrainerCallback):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, state.global_step)]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = kwargs["model"]
         # A model that is spread over processes generates in all of them or not at all.
         if not (state.is_world_process_zero or args.fsdp or args.deepspeed):
