@@ -189,7 +189,6 @@ def test_frozen_layers_in_the_way_of_the_gradient_recompute_their_activations() 
     assert stored[True]["language_model"] < stored[False]["language_model"] / 3
 
 
-
 @pytest.mark.parametrize("number", [1, 2])
 def test_dropout_of_frozen_parts_stays_off(number: int, tmp_path: Path) -> None:
     dropouts = {"vision_config": {"attention_dropout": 0.5}, "text_config": {"attention_dropout": 0.5}}

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from training_data import write_checkpoint, write_records
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
 
+from finecaption_hf.cli import app
 from finecaption_hf.training.recipes import Recipe
-from finecaption_hf.training.run import train
+from finecaption_hf.training.run import open_data, train
 from finecaption_hf.training.stages import STAGES, Stage
 
 OPTIONS = {
@@ -186,3 +190,171 @@ def test_two_processes_train_like_one(setting: Recipe, tmp_path: Path, embedded:
     assert len(one) == 6
     assert len(set(one)) == 6
     assert two == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_starts_two_processes(setting: Recipe, tmp_path: Path) -> None:
+    # --multi_gpu is how accelerate is told to start several processes; --use-cpu keeps them on the CPU, with gloo.
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *(
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            free_port(),
+        ),
+        *("-m", "finecaption_hf.cli", "train", "--stage", "1", "--model", setting.model, "--output", str(tmp_path)),
+        *("--data", setting.data["records"], "--max-steps", "1", "--per-device-train-batch-size", "2"),
+        *("--gradient-accumulation-steps", "1", "--use-cpu", "--bf16", "false"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "final" / "stage.json").read_text())
+    assert record["num_processes"] == 2
+
+
+# --- stages in a row -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def row(setting: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """Three stages of two steps each, with an evaluation at the end of each."""
+    recipe = replace(setting, stages=tuple(small(stage) for stage in STAGES.values()))
+    output = tmp_path_factory.mktemp("row") / "run"
+    train(recipe, output, options={**OPTIONS, "max_steps": 2})
+    return recipe, output
+
+
+def test_each_stage_changes_what_it_declares_and_starts_from_the_one_before(row: tuple[Recipe, Path]) -> None:
+    recipe, output = row
+    before = load_file(Path(recipe.model) / "model.safetensors")
+    for number, stage in enumerate(recipe.stages, start=1):
+        after = weights(output / f"{number}-{stage.name}")
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == set(stage.select(before))
+        before = after
+
+
+def test_every_checkpoint_is_a_complete_hub_folder(row: tuple[Recipe, Path]) -> None:
+    _, output = row
+    folders = [*output.glob("*/final"), *output.glob("*/checkpoint-*")]
+    assert len(folders) == 6
+    for folder in folders:
+        names = {path.name for path in folder.iterdir()}
+        assert {"model.safetensors", "config.json", "generation_config.json", "stage.json"} <= names
+        assert {"tokenizer.json", "chat_template.jinja", "processor_config.json"} <= names
+        assert {"modeling_finecaption.py", "processing_finecaption.py", "branching_finecaption.py"} <= names
+        assert "training_args.bin" not in names or folder.name != "final"
+    model = AutoModelForImageTextToText.from_pretrained(folders[0], trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folders[0], trust_remote_code=True)
+    picture = Image.new("RGB", (90, 60))
+    inputs = processor.apply_chat_template(
+        processor.conversation(picture, "color"), tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+def test_samples_hold_captions_beside_the_right_answers(row: tuple[Recipe, Path]) -> None:
+    _, output = row
+    lines = [json.loads(line) for line in (output / "1-adapter" / "samples.jsonl").read_text().splitlines()]
+    assert lines
+    assert {line["step"] for line in lines} == {2}
+    assert all(set(line) == {"step", "record", "region", "question", "answer", "caption"} for line in lines)
+
+
+def test_finished_stages_are_skipped_and_an_interrupted_one_continues(row: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, finished = row
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    expected = weights(output / "3-everything")
+    shutil.rmtree(output / "3-everything" / "final")
+    told: list[str] = []
+    # Stage 3 starts from another folder's stage 2, as it would be after a move.
+    description = json.loads((output / "3-everything" / "run.json").read_text())
+    description["model"] = str((output / "2-alpha_convolution" / "final").resolve())
+    (output / "3-everything" / "run.json").write_text(json.dumps(description))
+    second = json.loads((output / "2-alpha_convolution" / "run.json").read_text())
+    second["model"] = str((output / "1-adapter" / "final").resolve())
+    (output / "2-alpha_convolution" / "run.json").write_text(json.dumps(second))
+    train(recipe, output, options={**OPTIONS, "max_steps": 2}, tell=told.append)
+    assert [line for line in told if "finished before" in line] == told[:2]
+    assert any("Continuing from" in line and "checkpoint-2" in line for line in told)
+    assert_equal(weights(output / "3-everything"), expected)
+
+
+@pytest.mark.parametrize("damage", ["no record", "short file", "missing file"])
+def test_torn_checkpoint_is_skipped_with_a_message(
+    setting: Recipe, uninterrupted: dict[str, torch.Tensor], tmp_path: Path, damage: str
+) -> None:
+    output = tmp_path / "run"
+    assert finish(start(setting, output, kill="step", number=7)) == -signal.SIGKILL
+    torn = output / "checkpoint-6"
+    if damage == "no record":
+        (torn / "stage.json").unlink()
+    elif damage == "short file":
+        content = (torn / "optimizer.pt").read_bytes()
+        (torn / "optimizer.pt").write_bytes(content[:-100])
+    else:
+        (torn / "rng_state.pth").unlink()
+    told: list[str] = []
+    train(setting, output, options=OPTIONS, tell=told.append)
+    reason = {"no record": "has no stage.json", "short file": "bytes instead of", "missing file": "is missing"}[damage]
+    assert any("Skipping checkpoint-6" in line and reason in line for line in told)
+    assert any("Continuing from" in line and "checkpoint-4" in line for line in told)
+    assert_equal(weights(output), uninterrupted)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_folder_of_another_run_is_not_continued(row: tuple[Recipe, Path], setting: Recipe, tmp_path: Path) -> None:
+    recipe, output = row
+    other = replace(recipe, stages=tuple(replace(stage, learning_rate=0.5) for stage in recipe.stages))
+    with pytest.raises(StageError, match="was begun with stage"):
+        train(other, output, options=OPTIONS)
+    with pytest.raises(StageError, match="was begun with data"):
+        train(replace(recipe, data={"records": "other.jsonl"}), output, options=OPTIONS)
+    with pytest.raises(StageError, match="is not empty"):
+        train(recipe, output, options=OPTIONS, resume=False)
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(StageError, match="did not write"):
+        train(setting, tmp_path, options=OPTIONS)
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_missing_model_data_and_weighted_data_are_named(setting: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="Give --model"):
+        train(replace(setting, model=None), tmp_path)
+    with pytest.raises(StageError, match="Give --data"):
+        train(replace(setting, data={}), tmp_path)
+    stage = replace(setting.stages[0], data={"scenes": 1})
+    with pytest.raises(StageError, match="trains on scenes, but data is given for records"):
+        train(replace(setting, stages=(stage,)), tmp_path, options=OPTIONS)
+
+
+def test_held_out_share_is_not_trained_on(setting: Recipe) -> None:
+    training, held_out = open_data(replace(setting, eval_data={}, eval_share=0.25), STAGES[1], seed=0)
+    ids = [{data[index].id for index in range(len(data))} for data in (training, held_out)]
+    assert [len(each) for each in ids] == [14, 4]
+    assert not ids[0] & ids[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "1", "--max-step", "3"], "no option --max-step. Did you mean --max-steps?"),
+        (["--stage", "9"], "no stage '9'"),
+        ([], "Give either --stage"),
+        (["--recipe", "finecaption-tiny"], "Give --model"),
+        (["--stage", "1", "--model", "m", "--data", "a=x", "--images", "x", "--images", "y"], "both for all data"),
+    ],
+)
+def test_command_ends_in_one_line_on_wrong_input(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--output", str(tmp_path), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output

@@ -85,12 +85,20 @@ def build_arguments(
         values.setdefault("eval_steps", values.get("save_steps", 500))
     if not has_eval_data and values["eval_strategy"] != "no":
         raise StageError("There is no evaluation without data for it. Give --eval-data or --eval-share.")
-    return TrainingArguments(**{**values, "output_dir": output, "remove_unused_columns": False})
+    try:
+        return TrainingArguments(**{**values, "output_dir": output, "remove_unused_columns": False})
+    except (ValueError, TypeError) as error:
+        raise StageError(f"transformers.TrainingArguments: {error}") from error
+
+
+def num_processes() -> int:
+    """How many processes torchrun or accelerate launch started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _batch_sizes(stage: Stage, values: Mapping[str, Any]) -> dict[str, int]:
     """Items per process and steps of accumulation that make up the stage's global batch."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = num_processes()
     total = stage.global_batch_size
     if total % world:
         raise StageError(f"global_batch_size {total} cannot be shared by {world} processes; make it a multiple.")

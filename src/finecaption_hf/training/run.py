@@ -94,6 +94,9 @@ def _train_stage(
             f"{args.n_gpu} GPUs but one process: a batch cannot be cut by its first dimension. Start one process for "
             "each with accelerate launch, or show one with CUDA_VISIBLE_DEVICES=0."
         )
+    if args.fsdp and args.device.type == "cpu":
+        # accelerate would leave the model whole in each process (DDP) and say nothing.
+        raise StageError("FSDP needs GPUs: accelerate does not shard on the CPU. Leave fsdp out.")
     description = _description(recipe, stage, model_source)
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
