@@ -241,7 +241,7 @@ def test_parameters_that_were_thawed_behind_the_stage_are_refused(tmp_path: Path
     model = tiny_model()
     trainer = trainer_of(model, tmp_path, StageCallback(STAGES[1]))
     model.get_parameter(ALPHA).requires_grad_(True)
-    with pytest.raises(StageError, match="alpha_embedding.*changed since"):
+    with pytest.raises(StageError, match=r"alpha_embedding.*changed since"):
         trainer.train()
 
 

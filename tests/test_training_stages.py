@@ -134,7 +134,7 @@ def test_command_line_wins_over_stage_and_stage_over_recipe() -> None:
 
 
 def test_wrong_argument_of_a_recipe_is_refused() -> None:
-    with pytest.raises(StageError, match="has no max_step. Did you mean max_steps"):
+    with pytest.raises(StageError, match=r"has no max_step\. Did you mean max_steps"):
         build(max_step=3)
     with pytest.raises(StageError, match="no evaluation without data"):
         build(eval_strategy="steps")

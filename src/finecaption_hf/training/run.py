@@ -65,18 +65,20 @@ def train(
         raise StageError(f"{output} is not empty. Leave --no-resume out to continue it, or give another folder.")
     model = os.path.abspath(recipe.model) if os.path.isdir(recipe.model) else recipe.model
     several = len(recipe.stages) > 1
+    origin = model
     for number, stage in enumerate(recipe.stages, start=1):
         folder = output / f"{number}-{stage.name}" if several else output
         title = f"Stage {number} of {len(recipe.stages)}, {stage.name}"
         if (folder / FINAL).is_dir():
-            _check_run(folder, _description(recipe, stage, model))
+            _check_run(folder, _description(recipe, stage, origin))
             read_record(folder / FINAL)
             tell(f"{title}: finished before, see {folder / FINAL}")
         else:
             tell(f"{title}: starts from {model}")
-            _train_stage(recipe, stage, model, folder, options or {}, tell)
+            _train_stage(recipe, stage, model, origin, folder, options or {}, tell)
             tell(f"{title}: wrote {folder / FINAL}")
         model = str((folder / FINAL).resolve())
+        origin = f"../{folder.name}/{FINAL}"  # relative, so that the whole of it can be moved
     return Path(model)
 
 
@@ -84,6 +86,7 @@ def _train_stage(
     recipe: Recipe,
     stage: Stage,
     model_source: str,
+    origin: str,
     folder: Path,
     options: Mapping[str, Any],
     tell: Callable[[str], None],
@@ -97,7 +100,7 @@ def _train_stage(
     if args.fsdp and args.device.type == "cpu":
         # accelerate would leave the model whole in each process (DDP) and say nothing.
         raise StageError("FSDP needs GPUs: accelerate does not shard on the CPU. Leave fsdp out.")
-    description = _description(recipe, stage, model_source)
+    description = _description(recipe, stage, origin)
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         _check_run(folder, description)
