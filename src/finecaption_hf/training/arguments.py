@@ -77,6 +77,8 @@ def build_arguments(
     if not any(name in values for name in _ALIASES) and stage.activation_checkpointing:
         values["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = True
     values.update(_batch_sizes(stage, values))
+    # Without it, the library asks for a GPU when bf16 is on.
+    values.setdefault("use_cpu", not torch.accelerator.is_available())
     values.setdefault("report_to", "none")
     values.setdefault("logging_steps", 10)
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())  # it warns where there is nothing to pin for

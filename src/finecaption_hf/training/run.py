@@ -105,11 +105,14 @@ def _train_stage(
         folder.mkdir(parents=True, exist_ok=True)
         _check_run(folder, description)
         write_atomically(folder / _RUN, json.dumps(description, indent=2) + "\n")
+        last_checkpoint(folder, stage, tell, discard=True)
     _wait(args)
-    checkpoint = last_checkpoint(folder, stage, tell, discard=args.should_save)
-    _wait(args)
+    checkpoint = last_checkpoint(folder, stage, logger.debug, discard=False)
     if checkpoint is not None:
         tell(f"Continuing from {checkpoint}")
+        before = read_record(checkpoint)["num_processes"]
+        if before != args.world_size:
+            tell(f"It was written by {before} processes, now there are {args.world_size}: random numbers will differ.")
 
     train_data, eval_data = open_data(recipe, stage, args.seed)
     model, processor = _load_model(recipe, model_source, args)
