@@ -4,7 +4,6 @@ A checkpoint holds the merged weights, so that it loads like any other, and the 
 training continues: what was merged cannot be taken apart again.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +100,9 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_merged(model: Any, folder: Path) -> None:
-    """Write the merged weights, with a configuration that does not speak of quantisation."""
-    state = merged_state(model)
-    plain = type(model)._from_config(_without_quantisation(model.config)) if _is_quantised(model) else model
-    plain.save_pretrained(folder, state_dict=state)
-
-
-def _is_quantised(model: Any) -> bool:
-    return getattr(model, "is_quantized", False)
-
-
-def _without_quantisation(config: Any) -> Any:
-    values: Mapping[str, Any] = {
-        name: value for name, value in config.to_dict().items() if name != "quantization_config"
-    }
-    return type(config).from_dict(dict(values))
+    """Write the merged weights as a model without adapters and quantisation."""
+    values = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+    with torch.device("meta"):  # it only lends its form
+        plain = type(model)._from_config(type(model.config).from_dict(values))
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder, state_dict=merged_state(model))
