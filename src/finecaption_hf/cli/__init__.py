@@ -21,8 +21,8 @@ app.command(cls=caption.OrderedCommand)(caption.caption)
 app.add_typer(scenes.app, name="scenes")
 app.command()(assemble.assemble)
 app.command()(info.info)
-app.command(context_settings=train.CONTEXT)(train.train)
 app.add_typer(data.app, name="data")
+app.command(context_settings=train.CONTEXT)(train.train)
 
 
 @app.callback(invoke_without_command=True)

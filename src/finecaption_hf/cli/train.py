@@ -1,11 +1,18 @@
 """`finecaption train`: the stages of training."""
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .common import errors_in_one_line
+
+
+class OnError(str, Enum):
+    stop = "raise"
+    skip = "skip"
+
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -32,6 +39,13 @@ def train(
         list[str] | None,
         typer.Option(metavar="[NAME=]PATH", help="Records for the evaluation loss and sample captions (repeatable)."),
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PATH", help="Folder, .zip or .tar of the pictures of NAME, or of all data."),
+    ] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="What happens to a bad record: end with an error, or leave it out and count it.")
+    ] = OnError.stop,
     eval_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of --data to hold out, where there is no --eval-data.")
     ] = None,
@@ -64,10 +78,10 @@ def train(
         if (stage is None) == (recipe is None):
             raise StageError("Give either --stage, for one, or --recipe, for stages in a row.")
         plan = Recipe(stages=(find_stage(stage),)) if stage is not None else read_recipe(str(recipe))
-        given = {
+        given: dict[str, Any] = {
             "model": model,
-            "data": named_paths(data, "data") if data else None,
-            "eval_data": named_paths(eval_data, "eval_data") if eval_data else None,
+            "data": _with_options(named_paths(data, "--data"), images, on_error) if data else None,
+            "eval_data": _with_options(named_paths(eval_data, "--eval-data"), images, on_error) if eval_data else None,
             "eval_share": eval_share,
             "max_tokens": max_tokens,
             "max_regions": max_regions,
@@ -97,3 +111,20 @@ def train(
     except (StageError, DataError, OSError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
+
+
+def _with_options(paths: dict[str, str], images: list[str] | None, on_error: OnError) -> dict[str, Any]:
+    """Arguments of `open_dataset` for each name."""
+    named = dict(text.split("=", 1) for text in images or () if text.split("=", 1)[0] in paths)
+    common = [text for text in images or () if text.split("=", 1)[0] not in paths]
+    if len(common) > 1:
+        raise ValueError(f"--images {common[0]} and {common[1]} are both for all data. Name the data: NAME=PATH.")
+    result: dict[str, Any] = {}
+    for name, path in paths.items():
+        store = named.get(name, common[0] if common else None)
+        result[name] = {
+            "path": path,
+            **({} if store is None else {"images": store}),
+            **({} if on_error is OnError.stop else {"on_error": on_error.value}),
+        }
+    return result

@@ -4,7 +4,6 @@ A checkpoint holds the merged weights, so that it loads like any other, and the 
 training continues: what was merged cannot be taken apart again.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
     wanted = set(adapter_state(model))
     if saved.keys() != wanted:
         raise StageError(
-            f"{path} holds {len(saved)} tensors where the stage has {len(wanted)}, or others: was target_modules changed?"
+            f"{path} holds {len(saved)} tensors and the stage {len(wanted)}, or others. Was target_modules changed?"
         )
     with torch.no_grad():
         for name, value in saved.items():
@@ -78,7 +77,6 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
 
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights under their names without adapters, adapters merged, quantised ones in the adapters' precision."""
-    peft = _peft()
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
@@ -95,26 +93,16 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
         layer = modules.get(plain)
         if leaf == "weight" and plain != owner and isinstance(layer, LoraLayer):
             with torch.no_grad():
-                deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]  # type: ignore[operator]
+                deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
                 value = value + torch.stack(deltas).sum(0).to(value.dtype)
         merged[f"{plain}.{leaf}" if plain else leaf] = value
-    del peft
     return merged
 
 
 def save_merged(model: Any, folder: Path) -> None:
-    """Write the merged weights, with a configuration that does not speak of quantisation."""
-    state = merged_state(model)
-    plain = type(model)._from_config(_without_quantisation(model.config)) if _is_quantised(model) else model
-    plain.save_pretrained(folder, state_dict=state)
-
-
-def _is_quantised(model: Any) -> bool:
-    return getattr(model, "is_quantized", False)
-
-
-def _without_quantisation(config: Any) -> Any:
-    values: Mapping[str, Any] = {
-        name: value for name, value in config.to_dict().items() if name != "quantization_config"
-    }
-    return type(config).from_dict(dict(values))
+    """Write the merged weights as a model without adapters and quantisation."""
+    values = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+    with torch.device("meta"):  # it only lends its form
+        plain = type(model)._from_config(type(model.config).from_dict(values))
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder, state_dict=merged_state(model))

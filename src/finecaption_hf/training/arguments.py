@@ -77,6 +77,8 @@ def build_arguments(
     if not any(name in values for name in _ALIASES) and stage.activation_checkpointing:
         values["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = True
     values.update(_batch_sizes(stage, values))
+    # Without it, the library asks for a GPU when bf16 is on.
+    values.setdefault("use_cpu", not torch.accelerator.is_available())
     values.setdefault("report_to", "none")
     values.setdefault("logging_steps", 10)
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())  # it warns where there is nothing to pin for
@@ -85,23 +87,23 @@ def build_arguments(
         values.setdefault("eval_steps", values.get("save_steps", 500))
     if not has_eval_data and values["eval_strategy"] != "no":
         raise StageError("There is no evaluation without data for it. Give --eval-data or --eval-share.")
-    return TrainingArguments(
-        output_dir=output, remove_unused_columns=False, **_without(values, "remove_unused_columns")
-    )
+    try:
+        return TrainingArguments(**{**values, "output_dir": output, "remove_unused_columns": False})
+    except (ValueError, TypeError) as error:
+        raise StageError(f"transformers.TrainingArguments: {error}") from error
 
 
-def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}
+def num_processes() -> int:
+    """How many processes torchrun or accelerate launch started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _batch_sizes(stage: Stage, values: Mapping[str, Any]) -> dict[str, int]:
     """Items per process and steps of accumulation that make up the stage's global batch."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = num_processes()
     total = stage.global_batch_size
     if total % world:
-        raise StageError(
-            f"The global batch of {total} cannot be shared by {world} processes. Change global_batch_size."
-        )
+        raise StageError(f"global_batch_size {total} cannot be shared by {world} processes; make it a multiple.")
     of_process = total // world
     accumulation = values.get("gradient_accumulation_steps")
     per_device = values.get("per_device_train_batch_size")

@@ -112,7 +112,7 @@ class StageCallback(TrainerCallback, ExportableState):
         self.stage = stage if isinstance(stage, Stage) else Stage.from_dict(stage)
         self.table: list[TrainableRow] = []
         self._names: set[str] | None = None
-        self._use_cache: dict[str, Any] = {}
+        self._use_cache: dict[str, Any] = {}  # of the configuration and of the language model's, before training
 
     def state(self) -> dict[str, Any]:
         """What the trainer writes into `trainer_state.json`."""
@@ -127,6 +127,8 @@ class StageCallback(TrainerCallback, ExportableState):
             )
         if args.remove_unused_columns:
             raise StageError("Records have no columns to remove: set remove_unused_columns=False in TrainingArguments.")
+        if self.stage.peft is not None and args.load_best_model_at_end:
+            raise StageError("load_best_model_at_end cannot take adapters out of merged weights. Leave it out.")
         self.table = apply_stage(model, self.stage)
         self._names = _trainable_names(model)
         logger.info("Stage %r trains:\n%s", self.stage.name, format_table(self.table))
@@ -134,6 +136,11 @@ class StageCallback(TrainerCallback, ExportableState):
             # Until the newest checkpoint is whole, the one before it is what there is to continue from.
             logger.warning("save_total_limit=1 is raised to 2, so that a whole checkpoint exists at any moment.")
             args.save_total_limit = 2
+        # The trainer turns caching of keys and values off at the top level only, after this, and for good.
+        self._use_cache = {
+            "": getattr(model.config, "use_cache", None),
+            "text_config": getattr(model.config.text_config, "use_cache", None),
+        }
         model.register_load_state_dict_pre_hook(self._check_resumed)
 
     def _check_resumed(self, *_: Any) -> None:
@@ -159,11 +166,7 @@ class StageCallback(TrainerCallback, ExportableState):
             )
         if state.global_step > 0:
             self._continue(args, state, model)
-        config = model.config
-        if not self._use_cache:
-            # The trainer sets the top level only, and before it knows what was there; checkpoints get it back.
-            self._use_cache = {"text_config": getattr(config.text_config, "use_cache", None)}
-        config.text_config.use_cache = False
+        model.config.text_config.use_cache = False
 
     def _continue(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         written = state.stateful_callbacks.get(type(self).__name__) if state.stateful_callbacks else None
@@ -191,22 +194,24 @@ class StageCallback(TrainerCallback, ExportableState):
             save_adapters(model, self.stage, folder / ADAPTER_FOLDER)
         path = folder / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
-        # Training turns the cache of keys and values off; a checkpoint generates with it.
-        values.pop("use_cache", None)
-        saved = self._use_cache.get("text_config")
-        if saved is None:
-            values["text_config"].pop("use_cache", None)
-        else:
-            values["text_config"]["use_cache"] = saved
+        # Training goes without the cache of keys and values; a checkpoint generates as the model did before.
+        for part, saved in self._use_cache.items():
+            where = values[part] if part else values
+            where.pop("use_cache", None)
+            if saved is not None:
+                where["use_cache"] = saved
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         config = kwargs["model"].config
-        config.use_cache = True
-        if self._use_cache.get("text_config") is not None:
-            config.text_config.use_cache = self._use_cache["text_config"]
+        for part, saved in self._use_cache.items():
+            where = getattr(config, part) if part else config
+            if saved is not None:
+                where.use_cache = saved
+            elif hasattr(where, "use_cache"):
+                del where.use_cache
 
 
 def _trainable_names(model: nn.Module) -> set[str]:

@@ -59,8 +59,8 @@ def check_same_stage(record: dict[str, Any], stage: Stage, folder: Path | str) -
     written = record["stage"]
     if written["name"] != stage.name:
         raise StageError(
-            f"{folder} is a checkpoint of stage {written['name']!r} and cannot be resumed in stage {stage.name!r}. Start "
-            "a new stage from its weights: load the model with from_pretrained and train without resuming."
+            f"{folder} is a checkpoint of stage {written['name']!r} and cannot be resumed in stage {stage.name!r}. "
+            "Start a new stage from its weights: load the model with from_pretrained and train without resuming."
         )
     own = stage.to_dict()
     for name in ("trains", "peft"):

@@ -1,6 +1,6 @@
 """Recipes: a model, data and stages in one YAML file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from .stages import Stage, StageError
 
 RECIPES = Path(__file__).parent / "recipes"
-"""Folder of the recipes that come with the package; `finecaption train --recipe finecaption-tiny` finds them by name."""
+"""Folder of the recipes that come with the package; `finecaption train --recipe NAME` finds them by name."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Recipe:
     Args:
         stages: in the order in which they train; each starts from the weights of the one before.
         model: checkpoint that the first stage starts from: a folder or Hub id.
-        data: files or folders of records by name; relative paths are relative to the recipe.
+        data: records by name: a path, or the arguments of `finecaption_hf.data.open_dataset` with `path`, such as
+            `{path: a.json, images: a.zip, on_error: skip}`; relative paths are relative to the recipe.
         eval_data: the same, for the evaluation loss and the sample captions.
         eval_share: share of the data that is held out for that, where there is no `eval_data`.
         training: `transformers.TrainingArguments` of all stages.
@@ -30,8 +31,8 @@ class Recipe:
 
     stages: tuple[Stage, ...]
     model: str | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
-    eval_data: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    eval_data: Mapping[str, Any] = field(default_factory=dict)
     eval_share: float = 0.0
     training: Mapping[str, Any] = field(default_factory=dict)
     model_options: Mapping[str, Any] = field(default_factory=dict)
@@ -89,25 +90,27 @@ def read_recipe(source: str | Path) -> Recipe:
         raise StageError(f"{path}: stages is a list of mappings, such as [{{stage: 1}}, {{stage: 2}}].")
     for name in ("data", "eval_data"):
         if name in given:
-            given[name] = {key: _relative(value, path) for key, value in named_paths(given[name], name).items()}
+            entries = given[name] if isinstance(given[name], Mapping) else named_paths(given[name], name)
+            given[name] = {str(key): _relative(value, path) for key, value in entries.items()}
     return Recipe(stages=tuple(Stage.from_dict(stage) for stage in stages), **given)
 
 
-def named_paths(given: Any, what: str) -> dict[str, str]:
-    """Data by name from a mapping, a path, or `[NAME=]PATH` texts; without a name it is that of the file or folder."""
-    if isinstance(given, Mapping):
-        return {str(name): str(path) for name, path in given.items()}
+def named_paths(texts: str | Sequence[str], option: str) -> dict[str, str]:
+    """Paths by name from `[NAME=]PATH` texts; the name that is left out is that of the file or folder."""
     paths: dict[str, str] = {}
-    for text in [given] if isinstance(given, (str, Path)) else list(given or ()):
-        name, equals, path = str(text).partition("=")
+    for text in [texts] if isinstance(texts, str) else texts:
+        name, equals, path = text.partition("=")
         if not equals or "/" in name:
-            path = str(text)
-            name = Path(path).stem if Path(path).name != "records.jsonl" else Path(path).resolve().parent.name
+            path = text
+            name = Path(path).resolve().parent.name if Path(path).name == "records.jsonl" else Path(path).stem
         if name in paths:
-            raise StageError(f"--{what.replace('_', '-')}: two are called {name!r}. Give names, such as {name}2=PATH.")
+            raise StageError(f"{option} has two called {name!r}. Give names, such as {name}2={path}.")
         paths[name] = path
     return paths
 
 
-def _relative(path: str, recipe: Path) -> str:
-    return str(recipe.parent / Path(path).expanduser())
+def _relative(entry: Any, recipe: Path) -> Any:
+    if isinstance(entry, Mapping):
+        paths = {name: _relative(entry[name], recipe) for name in ("path", "images", "rejects") if name in entry}
+        return {**entry, **paths}
+    return str(recipe.parent / Path(str(entry)).expanduser())

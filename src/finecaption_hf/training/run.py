@@ -13,10 +13,8 @@ from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainingArguments
 
 from ..captioning import load
+from ..data import MixedDataset, Record, open_dataset
 from ..data.collator import RegionCollator
-from ..data.dataset import open_dataset
-from ..data.mixing import MixedDataset
-from ..data.records import Record
 from .arguments import build_arguments
 from .callback import StageCallback
 from .checkpoints import last_checkpoint, read_record, write_atomically, write_record
@@ -67,18 +65,20 @@ def train(
         raise StageError(f"{output} is not empty. Leave --no-resume out to continue it, or give another folder.")
     model = os.path.abspath(recipe.model) if os.path.isdir(recipe.model) else recipe.model
     several = len(recipe.stages) > 1
+    origin = model
     for number, stage in enumerate(recipe.stages, start=1):
         folder = output / f"{number}-{stage.name}" if several else output
         title = f"Stage {number} of {len(recipe.stages)}, {stage.name}"
         if (folder / FINAL).is_dir():
-            _check_run(folder, _description(recipe, stage, model))
+            _check_run(folder, _description(recipe, stage, origin))
             read_record(folder / FINAL)
             tell(f"{title}: finished before, see {folder / FINAL}")
         else:
             tell(f"{title}: starts from {model}")
-            _train_stage(recipe, stage, model, folder, options or {}, tell)
+            _train_stage(recipe, stage, model, origin, folder, options or {}, tell)
             tell(f"{title}: wrote {folder / FINAL}")
         model = str((folder / FINAL).resolve())
+        origin = f"../{folder.name}/{FINAL}"  # relative, so that the whole of it can be moved
     return Path(model)
 
 
@@ -86,6 +86,7 @@ def _train_stage(
     recipe: Recipe,
     stage: Stage,
     model_source: str,
+    origin: str,
     folder: Path,
     options: Mapping[str, Any],
     tell: Callable[[str], None],
@@ -96,18 +97,24 @@ def _train_stage(
             f"{args.n_gpu} GPUs but one process: a batch cannot be cut by its first dimension. Start one process for "
             "each with accelerate launch, or show one with CUDA_VISIBLE_DEVICES=0."
         )
-    description = _description(recipe, stage, model_source)
+    if args.fsdp and args.device.type == "cpu":
+        # accelerate would leave the model whole in each process (DDP) and say nothing.
+        raise StageError("FSDP needs GPUs: accelerate does not shard on the CPU. Leave fsdp out.")
+    description = _description(recipe, stage, origin)
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         _check_run(folder, description)
         write_atomically(folder / _RUN, json.dumps(description, indent=2) + "\n")
+        last_checkpoint(folder, stage, tell, discard=True)
     _wait(args)
-    checkpoint = last_checkpoint(folder, stage, tell, discard=args.should_save)
-    _wait(args)
+    checkpoint = last_checkpoint(folder, stage, logger.debug, discard=False)
     if checkpoint is not None:
         tell(f"Continuing from {checkpoint}")
+        before = read_record(checkpoint)["num_processes"]
+        if before != args.world_size:
+            tell(f"It was written by {before} processes, now there are {args.world_size}: random numbers will differ.")
 
-    train_data, eval_data = open_data(recipe, stage, args.seed, folder)
+    train_data, eval_data = open_data(recipe, stage, args.seed)
     model, processor = _load_model(recipe, model_source, args)
     callback = StageCallback(stage)
     callbacks: list[Any] = [callback]
@@ -163,7 +170,7 @@ def _load_model(recipe: Recipe, source: str, args: TrainingArguments) -> tuple[A
     return load(source, device=device, **options)
 
 
-def open_data(recipe: Recipe, stage: Stage, seed: int, cache: Path) -> tuple[Dataset, Dataset | None]:
+def open_data(recipe: Recipe, stage: Stage, seed: int) -> tuple[Dataset, Dataset | None]:
     """Data of a stage: the mix with its whole-image samples, and what is held out.
 
     Raises:
@@ -172,15 +179,16 @@ def open_data(recipe: Recipe, stage: Stage, seed: int, cache: Path) -> tuple[Dat
     missing = sorted(stage.data.keys() - recipe.data.keys())
     if missing:
         raise StageError(
-            f"Stage {stage.name!r} trains on {', '.join(missing)}, but data is given for {', '.join(recipe.data)}. Give "
-            f"--data {missing[0]}=PATH."
+            f"Stage {stage.name!r} trains on {', '.join(missing)}, but data is given for {', '.join(recipe.data)}. "
+            f"Give --data {missing[0]}=PATH."
         )
     names = list(stage.data) or list(recipe.data)
 
-    def opened(path: str) -> Any:
-        return open_dataset(path, max_regions=recipe.max_regions, cache=cache.parent / "cache")
+    def opened(entry: Any) -> Any:
+        fields = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
+        return open_dataset(fields.pop("path"), max_regions=recipe.max_regions, **fields)
 
-    held_out: list[Any] = [opened(path) for path in recipe.eval_data.values()]
+    held_out: list[Any] = [opened(entry) for entry in recipe.eval_data.values()]
     parts: dict[str, Any] = {}
     for name in names:
         whole = opened(recipe.data[name])
@@ -215,8 +223,12 @@ def _description(recipe: Recipe, stage: Stage, model: str) -> dict[str, Any]:
     return {
         "stage": stage.to_dict(),
         "model": model,
-        "data": {name: os.path.abspath(path) for name, path in recipe.data.items()},
+        "data": {name: _absolute(entry) for name, entry in recipe.data.items()},
     }
+
+
+def _absolute(entry: Any) -> Any:
+    return {**entry, "path": os.path.abspath(entry["path"])} if isinstance(entry, Mapping) else os.path.abspath(entry)
 
 
 def _check_run(folder: Path, description: Mapping[str, Any]) -> None:
@@ -234,8 +246,8 @@ def _check_run(folder: Path, description: Mapping[str, Any]) -> None:
     for name, value in description.items():
         if json.loads(json.dumps(value)) != written[name]:
             raise StageError(
-                f"{folder} was begun with {name} {json.dumps(written[name])}; now it is {json.dumps(value)}. Give another "
-                "--output, or run the command with which it was begun."
+                f"{folder} was begun with {name} {json.dumps(written[name])}; now it is {json.dumps(value)}. Give "
+                "another --output, or run the command with which it was begun."
             )
 
 

@@ -11,7 +11,7 @@ from ..captioning import caption_regions
 
 
 class SampleCallback(TrainerCallback):
-    """Writes greedy captions to `samples.jsonl` in the output folder: step, question, answer and caption of each region.
+    """Writes greedy captions to `samples.jsonl` in the output folder, with step, question and right answer.
 
     Args:
         processor (`FineCaptionProcessor`): of the model that trains.

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 LANGUAGE_MODEL_LINEAR = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
-"""Regular expression of the linear layers of a llama-like language model, for LoRA. A list of bare names such as `q_proj`
-would meet the CLIP tower's layers too."""
+"""Regular expression of the linear layers of a llama-like language model, for LoRA. A list of bare names such as
+`q_proj` would meet the CLIP tower's layers too."""
 
 _TRAINING = {"num_train_epochs": 1, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "bf16": True}
 
@@ -89,8 +89,8 @@ class Stage:
                 raise self._error(f"data gives {name!r} the weight {weight!r}; weights are numbers above 0.")
         if self.peft is not None and not isinstance(self.peft.get("target_modules", ""), str):
             raise self._error(
-                f"peft.target_modules is {self.peft['target_modules']!r}. Give one regular expression over whole module "
-                f"names, such as {LANGUAGE_MODEL_LINEAR!r}: bare names would meet the CLIP tower's layers too."
+                f"peft.target_modules is {self.peft['target_modules']!r}. Give one regular expression over whole "
+                f"module names, such as {LANGUAGE_MODEL_LINEAR!r}: bare names would meet the CLIP tower's layers too."
             )
         if "learning_rate" in self.training:
             raise self._error("training holds learning_rate, which is a field of the stage itself.")
@@ -200,7 +200,7 @@ STAGES: dict[int, Stage] = {
         global_batch_size=128,
     ),
 }
-"""The paper's stages; learning rates and batch sizes, which it does not give, are those of EAGLE, whose towers it has."""
+"""The paper's stages; learning rates and batch sizes follow EAGLE, whose towers the model has."""
 
 
 def find_stage(stage: int | str) -> Stage:
