@@ -168,6 +168,9 @@ def render_scene(
     image = np.clip(picture, 0, 255, out=picture).astype(np.uint8)
 
     masks = np.stack([layer.mask(size) for layer in layers])
+    # At the ends of their ranges a raised hand reaches under an object drawn later.
+    for number in range(1, count):
+        masks[:number] &= ~masks[number]
     regions = tuple(
         SceneRegion(
             sort="person" if row is None else "object",
