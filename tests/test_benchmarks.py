@@ -17,3 +17,11 @@ def test_processor_benchmark_compares_the_same_work_and_reports_both_ratios(tmp_
     assert figures["speedup_over_pil"] > 0
     assert figures["ratio_to_bare"] > 0
     assert max(figures["agreement"].values()) <= 1.01
+
+
+def test_scenes_benchmark_reports_pictures_per_second(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "scenes.py"), "--n", "3", "--json", str(result)]
+    subprocess.run(command, check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    assert all(figures[name] > 0 for name in ("render", "write", "write_all_cores", "read", "bytes_per_picture"))
