@@ -32,3 +32,11 @@ def test_training_benchmark_compares_the_same_work_and_reports_its_ratios(tmp_pa
     assert 2 < figures["token_ratio"] < 4
     assert figures["step_time_ratio"] > 0 and figures["memory_ratio"] > 1
     assert figures["seconds"]["packed"].keys() == figures["seconds"]["separate"].keys()
+
+
+def test_scenes_benchmark_reports_pictures_per_second(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "scenes.py"), "--n", "3", "--json", str(result)]
+    subprocess.run(command, check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    assert all(figures[name] > 0 for name in ("render", "write", "write_all_cores", "read", "bytes_per_picture"))

@@ -96,7 +96,7 @@ def examples(processor: Any, number: int) -> list[dict[str, Any]]:
     found = []
     for index, mask in enumerate(scene.masks[:3]):
         chat = processor.conversation(Image.fromarray(scene.image), processor.question("region"), mask)
-        told = [{"type": "text", "text": answers(scene.objects, index)["region"]}]
+        told = [{"type": "text", "text": answers(scene, index)["region"]}]
         settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         prompt = processor.apply_chat_template(chat, add_generation_prompt=True, **settings)
         inputs = processor.apply_chat_template([*chat, {"role": "assistant", "content": told}], **settings)

@@ -22,53 +22,79 @@ class Split(str, Enum):
     test = "test"
 
 
+SplitOption = Annotated[Split, typer.Option("--split", help="Whether combinations are those of training or held out.")]
+Size = Annotated[int, typer.Option(help="Height and width in pixels, 192 to 1024.")]
+Regions = Annotated[
+    int | None, typer.Option(help="Regions in each scene, 1 to 3.", show_default="two or three, by the seed")
+]
+
+
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to; made if it does not exist.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Number of scenes.")] = 8,
+    size: Size = 256,
+    split: SplitOption = Split.train,
     seed: Seed = 0,
-    split: Annotated[Split, typer.Option(help="Combinations of color, shape and texture that occur.")] = Split.test,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 256,
+    regions: Regions = None,
+    no_masks: Annotated[
+        bool, typer.Option("--no-masks", help="Ask about whole pictures only, as before a model knows masks.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many render at once.", show_default="one per core for many scenes")
+    ] = None,
 ) -> None:
-    """Render scenes: PNG files, and regions.jsonl with one region a line (image, COCO RLE, caption, all answers)."""
-    from PIL import Image
-
-    from ..masks_finecaption import encode_rle
-    from ..scenes import answers, render_scene
-
-    num_regions = 0
+    """Render a data set: pictures under images/, and records.jsonl with the masks and answers of all regions."""
     with errors_in_one_line():
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "regions.jsonl").open("w", encoding="utf-8") as lines:
-            for number in range(seed, seed + n):
-                scene = render_scene(number, size=size, split=split.value)
-                name = f"scene-{split.value}-{number:06}.png"
-                Image.fromarray(scene.image).save(out / name)
-                for index, mask in enumerate(scene.masks):
-                    told = answers(scene.objects, index)
-                    record = {
-                        "image": name,
-                        "segmentation": encode_rle(mask),
-                        "caption": told["dense"],
-                        "answers": told,
-                    }
-                    lines.write(json.dumps(record) + "\n")
-                    num_regions += 1
-    typer.echo(f"Wrote {n} scenes with {num_regions} regions to {out}", err=True)
+        from ..scenes import write_scenes
+
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("scenes", total=n)
+            records = write_scenes(
+                out,
+                n,
+                seed=seed,
+                size=size,
+                split=split.value,
+                num_regions=regions,
+                with_masks=not no_masks,
+                processes=processes,
+                on_scene=lambda done: progress.update(bar, completed=done),
+            )
+    typer.echo(f"Wrote {n} scenes to {records}", err=True)
 
 
 @app.command()
 def score(
     n: Annotated[int, typer.Option("--n", min=1, help="Number of scenes.")] = 500,
     seed: Seed = 0,
+    size: Size = 256,
+    split: SplitOption = Split.test,
+    regions: Regions = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="A question, such as color or dense (repeatable); a wrong name lists them.",
+            show_default="the 16 attributes",
+        ),
+    ] = None,
+    no_mask: Annotated[
+        bool, typer.Option("--no-mask", help="Ask with the whole picture as region, to see what the mask does.")
+    ] = False,
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Region-question pairs that are decoded together.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Score a checkpoint on scenes whose combinations of color, shape and texture are kept out of training."""
+    """Score a checkpoint on scenes whose combinations of values are kept out of training, word for word."""
     with errors_in_one_line():
+        asked = _question_names(names)
+        from ..scenes.rendering import check_arguments
+
+        check_arguments(seed, size, split.value, regions)
         checkpoint, processor = load_checkpoint(model, device, dtype)
 
     from ..scenes.scoring import score_scenes
@@ -80,15 +106,34 @@ def score(
             processor,
             n,
             seed=seed,
+            size=size,
+            split=split.value,
+            names=asked,
+            num_regions=regions,
             batch_size=batch_size,
+            use_mask=not no_mask,
             on_scene=lambda done: progress.update(bar, completed=done),
         )
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
-    table = Table("question", "right answers", "95 % interval", "both of a pair")
+    table = Table("question", "asked", "right answers", "95 % interval", "both of a pair")
     for name, share in result["accuracy"].items():
         low, high = result["intervals_95"][name]
-        table.add_row(name, f"{share:.1%}", f"{low:.1%} to {high:.1%}", f"{result['both_of_a_pair'][name]:.1%}")
+        pair = result["both_of_a_pair"].get(name)
+        shares = (f"{share:.1%}", f"{low:.1%} to {high:.1%}", "" if pair is None else f"{pair:.1%}")
+        table.add_row(name, str(result["counts"][name]), *shares)
     Console().print(table)
     typer.echo(f"{result['regions']} regions of {result['scenes']} scenes, first scene {result['seed']}")
+
+
+def _question_names(names: list[str] | None) -> tuple[str, ...]:
+    """The names of scenes' questions, in whatever spelling they are given."""
+    from ..prompts_finecaption import normalise_name
+    from ..scenes import ATTRIBUTE_NAMES, QUESTIONS
+
+    known = {normalise_name(name): name for name in QUESTIONS}
+    unknown = [name for name in names or () if normalise_name(name) not in known]
+    if unknown:
+        raise ValueError(f"Unknown questions: {', '.join(unknown)}. Choose from: {', '.join(QUESTIONS)}.")
+    return tuple(dict.fromkeys(known[normalise_name(name)] for name in names)) if names else ATTRIBUTE_NAMES

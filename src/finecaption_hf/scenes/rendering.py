@@ -125,13 +125,7 @@ def render_scene(
     Raises:
         ValueError: If an argument is out of range.
     """
-    check_split(split)
-    if seed < 0:
-        raise ValueError(f"The seed is {seed}. Give an integer of 0 or more.")
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise ValueError(f"The size is {size} px. Give {MIN_SIZE} to {MAX_SIZE} px.")
-    if num_regions is not None and not 1 <= num_regions <= MAX_REGIONS:
-        raise ValueError(f"num_regions is {num_regions}. Give 1 to {MAX_REGIONS}.")
+    check_arguments(seed, size, split, num_regions)
     rng = np.random.default_rng([SPLITS.index(split), seed])
     drawn = int(rng.integers(2, MAX_REGIONS + 1))
     count = drawn if num_regions is None else num_regions
@@ -168,6 +162,9 @@ def render_scene(
     image = np.clip(picture, 0, 255, out=picture).astype(np.uint8)
 
     masks = np.stack([layer.mask(size) for layer in layers])
+    # At the ends of their ranges a raised hand reaches under an object drawn later.
+    for number in range(1, count):
+        masks[:number] &= ~masks[number]
     regions = tuple(
         SceneRegion(
             sort="person" if row is None else "object",
@@ -181,6 +178,21 @@ def render_scene(
         for index, (_, row) in enumerate(cells)
     )
     return Scene(image=image, masks=masks, regions=regions, viewpoint=viewpoint, seed=seed, split=split)
+
+
+def check_arguments(seed: int, size: int, split: str, num_regions: int | None) -> None:
+    """What `render_scene` demands of its arguments.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    check_split(split)
+    if seed < 0:
+        raise ValueError(f"The seed is {seed}. Give an integer of 0 or more.")
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise ValueError(f"The size is {size} px. Give {MIN_SIZE} to {MAX_SIZE} px.")
+    if num_regions is not None and not 1 <= num_regions <= MAX_REGIONS:
+        raise ValueError(f"num_regions is {num_regions}. Give 1 to {MAX_REGIONS}.")
 
 
 def render_swatches(seed: int, *, cells: int = 2, side: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,8 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,9 +16,11 @@ from PIL import Image
 from ..masks_finecaption import encode_rle
 from .attributes import Split
 from .language import answers
-from .rendering import REFERENCE_SIZE, Scene, render_scene
+from .rendering import REFERENCE_SIZE, Scene, check_arguments, render_scene
 
 RECORDS_FILE = "records.jsonl"
+_MANY = 256  # scenes that pay for starting processes
+_CHUNK = 8  # scenes that a process draws before it hands back their rows
 
 
 def scene_record(scene: Scene, image: str, *, with_masks: bool = True) -> dict[str, Any]:
@@ -27,13 +31,13 @@ def scene_record(scene: Scene, image: str, *, with_masks: bool = True) -> dict[s
         with_masks: False makes the whole picture the only region. Where it shows one object or person, all questions
             are asked about it, else only for its caption.
     """
+    regions: list[dict[str, Any]] = []
     if not with_masks:
         texts = answers(scene, 0)
         asked = texts if len(scene.regions) == 1 else {"global": texts["global"]}
         branches = [{"name": name, "answer": answer} for name, answer in asked.items()]
         regions = [{"id": "image", "mask": None, "branches": branches}]
         return {"image": image, "id": f"{scene.split}-{scene.seed}", "regions": regions}
-    regions = []
     for index, mask in enumerate(scene.masks):
         texts = answers(scene, index)
         whole = texts.pop("global")
@@ -68,21 +72,27 @@ def write_scenes(
         The path of the records.
 
     Raises:
-        ValueError: If n is less than 1.
+        ValueError: If n or processes is less than 1, or `render_scene` refuses an argument.
         FileExistsError: If the folder holds records already.
     """
     if n < 1:
         raise ValueError(f"n is {n}. Render at least one scene.")
+    if processes is None:
+        processes = os.cpu_count() or 1 if n >= _MANY else 1
+    if processes < 1:
+        raise ValueError(f"processes is {processes}. Give at least 1.")
+    check_arguments(seed, size, split, num_regions)
     folder = Path(out)
     records = folder / RECORDS_FILE
     if records.exists():
         raise FileExistsError(f"{records} exists. Choose another folder, or delete it first.")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     render = partial(_write_scene, folder, with_masks, size=size, split=split, num_regions=num_regions)
-    processes = processes or (os.cpu_count() or 1 if n >= 256 else 1)
     partial_file = records.with_suffix(".partial")
-    with partial_file.open("w", encoding="utf-8") as file:
-        for done, row in enumerate(_rendered(render, range(seed, seed + n), processes), start=1):
+    rendered = _rendered(render, range(seed, seed + n), processes)
+    # Closed at once when the caller's function raises, not when the generator happens to be collected.
+    with partial_file.open("w", encoding="utf-8") as file, closing(rendered):
+        for done, row in enumerate(rendered, start=1):
             file.write(json.dumps(row) + "\n")
             if on_scene is not None:
                 on_scene(done)
@@ -90,15 +100,29 @@ def write_scenes(
     return records
 
 
-def _rendered(render: Callable[[int], dict[str, Any]], seeds: range, processes: int) -> Iterator[dict[str, Any]]:
+def _rendered(
+    render: Callable[[int], dict[str, Any]], seeds: range, processes: int
+) -> Generator[dict[str, Any], None, None]:
     if processes == 1:
         yield from map(render, seeds)
         return
-    with ProcessPoolExecutor(processes) as pool:
-        waiting = iter(seeds)
-        # A bounded number of results in flight, so that memory does not grow with n.
-        while chunk := list(islice(waiting, 64 * processes)):
-            yield from pool.map(render, chunk, chunksize=8)
+    pool = ProcessPoolExecutor(processes)
+    try:
+        # A bounded number of results in flight, so that memory does not grow with n; the next ones are under way while
+        # these are written.
+        chunks = (seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK))
+        waiting = deque(pool.submit(_render_all, render, chunk) for chunk in islice(chunks, 4 * processes))
+        while waiting:
+            rows = waiting.popleft().result()
+            waiting.extend(pool.submit(_render_all, render, chunk) for chunk in islice(chunks, 1))
+            yield from rows
+    finally:
+        # Who stops early does not wait for what is in flight but for the chunk that each process is drawing.
+        pool.shutdown(cancel_futures=True)
+
+
+def _render_all(render: Callable[[int], dict[str, Any]], seeds: range) -> list[dict[str, Any]]:
+    return [render(seed) for seed in seeds]
 
 
 def _write_scene(folder: Path, with_masks: bool, seed: int, **kwargs: Any) -> dict[str, Any]:
