@@ -164,11 +164,11 @@ class RegionCollator:
 
 
 def _image_key(record: Record) -> Hashable:
-    """What records of one image share. Names count within a file: two datasets may both have an `images/1.png`."""
+    """What records of one image share. Names count within a store and a file: `images/1.png` may be in several."""
     if not isinstance(record.image, str):
         return id(record.image)
     source = record.where.rpartition("[" if record.where.endswith("]") else ":")[0]
-    return source, record.image
+    return id(record.store), source, record.image
 
 
 def _name(record: Record, region: Region) -> str:
