@@ -19,7 +19,7 @@ from ..images import ImageStore, open_images
 from ..records import DataError, Record
 from . import described
 from .coco import refcoco
-from .detection import Format, detect_format, is_saved_dataset
+from .detection import Format, detect_format, has_elements
 from .json_stream import JsonStream, json_lines
 from .keys import COMPOSITIONCAP, DATASETS, OSPREY, Keys
 
@@ -145,7 +145,7 @@ class RecordReader:
                 first = JsonStream(file, self.name).peek()
             if first == "[":
                 yield from self._array()
-            elif self.format == "compositioncap" and not _is_jsonl(self.source):
+            elif self.format == "compositioncap" and not has_elements(self.source, self.keys):
                 yield from self._object(Path(self.source))
             else:
                 yield from self._lines()
@@ -316,13 +316,6 @@ def load_rows(source: Any) -> Any:
     return load(source)
 
 
-def _is_jsonl(path: str | os.PathLike[str]) -> bool:
-    """Whether the first line is a whole JSON text and another one follows."""
-    lines = json_lines(path)
-    first, second = next(lines, None), next(lines, None)
-    return first is not None and second is not None and not isinstance(first[3], DataError)
-
-
 def _below(where: str, error: DataError) -> str:
     return error.reason if error.where == where else str(error)
 
@@ -337,4 +330,4 @@ def _shown(raw: Any) -> str | None:
         return f"<{type(raw).__name__}>"
 
 
-__all__ = ["FORMATS", "Keys", "RecordReader", "is_saved_dataset", "read_records"]
+__all__ = ["FORMATS", "Keys", "RecordReader", "read_records"]

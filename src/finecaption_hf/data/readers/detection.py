@@ -1,21 +1,35 @@
 """Which format a file has, told by its first elements."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from ..records import DataError, keys_of
 from .json_stream import JsonStream, json_lines
-from .keys import COMPOSITIONCAP, OSPREY
+from .keys import COMPOSITIONCAP, OSPREY, Keys
 
 Format = Literal["compositioncap", "refcoco", "grand", "llava", "osprey", "jsonl", "datasets"]
 
 _LINES = 20
+_MAX_LINE_BYTES = 2**20
 _ASK = "Give format=... (--format)."
 
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk` of a `datasets.Dataset` or `DatasetDict`."""
     return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def has_elements(path: str | os.PathLike[str], keys: Keys) -> bool:
+    """Whether the object that a file starts with is one element of JSONL, rather than an object of all elements."""
+    with open(path, "rb") as file:
+        stream = JsonStream(file, os.fspath(path))
+        for key in stream.names():
+            if key in (*keys.image, *keys.regions):
+                return True
+            if _has(stream.value(), keys.regions):
+                return False
+    return True
 
 
 def detect_format(path: Path) -> Format:
@@ -48,33 +62,36 @@ def detect_format(path: Path) -> Format:
         if mark != "{":
             raise DataError(str(path), "this is no JSON: it starts with neither [ nor {.")
         # An object may be the first line of JSONL, or the whole file.
-        for number, _, _, value in json_lines(path):
-            if isinstance(value, dict) and _element_format(value) is not None:
-                return _of_element(value, path)
-            if number >= _LINES:
-                break
-        return _of_object(stream, path)
+        try:
+            return _of_object(stream, path)
+        except DataError:
+            for number, _, _, value in json_lines(path, max_bytes=_MAX_LINE_BYTES):
+                if isinstance(value, dict) and _element_format(value) is not None:
+                    return _of_element(value, path)
+                if number >= _LINES:
+                    break
+            raise
 
 
 def _of_object(stream: JsonStream, path: Path) -> Format:
+    element: dict[str, Any] = {}
     try:
         for key in stream.names():
-            if key in ("images", "annotations"):
-                return "refcoco"
-            if stream.peek() not in ("{", "["):
-                stream.skip()
-                continue
-            value = stream.value()
-            if isinstance(value, list) or (isinstance(value, dict) and "objects" in value):
-                if isinstance(value, dict) or (value and isinstance(value[0], dict) and "segmentation" in value[0]):
-                    return "grand"
-                continue
+            if key in ("images", "annotations") and stream.peek() == "[":
+                if isinstance(next(iter(stream.elements()), None), dict):
+                    return "refcoco"
+                break
+            value = element[key] = stream.value()
+            if isinstance(value, dict) and isinstance(value.get("objects"), list):
+                return "grand"
+            if isinstance(value, list) and value and _has(value[0], ("labels",)) and _has(value[0], ("bbox",)):
+                return "grand"
             if _has(value, COMPOSITIONCAP.regions):
                 return "compositioncap"
-            if not (isinstance(value, dict) and key in ("info", "licenses")):
-                break
+        else:
+            return _of_element(element, path)
     except DataError as error:
-        raise DataError(str(path), f"its format cannot be told: {error.reason} {_ASK}") from error
+        raise DataError(str(path), error.reason) from error
     raise DataError(str(path), f"its format cannot be told. {_ASK}")
 
 

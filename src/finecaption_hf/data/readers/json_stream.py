@@ -40,7 +40,7 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, int, Any]]:
+def json_lines(path: str | os.PathLike[str], max_bytes: int = MAX_ELEMENT_BYTES) -> Iterator[tuple[int, int, int, Any]]:
     """The lines of a JSONL file that are not blank.
 
     Yields:
@@ -50,10 +50,10 @@ def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, int, An
     offset = 0
     with open(path, "rb") as file:
         number = 0
-        while line := file.readline(MAX_ELEMENT_BYTES + 1):
+        while line := file.readline(max_bytes + 1):
             number += 1
             length = len(line)
-            if length > MAX_ELEMENT_BYTES:
+            if length > max_bytes:
                 while (rest := file.readline(_CHUNK_BYTES)) and not rest.endswith(b"\n"):
                     length += len(rest)
                 length += len(rest)
@@ -114,8 +114,9 @@ class JsonStream:
             except ValueError as error:  # a constant, or a number of thousands of digits
                 raise self._broken(str(error)) from error
             else:
-                # A number at the end of the text may go on.
-                if self._ended or end < len(self._text):
+                # A number at the end of the text may go on: "1" may become "12", and "1." or "1e-" "1.5" or "1e-5".
+                rest = self._text[end : end + _MARGIN]
+                if self._ended or (rest and rest[0] not in ".eE") or len(rest) == _MARGIN:
                     self._at = end
                     return value
             if len(self._text) - self._at > MAX_ELEMENT_BYTES:

@@ -1,0 +1,153 @@
+"""Pictures from folders and archives."""
+
+import io
+import multiprocessing
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finecaption_hf.data import DataError, ImageStore, open_images
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (31, 17)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "deep").mkdir()
+    picture(0).save(folder / "a.png")
+    picture(1).save(folder / "deep" / "b.jpg")
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    picture(2).save(folder / "turned.jpg", exif=rotated)
+    clear = picture(3).convert("RGBA")
+    clear.putalpha(0)
+    clear.save(folder / "clear.png")
+    whole = (folder / "deep" / "b.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archives(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    outside = tmp_path_factory.mktemp("archives")
+    with (
+        zipfile.ZipFile(outside / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed,
+        tarfile.open(outside / "a.tar", "w") as tar,
+    ):
+        for path in sorted(folder.rglob("*.*")):
+            packed.write(path, path.relative_to(folder))
+            tar.add(path, "./" + str(path.relative_to(folder)))
+    return {"folder": folder, "zip": outside / "a.zip", "tar": outside / "a.tar"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("name", ["a.png", "deep/b.jpg", "turned.jpg", "clear.png", "./deep//b.jpg"])
+def test_archives_give_the_pixels_of_the_folder(archives: dict[str, Path], kind: str, name: str) -> None:
+    expected = open_images(archives["folder"]).read(name)
+    assert expected.mode == "RGB"
+    assert np.array_equal(open_images(archives[kind]).read(name), expected)
+
+
+def test_exif_orientation_is_applied_and_transparency_lies_on_white(folder: Path) -> None:
+    store = open_images(folder)
+    assert store.read("turned.jpg").size == (17, 31)
+    assert np.all(np.asarray(store.read("clear.png")) == 255)
+    assert np.array_equal(store.read("a.png"), picture(0))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.png", "it is not there"),
+        ("truncated.jpg", "it cannot be decoded"),
+        ("text.png", "no format of pictures"),
+        ("deep", "image 'deep': "),
+        ("../a.png", "leads out"),
+        ("deep/../../a.png", "leads out"),
+        ("deep\\..\\..\\a.png", "leads out"),
+        ("/etc/passwd", "no relative path"),
+        ("C:\\a.png", "no relative path"),
+        ("https://example.org/a.png", "no relative path"),
+        ("a.png\0", "has to be text"),
+        ("", "has to be text"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(archives: dict[str, Path], kind: str, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_images(archives[kind]).read(name)
+
+
+def test_member_that_leads_out_of_its_archive_is_never_reached(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    picture().save(data, "PNG")
+    (tmp_path / "evil.png").write_bytes(data.getvalue())
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as packed:
+        packed.writestr("../evil.png", data.getvalue())
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        tar.add(tmp_path / "evil.png", "../evil.png")
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "evil.png")
+        tar.addfile(link)
+    for name in ("evil.zip", "evil.tar"):
+        store = open_images(tmp_path / name)
+        for image in ("../evil.png", "link.png"):
+            with pytest.raises(DataError):
+                store.read(image)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_picture_with_too_many_pixels_is_refused(archives: dict[str, Path], kind: str) -> None:
+    with pytest.raises(DataError, match="31 x 17 pixels, more than 526"):
+        open_images(archives[kind], max_pixels=31 * 17 - 1).read("a.png")
+    assert open_images(archives[kind], max_pixels=31 * 17).read("a.png").size == (31, 17)
+
+
+def test_archive_without_its_end_tells_so(archives: dict[str, Path], tmp_path: Path) -> None:
+    whole = archives["tar"].read_bytes()
+    store = open_images(archives["tar"])
+    store.path = str(tmp_path / "short.tar")
+    (tmp_path / "short.tar").write_bytes(whole[:600])
+    with pytest.raises(DataError, match="the archive ends"):
+        store.read("a.png")
+    with pytest.raises(DataError, match="neither a folder nor"):
+        (tmp_path / "bad.zip").write_bytes(b"PK\3\4" + bytes(2000))
+        open_images(tmp_path / "bad.zip")
+
+
+def test_compressed_tar_is_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(folder / "a.png", "a.png")
+    with pytest.raises(DataError, match=r"compressed \.tar .*pack it anew"):
+        open_images(tmp_path / "a.tar.gz")
+    with pytest.raises(DataError, match="no such folder"):
+        open_images(tmp_path / "absent")
+
+
+def _first_pixel(store: ImageStore, answers: Any) -> None:
+    answers.put(np.asarray(store.read("a.png"))[0, 0].tolist())
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_store_works_in_forked_and_unpickled_copies(archives: dict[str, Path], kind: str) -> None:
+    store = open_images(archives[kind])
+    expected = np.asarray(store.read("a.png"))[0, 0].tolist()
+    assert np.asarray(pickle.loads(pickle.dumps(store)).read("a.png"))[0, 0].tolist() == expected
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    workers = [context.Process(target=_first_pixel, args=(store, answers)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    assert [answers.get(timeout=60) for _ in workers] == [expected] * 3
+    for worker in workers:
+        worker.join()
