@@ -8,8 +8,9 @@ Both contestants train the same model on the same descriptions, with `RegionColl
 - separate (`packed=False`): one sample per description, which encodes its image itself and has a prefix of its own, in
   micro-batches of a few samples, as the peers train.
 
-Regions have 12.8 descriptions on average (each of 16 attributes, a sentence and a dense caption with probability 0.71),
-with the instructions of prompts_finecaption and answers of such lengths. Before timing, the losses are compared.
+Regions have different numbers of descriptions, 12.8 on average (rounded down where a batch of few regions has no such
+average), out of 16 attributes, a sentence and a dense caption, with the instructions of prompts_finecaption and
+answers of such lengths. Before timing, the losses are compared.
 
 - `token_ratio`: tokens that the language model reads, separate over packed, padding left out (at least 8).
 - `step_time_ratio`: seconds of a training step (collating, forward, backward, AdamW; everything trains) per
@@ -45,8 +46,8 @@ from finecaption_hf.data.records import Branch, Record, Region
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.prompts_finecaption import ATTRIBUTES, DEFAULT_CHAT_TEMPLATE, TASKS
 
-SHARE = 12.8 / 18
-"""How probable each of 16 attributes, a sentence and a dense caption is for a region."""
+BRANCHES_PER_REGION = 12.8
+"""Of CompositionCap: 186,490 descriptions of 14,590 entities."""
 
 # Fewest and most words of an answer; the rest is about the length of a clause.
 WORDS_OF = {
@@ -113,13 +114,14 @@ def make_records(num_images: int, num_regions: int, seed: int) -> list[Record]:
     """Pictures of noise with boxes, and descriptions of random words: what training costs depends on lengths only."""
     rng = np.random.default_rng(seed)
     names = [*ATTRIBUTES, "region", "dense"]
+    counts = ragged_counts(num_images * num_regions, len(names), rng)
     records = []
     for number in range(num_images):
         picture = Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8))
         regions = []
         for _ in range(num_regions):
             x, y = (int(value) for value in rng.integers(0, 400, 2))
-            chosen = [name for name in names if rng.random() < SHARE] or names[:1]
+            chosen = rng.choice(names, counts.pop(), replace=False).tolist()
             branches = tuple(
                 Branch(
                     " ".join(rng.choice(WORDS, rng.integers(*WORDS_OF.get(name, (5, 15)), endpoint=True))), name=name
@@ -129,6 +131,15 @@ def make_records(num_images: int, num_regions: int, seed: int) -> list[Record]:
             regions.append(Region([x, y, x + 150, y + 120], branches))
         records.append(Record(picture, tuple(regions), where=f"benchmark:{number}"))
     return records
+
+
+def ragged_counts(num_regions: int, most: int, rng: np.random.Generator) -> list[int]:
+    """A number of branches for each region, 1 to `most`, binomial but for a sum that gives the average."""
+    counts = rng.binomial(most, BRANCHES_PER_REGION / most, num_regions).clip(1)
+    while (excess := int(counts.sum()) - int(BRANCHES_PER_REGION * num_regions)) != 0:
+        index = rng.integers(num_regions)
+        counts[index] = np.clip(counts[index] - np.sign(excess), 1, most)
+    return counts.tolist()
 
 
 def make_processor(tiny: bool) -> FineCaptionProcessor:
@@ -309,7 +320,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=2, help="of a batch (default: %(default)s)")
     parser.add_argument("--regions", type=int, default=1, help="of an image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of regions and descriptions (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="timed turns (default: %(default)s)")
     parser.add_argument("--micro-batch", type=int, default=4, help="samples at once where separate (default: 4)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import TEMPLATES
 from PIL import Image
-from test_branching import GRADIENT, LOGITS, branch_logits
+from test_branching import GRADIENT, LOGITS, branch_logits, conversation_ids
+from test_processing import make_processor
 from tiny import tiny_model
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from finecaption_hf.assembly.language import chat_template
+from finecaption_hf.branching_finecaption import BranchEncoder
 from finecaption_hf.data.collator import RegionCollator
 from finecaption_hf.data.records import Branch, DataError, Record, Region
 from finecaption_hf.scenes import render_scene
@@ -177,6 +181,28 @@ def test_bad_record_is_named(collator: RegionCollator, processor: Any) -> None:
         RegionCollator(processor, load_image=broken)([good])
     with pytest.raises(ValueError, match="batch is empty"):
         collator([])
+
+
+ENDS = {"llama3": "<|eot_id|>", "qwen3": "<|im_end|>", "mistral": "</s>", "smollm2": "<|im_end|>", "llava": "</s>"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_of_published_language_models_split(name: str) -> None:
+    """As `finecaption assemble` adapts them; where LLaVA's ends no turn, the end of sequence does."""
+    processor = make_processor()
+    tokenizer = processor.tokenizer
+    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_tokens(headers, special_tokens=True)
+    tokenizer.chat_template = TEMPLATES[name]
+    processor.chat_template, _ = chat_template(tokenizer, "<image>")
+    encoder = BranchEncoder(processor)
+    ((question_ids, answer_ids),) = encoder.encode([("What color is this?", "A red one.")])
+    prompt = [*encoder.prefix_ids, *question_ids]
+    assert prompt == conversation_ids(processor, "What color is this?")
+    assert tokenizer.decode(answer_ids).strip() == "A red one." + ENDS[name]
+    whole = conversation_ids(processor, "What color is this?", "A red one.")
+    same = len(prompt) + len(answer_ids) - (name == "llava")
+    assert whole[:same] == [*prompt, *answer_ids][:same]
 
 
 # --- the stock Trainer -----------------------------------------------------------------------------------------------
