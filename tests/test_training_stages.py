@@ -14,6 +14,7 @@ from finecaption_hf.info import model_info, read_config
 from finecaption_hf.training import STAGES, Stage, StageError, WholeImageDataset, find_stage
 from finecaption_hf.training.arguments import build_arguments, parse_options
 from finecaption_hf.training.recipes import RECIPES, named_paths, read_recipe
+from finecaption_hf.training.stages import with_given_data
 
 PACKAGED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -44,9 +45,15 @@ def test_stage_survives_yaml(stage: Stage) -> None:
 
 def test_entry_of_a_recipe_changes_a_known_stage() -> None:
     stage = Stage.from_dict({"stage": 2, "learning_rate": 1e-3, "training": {"max_steps": 5}})
-    assert stage == dataclasses.replace(STAGES[2], learning_rate=1e-3, training={"max_steps": 5})
+    # The data sets have the names that the recipe gives them.
+    assert stage == dataclasses.replace(STAGES[2], learning_rate=1e-3, training={"max_steps": 5}, data={})
     # A count belongs to the patterns that it was made for.
     assert Stage.from_dict({"stage": 2, "trains": ["model.adapter.*"]}).num_tensors is None
+
+
+def test_stage_without_a_recipe_takes_its_data_by_name_or_all_that_is_given() -> None:
+    assert with_given_data(STAGES[3], ["refcoco", "grand"]).data == {"grand": 1, "refcoco": 1}
+    assert with_given_data(STAGES[3], ["mine"]) == dataclasses.replace(STAGES[3], data={})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ The three stages are those of FineCaption (arXiv 2411.15411); a stage of your ow
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 LANGUAGE_MODEL_LINEAR = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
@@ -102,13 +102,14 @@ class Stage:
     def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
         """A stage from plain values, such as an entry of a recipe.
 
-        With `stage: 2`, or the name of one of `STAGES`, the fields that are left out are that stage's; its `training`
-        and the given one are merged.
+        With `stage: 2`, or the name of one of `STAGES`, the fields that are left out are that stage's, but for `data`,
+        whose names are the recipe's; its `training` and the given one are merged.
         """
         given = dict(values)
         base: dict[str, Any] = {}
         if "stage" in given:
             base = find_stage(given.pop("stage")).to_dict()
+            base.pop("data")
         known = {item.name for item in fields(cls)}
         unknown = sorted(given.keys() - known)
         if unknown:
@@ -179,17 +180,21 @@ def _part(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith("model.") else 1])
 
 
+_REGIONS = {"compositioncap": 1, "grand": 1, "refcoco": 1}
+
 STAGES: dict[int, Stage] = {
     1: Stage(
         name="adapter",
         trains=("model.adapter.*",),
         learning_rate=1e-3,
+        data={"llava": 1},
         global_batch_size=256,
     ),
     2: Stage(
         name="alpha_convolution",
         trains=("model.vision_tower.embeddings.alpha_embedding.*",),
         learning_rate=1e-4,
+        data=_REGIONS,
         global_batch_size=256,
         num_tensors=1,
     ),
@@ -197,10 +202,18 @@ STAGES: dict[int, Stage] = {
         name="everything",
         trains=("*",),
         learning_rate=2e-5,
+        data=_REGIONS,
         global_batch_size=128,
     ),
 }
-"""The paper's stages; learning rates and batch sizes follow EAGLE, whose towers the model has."""
+"""The paper's stages; learning rates and batch sizes follow EAGLE, whose towers the model has. The paper names the
+data sets but not their shares; here those of a stage have equal ones."""
+
+
+def with_given_data(stage: Stage, names: Iterable[str]) -> Stage:
+    """A stage on those of its data sets that are given, or on all that are given where none has a name that it knows."""
+    given = set(names)
+    return replace(stage, data={name: weight for name, weight in stage.data.items() if name in given})
 
 
 def find_stage(stage: int | str) -> Stage:
