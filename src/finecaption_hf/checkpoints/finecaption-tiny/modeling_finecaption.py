@@ -22,6 +22,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
@@ -271,6 +272,26 @@ def fold_to_grid(features: torch.Tensor, grid_size: int) -> torch.Tensor:
     return nn.functional.pixel_unshuffle(features, cells // grid_size)
 
 
+def wants_gradient(part: nn.Module, *inputs: torch.Tensor | None) -> bool:
+    """Whether a gradient will be asked of a part's parameters or inputs; a part without one keeps no activations."""
+    return torch.is_grad_enabled() and (
+        any(tensor is not None and tensor.requires_grad for tensor in inputs)
+        or any(parameter.requires_grad for parameter in part.parameters())
+    )
+
+
+def _settle_frozen(module: nn.Module) -> bool:
+    """Put every part of a module that has parameters, none of which trains, in evaluation mode; says if any trains."""
+    parameters = list(module.parameters())
+    trains = any(parameter.requires_grad for parameter in parameters)
+    if not trains and parameters:
+        module.eval()
+    elif not all(parameter.requires_grad for parameter in parameters):
+        for child in module.children():
+            _settle_frozen(child)
+    return trains
+
+
 class FineCaptionPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by FineCaption models."""
 
@@ -332,6 +353,23 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def train(self, mode: bool = True) -> "FineCaptionModel":
+        """Set training mode, but keep what has parameters and trains none of them in evaluation mode.
+
+        A trainer calls this at every step; the dropout of frozen parts, for one, has to stay off.
+        """
+        super().train(mode)
+        if mode:
+            for part in self.children():
+                trains = _settle_frozen(part)
+                # A layer checkpoints its activations only in training mode. Where the gradient has to pass frozen
+                # layers, to the adapter or to the alpha convolution, they keep that mode, and what they hold does not.
+                if trains or part is self.language_model:
+                    for module in part.modules():
+                        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                            module.training = True
+        return self
+
     def get_high_res_features(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor | None:
         """Run the high-resolution towers, which do not see the mask: once per image, whatever its number of regions.
 
@@ -358,11 +396,13 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
         if config.use_convnext:
             wanted = (config.convnext_image_mean, config.convnext_image_std)
             image = convert_normalisation(high_res_pixel_values, given, wanted)
-            features.append(fold_to_grid(self.convnext_tower(image), config.grid_size))
+            with torch.set_grad_enabled(wants_gradient(self.convnext_tower, image)):
+                features.append(fold_to_grid(self.convnext_tower(image), config.grid_size))
         if config.use_sam:
             wanted = (config.sam_image_mean, config.sam_image_std)
             image = convert_normalisation(high_res_pixel_values, given, wanted)
-            features.append(fold_to_grid(self.sam_tower(image), config.grid_size))
+            with torch.set_grad_enabled(wants_gradient(self.sam_tower, image)):
+                features.append(fold_to_grid(self.sam_tower(image), config.grid_size))
         return torch.cat([feature.to(features[0].device) for feature in features], dim=1)
 
     @can_return_tuple
@@ -400,7 +440,8 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
         mask_values = self._checked_mask_values(mask_values, pixel_values, num_regions)
         high_res_features = self._checked_high_res_features(high_res_features, high_res_pixel_values, num_images)
 
-        hidden_states = self.vision_tower(pixel_values, mask_values=mask_values, image_indices=image_indices)
+        with torch.set_grad_enabled(wants_gradient(self.vision_tower, pixel_values, mask_values)):
+            hidden_states = self.vision_tower(pixel_values, mask_values=mask_values, image_indices=image_indices)
         features = self._to_grid(hidden_states[:, 1:])
         if high_res_features is not None:
             if image_indices is not None:
