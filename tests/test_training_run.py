@@ -335,7 +335,7 @@ def test_missing_model_data_and_weighted_data_are_named(setting: Recipe, tmp_pat
 
 
 def test_held_out_share_is_not_trained_on(setting: Recipe) -> None:
-    training, held_out = open_data(replace(setting, eval_data={}, eval_share=0.25), STAGES[1], seed=0)
+    training, held_out = open_data(replace(setting, eval_data={}, eval_share=0.25), replace(STAGES[1], data={}), seed=0)
     ids = [{data[index].id for index in range(len(data))} for data in (training, held_out)]
     assert [len(each) for each in ids] == [14, 4]
     assert not ids[0] & ids[1]

@@ -54,6 +54,8 @@ def test_entry_of_a_recipe_changes_a_known_stage() -> None:
 def test_stage_without_a_recipe_takes_its_data_by_name_or_all_that_is_given() -> None:
     assert with_given_data(STAGES[3], ["refcoco", "grand"]).data == {"grand": 1, "refcoco": 1}
     assert with_given_data(STAGES[3], ["mine"]) == dataclasses.replace(STAGES[3], data={})
+    mine = dataclasses.replace(STAGES[3], data={"scenes": 2})
+    assert with_given_data(mine, ["other"]) == mine
 
 
 @pytest.mark.parametrize(

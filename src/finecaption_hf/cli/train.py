@@ -73,15 +73,11 @@ def train(
         from dataclasses import replace
 
         from ..training.recipes import Recipe, named_paths, read_recipe
-        from ..training.stages import StageError, find_stage, with_given_data
+        from ..training.stages import StageError, find_stage
 
         if (stage is None) == (recipe is None):
             raise StageError("Give either --stage, for one, or --recipe, for stages in a row.")
-        if stage is not None:
-            names = named_paths(data, "--data") if data else {}
-            plan = Recipe(stages=(with_given_data(find_stage(stage), names),))
-        else:
-            plan = read_recipe(str(recipe))
+        plan = Recipe(stages=(find_stage(stage),)) if stage is not None else read_recipe(str(recipe))
         given: dict[str, Any] = {
             "model": model,
             "data": _with_options(named_paths(data, "--data"), images, on_error) if data else None,

@@ -86,9 +86,6 @@ class RegionCollator:
                 region_indices += [len(regions)] * len(packed)
                 sequences += packed
                 regions.append((index, record, region))
-        if not regions:
-            raise DataError(records[0].where, "it has no regions. Leave it out.")
-
         pictures = [self._load(group[0]) for group in groups.values()]
         if not self.packed:
             # As peers do it: every branch brings its region and its image.
@@ -104,8 +101,6 @@ class RegionCollator:
         return batch
 
     def _pack(self, record: Record, region: Region) -> list[PackedSequence]:
-        if not region.branches:
-            raise DataError(record.where, f"{_name(record, region)} has no branches. Leave it out.")
         try:
             branches = self.encoder.encode([(self._question(branch), branch.answer) for branch in region.branches])
             if self.packed:
@@ -121,8 +116,7 @@ class RegionCollator:
     def _question(self, branch: Branch) -> str:
         if branch.question is not None:
             return branch.question
-        if branch.name is None:
-            raise ValueError(f"The branch with the answer {branch.answer!r} has neither a name nor a question.")
+        assert branch.name is not None, "a branch has a name or a question"
         return self.processor.question(branch.name)
 
     def _load(self, record: Record) -> Image.Image:

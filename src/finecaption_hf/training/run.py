@@ -21,7 +21,7 @@ from .checkpoints import last_checkpoint, read_record, write_atomically, write_r
 from .dataset import WholeImageDataset
 from .recipes import Recipe
 from .samples import SampleCallback
-from .stages import Stage, StageError
+from .stages import Stage, StageError, with_given_data
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def train(
     several = len(recipe.stages) > 1
     origin = model
     for number, stage in enumerate(recipe.stages, start=1):
+        stage = with_given_data(stage, recipe.data)
         folder = output / f"{number}-{stage.name}" if several else output
         title = f"Stage {number} of {len(recipe.stages)}, {stage.name}"
         if (folder / FINAL).is_dir():

@@ -211,7 +211,13 @@ data sets but not their shares; here those of a stage have equal ones."""
 
 
 def with_given_data(stage: Stage, names: Iterable[str]) -> Stage:
-    """A stage on those of its data sets that are given, or on all that are given where none has a name that it knows."""
+    """A stage whose data sets are given.
+
+    Of the mix of one of `STAGES`, what is not given is left out, and where nothing of it is given, all that is given
+    counts. A mix of one's own stays as it is.
+    """
+    if all(stage.data != known.data for known in STAGES.values()):
+        return stage
     given = set(names)
     return replace(stage, data={name: weight for name, weight in stage.data.items() if name in given})
 
