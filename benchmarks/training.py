@@ -325,6 +325,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (default: %(default)s)")
+    parser.add_argument("--only-tokens", action="store_true", help="count tokens, and measure nothing")
     parser.add_argument("--tiny", action="store_true", help="84/256 px and 64 image tokens: only to try the program")
     parser.add_argument("--memory-of", choices=("packed", "separate"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -336,12 +337,15 @@ def main() -> None:
     if arguments.memory_of:
         print(step_memory(arguments, arguments.memory_of == "packed"))
         return
-    memory = {"packed": measure_memory(True), "separate": measure_memory(False)}
-
     records = make_records(arguments.images, arguments.regions, arguments.seed)
     contestants = {"packed": Contestant(arguments, True), "separate": Contestant(arguments, False)}
     batches = {name: contestant.collate(records) for name, contestant in contestants.items()}
     tokens = {name: num_tokens(batch) for name, batch in batches.items()}
+    if arguments.only_tokens:
+        print(f"tokens {tokens}, token_ratio {tokens['separate'] / tokens['packed']:.2f}")
+        return
+    memory = {"packed": measure_memory(True), "separate": measure_memory(False)}
+
     with torch.no_grad():
         losses = {name: contestant.loss(batches[name], backward=False) for name, contestant in contestants.items()}
     limit = 1e-4 if arguments.dtype == "float32" else 1e-2

@@ -2,14 +2,15 @@
 """The paper's ablation at tiny size: what the mask and each high-resolution tower are worth, at equal budget.
 
     finecaption scenes render --out runs/scenes --n 14000 --seed 40000000
-    python scripts/ablate_tiny.py --output runs/ablation --data runs/scenes --start runs/tiny/3-everything/checkpoint-600
+    python scripts/ablate_tiny.py --output runs/ablation --data runs/scenes \\
+        --start runs/tiny/3-everything/checkpoint-600
     python scripts/ablate_tiny.py --output runs/ablation --report docs
 
 Five configurations start from the same towers and language model, with a fresh adapter and, where there is a mask, with
 the alpha convolution back at zero; all train everything for the same number of steps on the same scenes in the same
 order. The parts come from stage 3 of the tiny recipe, so that the language model knows how to read every tower. Scores
 are exact answers by free generation on held-out combinations. A finished run is a line of OUTPUT/results.jsonl; the
-same command goes on with what is missing. `--report` makes the table and the plot.
+same command goes on with what is missing. `--report` makes the table and, with matplotlib installed, the plot.
 """
 
 import argparse
@@ -157,12 +158,13 @@ def main() -> None:
     parser.add_argument("--start", help="checkpoint with the towers and the language model")
     parser.add_argument("--data", help="folder of `finecaption scenes render`")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds are 0, 1, .. below this number")
+    parser.add_argument("--first-seed", type=int, default=0, help="where another process runs those before")
     parser.add_argument("--configurations", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--images", type=int, default=12, help="scenes per step, two or three regions each")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
-    parser.add_argument("--scenes", type=int, default=100, help="held-out scenes that are scored")
+    parser.add_argument("--scenes", type=int, default=60, help="held-out scenes that are scored")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast; pays where the machine has bf16 products")
@@ -177,7 +179,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     Path(args.output).mkdir(parents=True, exist_ok=True)
     done = {(item["configuration"], item["seed"]) for item in results}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.seeds):
         for name in args.configurations:
             if (name, seed) not in done:
                 result = run(args, name, seed)
