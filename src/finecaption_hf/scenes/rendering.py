@@ -30,7 +30,7 @@ from .attributes import (
     triples,
 )
 from .layers import PERSON_HEIGHTS, Layer, draw_object, draw_person
-from .shapes import capsule, jittered_rgb, tones
+from .shapes import capsule, disc, jittered_rgb, tones
 
 REFERENCE_SIZE = 256
 MIN_SIZE, MAX_SIZE = 192, 1024  # pixels; in a smaller picture the textures' period would near two pixels
@@ -51,6 +51,7 @@ _HORIZONS = {"above": 0.16, "level": 0.5, "below": 0.84}  # share of the picture
 _SHADOW_XY, _SHADOW_TONE = (13.0, 7.0), 0.58
 _REFLECTION = (0.34, 0.55)  # share of the region's height, opacity at its upper end
 _ROPE = np.array([120, 84, 40], dtype=np.float32)
+_ROPE_RADIUS, _KNOT_RADIUS = 5.0, 13.0
 _NOISE = 2  # grey levels
 
 Cell = tuple[int, int | None]
@@ -343,10 +344,13 @@ def _draw_effect(picture: np.ndarray, layer: Layer, effect: str, scale: float) -
 
 
 def _draw_rope(picture: np.ndarray, start: tuple[float, float], end: tuple[float, float], scale: float) -> None:
-    margin = 5 * scale
+    """A rope between two centres, with a knot in the middle that shows in the narrow gap beside two wide objects."""
+    margin = (_KNOT_RADIUS + 1) * scale
     (x0, x1), (y0, y1) = sorted((start[0], end[0])), sorted((start[1], end[1]))
     layer = Layer((x0 - margin, y0 - margin, x1 + margin, y1 + margin), picture.shape[0])
-    layer.paint(capsule(layer.x, layer.y, start, end, 4.0 * scale), _ROPE)
+    layer.paint(capsule(layer.x, layer.y, start, end, _ROPE_RADIUS * scale), _ROPE)
+    middle_x, middle_y = np.float32((start[0] + end[0]) / 2), np.float32((start[1] + end[1]) / 2)
+    layer.paint(disc(layer.x - middle_x, layer.y - middle_y, _KNOT_RADIUS * scale), _ROPE)
     layer.put(picture)
 
 
