@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The paper's ablation at tiny size: what the mask and each high-resolution tower are worth, at equal budget.
 
-    finecaption scenes render --out runs/scenes --n 14000 --seed 40000000
+    finecaption scenes render --out runs/scenes --n 12000 --seed 40000000
     python scripts/ablate_tiny.py --output runs/ablation --data runs/scenes \\
         --start runs/tiny/3-everything/checkpoint-600
     python scripts/ablate_tiny.py --output runs/ablation --report docs
