@@ -53,7 +53,7 @@ def test_check_counts_and_tells_every_problem(folder: Path) -> None:
     report = json.loads(result.stdout)
     counts = ("num_records", "num_rejected", "num_regions", "num_whole_images", "num_branches")
     assert [report[name] for name in counts] == [2, 6, 3, 1, 4]
-    assert report["names"] == {"global": 1, "color": 1, "Vibe": 1, OWN_WORDS: 1}
+    assert report["names"] == {"global": 1, "Color": 1, "Vibe": 1, OWN_WORDS: 1}
     assert report["unknown_names"] == ["Vibe"]
     # [0.1, 0.1, 0.9, 0.9] marks one pixel of 20 x 10.
     areas = {name: number for name, number in report["areas"].items() if number}
