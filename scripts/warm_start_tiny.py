@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +38,13 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedTokenizerFast
 
 from finecaption_hf import register
+from finecaption_hf.branching_finecaption import (
+    IGNORED_LABEL,
+    PADDING_BRANCH,
+    PackedSequence,
+    branch_attention_mask,
+    pack_branches,
+)
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
@@ -156,15 +163,6 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> FineCaptionConfig:
     )
 
 
-class Packed(NamedTuple):
-    """One region's sequence: the prefix and its branches."""
-
-    input_ids: list[int]
-    labels: list[int]
-    position_ids: list[int]
-    segments: list[int]  # 0 the prefix, 1.. the branches
-
-
 class BranchPacker:
     """Packs the prefix of a region and branches (question name, answer) in one sequence."""
 
@@ -176,22 +174,14 @@ class BranchPacker:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def __call__(self, branches: list[tuple[str, str]], with_prefix: bool = True) -> Packed:
-        start = len(self.prefix)
-        ids = list(self.prefix) if with_prefix else []
-        labels, segments = [-100] * len(ids), [0] * len(ids)
-        positions = list(range(len(ids)))
-        for number, (name, answer) in enumerate(branches, start=1):
-            question = self.encode(QUESTIONS[name] + ASSISTANT)
-            reply = self.encode(answer + END)
-            ids += question + reply
-            labels += [-100] * len(question) + list(reply)
-            segments += [number] * (len(question) + len(reply))
-            positions += range(start, start + len(question) + len(reply))
-        return Packed(ids, labels, positions, segments)
+    def __call__(self, branches: list[tuple[str, str]], with_prefix: bool = True) -> PackedSequence:
+        tokens = [(self.encode(QUESTIONS[name] + ASSISTANT), self.encode(answer + END)) for name, answer in branches]
+        (packed,) = pack_branches(self.prefix, tokens)
+        start = 0 if with_prefix else len(self.prefix)
+        return PackedSequence(*(values[start:] for values in packed[:4]), packed.branches)
 
 
-def collate_text(sequences: list[Packed], pad: int) -> dict[str, torch.Tensor]:
+def collate_text(sequences: list[PackedSequence], pad: int) -> dict[str, torch.Tensor]:
     """Pad on the right; a token sees the prefix and, causally, its own branch."""
     length = max(len(item.input_ids) for item in sequences)
 
@@ -199,15 +189,11 @@ def collate_text(sequences: list[Packed], pad: int) -> dict[str, torch.Tensor]:
         rows = [list(getattr(item, field)) for item in sequences]
         return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
-    segments = padded("segments", -1)
-    query, key = segments[:, :, None], segments[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    attention = ((query == key) | (key == 0)) & causal
     return {
         "input_ids": padded("input_ids", pad),
-        "labels": padded("labels", -100),
+        "labels": padded("labels", IGNORED_LABEL),
         "position_ids": padded("position_ids", 0),
-        "attention_mask": attention[:, None],
+        "attention_mask": branch_attention_mask(padded("branch_ids", PADDING_BRANCH)),
     }
 
 
