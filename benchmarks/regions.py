@@ -1,0 +1,806 @@
+"""What it costs to answer every question about every region of a picture, against the stock API and a lower bound.
+
+    python benchmarks/regions.py [--json FILE] [--plot FILE] [--threads N] [--device cpu|cuda] [--compile] [--static]
+    python benchmarks/regions.py --show FILE [--plot FILE]        # table and plot of an earlier run
+
+One picture, 4 regions, 18 questions (the 16 attributes, a sentence, a dense caption), 24 new tokens each, greedy. All
+contestants start from the picture and the masks and end with text:
+
+- `naive_s`: one `generate` per question, each with inputs of its own, as all peers do.
+- `batched_s`: one `generate` per region, on its 18 questions with left padding, what a careful user does with the stock
+  API; the processor prepares the picture once, so the high-resolution towers run once per batch.
+- `engine_s`: `BranchEngine`, which encodes a picture once, a region once, and keeps the cache of a region once.
+- `bound_s`: the operations and bytes that no exact program avoids, at the machine's own speed, measured in this run:
+  for each phase the larger of operations over the best matrix product's speed and bytes over the best memory speed.
+
+Answers are compared token by token before anything is reported. Where they differ, both tokens' logits must lie within
+1e-4 of each other at the first difference (float32; in half precision, differences are counted and shown).
+
+The model is random and small, with the geometry of the paper (336 and 1,024 px, 1,024 image tokens); on CUDA it is the
+full-size one in bfloat16 (`--size` chooses). It never ends an answer early: there is no end of sequence. Contestants
+take turns, medians count. Phases are measured in a turn of their own, memory in a process of its own (on the CPU
+`VmHWM` beyond what is held before, on a GPU what torch has allocated).
+
+The bound counts matrix products, convolutions and attention (elementwise work counts nothing), each of them once where
+results can be shared: towers per image or region, the text before the image once, tokens in which questions of a region
+start alike once, of the last layer only keys and values where no logits are needed; weights are read once per pass, a
+region's cache once per step.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import transformers
+from PIL import Image
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from training import make_config, make_processor, status
+from transformers import AutoModelForCausalLM, CLIPVisionModel, SamVisionModel
+
+from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
+from finecaption_hf.branching_finecaption import BranchEncoder, BranchEngine, BranchRequest
+from finecaption_hf.info import model_info
+from finecaption_hf.prompts_finecaption import ATTRIBUTES
+
+NAMES = (*ATTRIBUTES, "region", "dense")
+NEAR_TIE = 1e-4
+# The engine's names of its phases, and those of the table.
+PHASES = {
+    "preprocessing": "preprocessing",
+    "images": "high-resolution towers",
+    "regions": "mask-aware tower, adapter",
+    "prefixes": "prefixes (stock: with question)",
+    "questions": "questions",
+    "tokens": "decoding",
+    "rest": "tokenizing, text, rest",
+}
+# Where operators belong in the profile, by the first pattern that their names hold; what is none of these is elementwise.
+OPERATORS = {
+    "attention": ("attention", "softmax", "bmm", "baddbmm"),
+    "matrix products, convolutions": ("mm", "conv", "linear", "gemm", "cutlass", "nvjet"),
+    "copies": ("copy", "cat", "index", "gather", "clone", "fill", "zero", "slice", "select", "Memcpy", "Memset"),
+}
+
+Answers = list[list[tuple[int, ...]]]
+"""Tokens of each question of each region."""
+
+
+class Setting:
+    """The model, picture, masks and questions that all contestants get."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = torch.device(arguments.device)
+        self.dtype = getattr(torch, arguments.dtype)
+        self.new_tokens = arguments.new_tokens
+        self.static = arguments.static
+        self.processor: FineCaptionProcessor = make_processor(arguments.tiny)
+        self.model = make_model(self.processor, arguments)
+        self.engine = BranchEngine(self.model, self.processor)
+        rng = np.random.default_rng(0)
+        self.picture = Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8))
+        self.masks = make_masks(max(arguments.regions, arguments.most_regions), 600, 800, rng)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    # --- contestants: the answers about the first regions to some questions, with the seconds of preprocessing --------
+
+    def naive(self, num_regions: int, names: Sequence[str], clock: "Clock | None" = None) -> Answers:
+        """One `generate` per question."""
+        return [[self._generate([mask], [name], clock)[0] for name in names] for mask in self.masks[:num_regions]]
+
+    def batched(self, num_regions: int, names: Sequence[str], clock: "Clock | None" = None) -> Answers:
+        """One `generate` per region."""
+        return [self._generate([mask] * len(names), names, clock) for mask in self.masks[:num_regions]]
+
+    def _generate(
+        self, masks: list[np.ndarray], names: Sequence[str], clock: "Clock | None" = None
+    ) -> list[tuple[int, ...]]:
+        with clock_of(clock, "preprocessing"):
+            chats = [self.processor.conversation(self.picture, name, mask=mask) for mask, name in zip(masks, names)]
+            inputs = self.processor.apply_chat_template(
+                chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(self.device, dtype=self.dtype)
+        options = {"cache_implementation": "static"} if self.static else {}
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=self.new_tokens, do_sample=False, **options)
+        answers = output[:, inputs["input_ids"].shape[1] :]
+        self.processor.batch_decode(answers, skip_special_tokens=True)
+        return [tuple(answer) for answer in answers.tolist()]
+
+    def shared(self, num_regions: int, names: Sequence[str], clock: "Clock | None" = None) -> Answers:
+        """The engine, on all questions of all regions."""
+        with clock_of(clock, "preprocessing"):
+            vision = self.processor.image_processor(
+                [self.picture], masks=[self.masks[:num_regions]], return_tensors="pt"
+            )
+        requests = [[BranchRequest(name, max_new_tokens=self.new_tokens) for name in names]] * num_regions
+        answers = self.engine.answer(vision, requests)
+        if clock is not None:
+            clock.seconds.update(self.engine.seconds)
+        return [[answer.token_ids for answer in of_region] for of_region in answers]
+
+    @property
+    def contestants(self) -> dict[str, Callable[..., Answers]]:
+        return {"naive": self.naive, "batched": self.batched, "engine": self.shared}
+
+
+def make_model(processor: FineCaptionProcessor, arguments: argparse.Namespace) -> FineCaptionForConditionalGeneration:
+    """A random model whose answers depend on mask and question, and never end."""
+    if arguments.size == "full":
+        config = FineCaptionConfig(image_token_id=processor.image_token_id)
+    else:
+        config = make_config(processor.tokenizer, arguments.tiny)
+        # With the usual range, a random model of this width says one word whatever it is asked.
+        config.text_config.initializer_range = 0.1
+        config.initializer_range = 0.1
+    torch.manual_seed(0)
+    with torch.device(arguments.device):
+        model = FineCaptionForConditionalGeneration._from_config(config, dtype=getattr(torch, arguments.dtype)).eval()
+    nn.init.normal_(model.model.vision_tower.embeddings.alpha_embedding.weight, std=0.1)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    if arguments.compile:
+        for part in model.model.children():
+            part.compile()
+    return model
+
+
+def make_masks(count: int, height: int, width: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Ellipses of different places and sizes."""
+    y, x = np.mgrid[:height, :width]
+    masks = []
+    for _ in range(count):
+        center = rng.uniform((0.2, 0.2), (0.8, 0.8)) * (height, width)
+        radius = rng.uniform((0.05, 0.05), (0.3, 0.3)) * (height, width)
+        masks.append(((y - center[0]) / radius[0]) ** 2 + ((x - center[1]) / radius[1]) ** 2 <= 1)
+    return masks
+
+
+# --- time, by phase and by operator ----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds by phase, for contestants that call the model as a whole: hooks measure its parts."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.seconds: Counter[str] = Counter()
+        self._started: list[float] = []
+        self._phase = "prefixes"
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        self._start()
+        yield
+        self._stop(phase)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        parts = self.setting.model.model
+        towers = {"convnext_tower": "images", "sam_tower": "images", "vision_tower": "regions", "adapter": "regions"}
+        handles = []
+        for module, phase in [
+            *((part, towers[name]) for name, part in parts.named_children() if name in towers),
+            (parts.language_model, None),
+            (self.setting.model.lm_head, None),
+        ]:
+            handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._after(phase)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, module: nn.Module, positional: Any, keywords: dict[str, Any]) -> None:
+        embeddings = keywords.get("inputs_embeds")
+        if embeddings is not None and module is self.setting.model.model.language_model:
+            self._phase = "tokens" if embeddings.shape[1] == 1 else "prefixes"
+        self._start()
+
+    def _after(self, phase: str | None) -> Callable[..., None]:
+        return lambda *_: self._stop(phase or self._phase)
+
+    def _start(self) -> None:
+        self.setting.synchronize()
+        self._started.append(time.perf_counter())
+
+    def _stop(self, phase: str) -> None:
+        self.setting.synchronize()
+        self.seconds[phase] += time.perf_counter() - self._started.pop()
+
+
+@contextmanager
+def clock_of(clock: Clock | None, phase: str) -> Iterator[None]:
+    if clock is None:
+        yield
+    else:
+        with clock.measure(phase):
+            yield
+
+
+def timed(setting: Setting, action: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    setting.synchronize()
+    start = time.perf_counter()
+    result = action(*arguments)
+    setting.synchronize()
+    return time.perf_counter() - start, result
+
+
+def measure_phases(setting: Setting, name: str, num_regions: int, names: Sequence[str]) -> dict[str, float]:
+    """Seconds by phase of one turn; synchronising between phases costs a little, so this is not the time that counts."""
+    clock = Clock(setting)
+    action = setting.contestants[name]
+    if name == "engine":
+        total, _ = timed(setting, action, num_regions, names, clock)
+    else:
+        with clock.hooks():
+            total, _ = timed(setting, action, num_regions, names, clock)
+    clock.seconds["rest"] = total - clock.seconds.total()
+    return {phase: clock.seconds[phase] for phase in PHASES}
+
+
+def profile_engine(setting: Setting, num_regions: int, names: Sequence[str]) -> dict[str, Any]:
+    """Where the engine's time goes by kind of operator, and the costliest operators, both as shares of the turn."""
+    on_gpu = setting.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, acc_events=True) as profiler:
+        total, _ = timed(setting, setting.shared, num_regions, names)
+    kinds: Counter[str] = Counter()
+    operators: Counter[str] = Counter()
+    calls = 0
+    for event in profiler.key_averages():
+        seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+        calls += event.count
+        operators[event.key] += seconds
+        kinds[kind_of(event.key)] += seconds
+    kinds["outside of operators"] = max(total - sum(kinds.values()), 0.0)
+    return {
+        "turn_seconds": total,
+        "operator_calls": calls,
+        "kinds": {kind: value / total for kind, value in kinds.most_common()},
+        "operators": {name: value / total for name, value in operators.most_common(12)},
+    }
+
+
+def kind_of(operator: str) -> str:
+    for kind, patterns in OPERATORS.items():
+        if any(pattern in operator for pattern in patterns):
+            return kind
+    return "elementwise, norms, views"
+
+
+# --- the same answers ------------------------------------------------------------------------------------------------
+
+
+def compare(setting: Setting, expected: Answers, found: Answers, names: Sequence[str]) -> dict[str, Any]:
+    """Count answers that differ, with how far both tokens' logits are apart at the first difference."""
+    gaps = []
+    for region, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+        for name, one, other in zip(names, ours, theirs, strict=True):
+            if len(one) != len(other) or len(one) != setting.new_tokens:
+                raise SystemExit(f"{name!r} of region {region} has answers of {len(one)} and {len(other)} tokens.")
+            if one != other:
+                first = next(place for place, pair in enumerate(zip(one, other)) if pair[0] != pair[1])
+                gaps.append(logit_gap(setting, region, name, one[:first], one[first], other[first]))
+    return {"answers": sum(map(len, expected)), "different": len(gaps), "largest_gap": max(gaps, default=0.0)}
+
+
+@torch.no_grad()
+def logit_gap(setting: Setting, region: int, name: str, so_far: Sequence[int], one: int, other: int) -> float:
+    """How far the logits of two tokens are apart after the beginning of an answer."""
+    chat = setting.processor.conversation(setting.picture, name, mask=setting.masks[region])
+    inputs = setting.processor.apply_chat_template(
+        [chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(setting.device, dtype=setting.dtype)
+    begun = torch.tensor([so_far], dtype=torch.long, device=setting.device)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], begun], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    logits = setting.model(**inputs, logits_to_keep=1).logits[0, -1].float()
+    return abs(float(logits[one] - logits[other]))
+
+
+# --- the lower bound -------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """The best speed seen so far of matrix products (operations per second) and of memory (bytes per second)."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.operations = self.bytes = 0.0
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Products of a few sizes; reading and copying, on the CPU also of what the last cache holds."""
+        on_gpu = self.setting.device.type == "cuda"
+        options: dict[str, Any] = {"device": self.setting.device, "dtype": self.setting.dtype}
+        for size in (4096, 8192, 16384) if on_gpu else (512, 1024, 2048):
+            matrix = torch.randn(size, size, **options)
+            self.operations = max(self.operations, 2 * size**3 / self._best(lambda matrix=matrix: matrix @ matrix))
+        for size in (2**30, 2**32) if on_gpu else (2**24, 2**26, 2**28):
+            rows = torch.randn(size // matrix.element_size() // 4096, 4096, **options)
+            vector, target = torch.randn(4096, **options), torch.empty_like(rows)
+            for moved, action in (
+                (size, lambda rows=rows, vector=vector: rows @ vector),
+                (size, lambda rows=rows: rows.sum()),
+                (2 * size, lambda rows=rows, target=target: target.copy_(rows)),
+            ):
+                self.bytes = max(self.bytes, moved / self._best(action))
+
+    def _best(self, action: Callable[[], Any]) -> float:
+        return min(timed(self.setting, action)[0] for _ in range(4))
+
+    def seconds(self, operations: float, moved: float) -> float:
+        return max(operations / self.operations, moved / self.bytes)
+
+
+class Bound:
+    """Operations and bytes that cannot be avoided, by phase."""
+
+    def __init__(self, setting: Setting) -> None:
+        config, model = setting.model.config, setting.model
+        info = model_info(config)
+        self.new_tokens = setting.new_tokens
+        self.processor = setting.processor
+        self.item = setting.dtype.itemsize
+        self.parameters = info.parameters
+        self.config = config
+
+        self.flops = {name: value or 0 for name, value in info.flops.items()}
+        vision = config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        # A picture's patches are embedded once; only the mask's are of the region.
+        self.patch_flops = 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
+
+        layers = model.model.language_model.layers
+        self.num_layers = len(layers)
+        weights = [sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear)) for layer in layers]
+        attention = layers[-1].self_attn
+        kept = attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
+        self.linear, self.last = sum(weights) - weights[-1] + kept, weights[-1] - kept
+        self.head = model.lm_head.weight.numel()
+        text = config.text_config
+        self.attended = 4 * text.num_attention_heads * attention.head_dim  # operations per pair and layer
+        self.cached = kept // text.hidden_size * self.num_layers * self.item  # bytes per token
+
+        encoder = BranchEncoder(setting.processor)
+        self.lead = len(encoder.prefix_ids) - config.image_seq_length
+        self.prefix = len(encoder.prefix_ids)
+        questions = [setting.processor.question(name) for name in NAMES]
+        self.questions = dict(zip(NAMES, [ids for ids, _ in encoder.encode([(text, "yes") for text in questions])]))
+
+    def of(self, num_regions: int, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """Operations and bytes of each phase, for one image."""
+        config, flops, item = self.config, self.flops, self.item
+        weights = {name: count * item for name, count in self.parameters.items()}
+        fine, coarse = 3 * config.high_res_image_size**2, 3 * config.vision_config.image_size**2
+        tokens = config.image_seq_length
+        fused, width = config.fused_feature_size, config.text_config.hidden_size
+        branches = num_regions * len(names)
+        questions = [self.questions[name] for name in names]
+
+        image = flops.get("convnext_tower", 0) + flops.get("sam_tower", 0)
+        region = num_regions * (flops["vision_tower"] + flops["adapter"]) - (num_regions - 1) * self.patch_flops
+        # Beginnings of questions: a region computes each different one once.
+        begun = {ids[:end] for ids in questions for end in range(1, len(ids) + 1)}
+        steps = range(1, self.new_tokens)
+        ends = [self.prefix + len(ids) for ids in questions]
+        last_layer = self.last * item
+        head = self.head * item
+        return {
+            "preprocessing": (0, 4 * (fine + coarse + num_regions * coarse / 3)),
+            "images": (
+                image,
+                weights.get("convnext_tower", 0)
+                + weights.get("sam_tower", 0)
+                + item * (fine + tokens * (fused - config.vision_config.hidden_size)),
+            ),
+            "regions": (
+                region,
+                weights["vision_tower"] + weights["adapter"] + item * num_regions * tokens * (fused + width),
+            ),
+            "prefixes": (
+                self._language(
+                    self.lead + num_regions * tokens,
+                    causal(self.lead) + num_regions * (causal(self.prefix) - causal(self.lead)),
+                ),
+                self.linear * item + self.cached * (self.lead + num_regions * tokens),
+            ),
+            "questions": (
+                self._language(
+                    num_regions * len(begun),
+                    num_regions * sum(self.prefix + len(ids) for ids in begun),
+                    branches,
+                    num_regions * sum(ends),
+                ),
+                self.linear * item + last_layer + head + self.cached * num_regions * (self.prefix + len(begun)),
+            ),
+            "tokens": (
+                sum(
+                    self._language(branches, pairs, branches, pairs)
+                    for pairs in (num_regions * sum(end + step for end in ends) for step in steps)
+                ),
+                sum(
+                    self.linear * item
+                    + last_layer
+                    + head
+                    + self.cached * num_regions * (self.prefix + len(begun) + len(questions) * step)
+                    + item * branches * config.text_config.vocab_size
+                    for step in steps
+                ),
+            ),
+        }
+
+    def _language(self, tokens: int, pairs: int, outputs: int = 0, output_pairs: int = 0) -> float:
+        """Operations for some new tokens, of which `outputs` need logits, and pairs of a query and a key."""
+        linear = 2 * (tokens * self.linear + outputs * (self.last + self.head))
+        return linear + self.attended * (pairs * (self.num_layers - 1) + output_pairs)
+
+    def seconds(self, machine: Machine, num_regions: int, names: Sequence[str]) -> dict[str, float]:
+        return {phase: machine.seconds(*counts) for phase, counts in self.of(num_regions, names).items()}
+
+
+def causal(length: int) -> int:
+    """Pairs of a query and a key in a causal sequence."""
+    return length * (length + 1) // 2
+
+
+# --- the composite against its parts ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure_forward(setting: Setting, rounds: int) -> dict[str, Any]:
+    """Seconds of the model's forward pass on one region with a prompt, and of its parts run bare one after another."""
+    model, config = setting.model, setting.model.config
+    chat = setting.processor.conversation(setting.picture, "dense", mask=setting.masks[0])
+    inputs = setting.processor.apply_chat_template(
+        [chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(setting.device, dtype=setting.dtype)
+    options = {"dtype": setting.dtype}
+    low, high = inputs["pixel_values"], inputs["high_res_pixel_values"]
+    fused = torch.randn(1, config.image_seq_length, config.fused_feature_size, dtype=setting.dtype, device=low.device)
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    clip_config = type(config.vision_config)(
+        **{**config.vision_config.to_dict(), "num_hidden_layers": config.vision_num_layers}
+    )
+    with torch.device(setting.device):
+        clip = CLIPVisionModel._from_config(clip_config, **options).eval()
+        convnext = timm.create_model(
+            config.convnext_config.architecture, num_classes=0, **(config.convnext_config.model_args or {})
+        )
+        convnext = convnext.to(setting.dtype).eval()
+        sam = SamVisionModel._from_config(config.sam_config, **options).eval()
+        first, second = model.model.adapter.linear_1, model.model.adapter.linear_2
+        adapter = nn.Sequential(
+            nn.Linear(first.in_features, first.out_features), nn.GELU(), nn.Linear(second.in_features, second.out_features)
+        ).to(setting.dtype)
+        language = AutoModelForCausalLM.from_config(config.text_config, **options).eval()
+    parts = {
+        "CLIPVisionModel": lambda: clip(low),
+        "timm ConvNeXt": lambda: convnext.forward_features(high),
+        "SamVisionModel": lambda: sam(high),
+        "linear layers of the adapter": lambda: adapter(fused),
+        "language model": lambda: language(inputs_embeds=embeddings, use_cache=False),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ("composite", *parts)}
+    for turn in range(rounds + 1):
+        actions = {"composite": lambda: model(**inputs, use_cache=False), **parts}
+        for name, action in actions.items():
+            value = timed(setting, action)[0]
+            if turn:  # the first turn warms up
+                seconds[name].append(value)
+    whole = seconds.pop("composite")
+    sums = [sum(values) for values in zip(*seconds.values())]
+    return {
+        "forward_ratio": statistics.median(whole) / statistics.median(sums),
+        "composite_s": statistics.median(whole),
+        "parts_s": {name: statistics.median(values) for name, values in seconds.items()},
+    }
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_memory(setting: Setting, contestant: str, num_regions: int, names: Sequence[str]) -> int:
+    """Bytes at the peak of a turn beyond what is held before; what repeats itself runs a few times only."""
+    if contestant == "naive":
+        num_regions, names = 1, names[-1:]
+    elif contestant == "batched":
+        num_regions = 1
+    action = setting.contestants[contestant]
+    if setting.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        action(num_regions, names)
+        return torch.cuda.max_memory_allocated() - before
+    before = status("VmRSS")
+    action(num_regions, names)
+    return status("VmHWM") - before
+
+
+def measure_memory(contestant: str) -> int:
+    done = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], "--memory-of", contestant], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return int(done.stdout.split()[-1])
+
+
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+def measure_turns(
+    setting: Setting, machine: Machine, num_regions: int, names: Sequence[str], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Answers]]:
+    seconds: dict[str, list[float]] = {name: [] for name in setting.contestants}
+    answers: dict[str, Answers] = {}
+    for action in setting.contestants.values():
+        action(1, names[:2])
+    setting.shared(num_regions, names)
+    for _ in range(rounds):
+        machine.measure()
+        for name, action in setting.contestants.items():
+            value, answers[name] = timed(setting, action, num_regions, names)
+            seconds[name].append(value)
+    return seconds, answers
+
+
+def measure_growth(
+    setting: Setting, bound: Bound, machine: Machine, arguments: argparse.Namespace, names: Sequence[str]
+) -> dict[str, list[dict[str, float]]]:
+    """Seconds by number of regions and by number of questions; batched only as far as the main measurement goes."""
+    regions = [count for count in (1, 2, 4, 8, 16, 32) if count <= arguments.most_regions]
+    questions = [count for count in (1, 2, 4, 8, 12, 18) if count <= len(names)]
+    points: dict[str, list[dict[str, float]]] = {}
+    for what, settings in (
+        ("regions", [(count, names) for count in regions]),
+        ("questions", [(arguments.regions, names[:count]) for count in questions]),
+    ):
+        points[what] = []
+        for num_regions, chosen in settings:
+            turns = [timed(setting, setting.shared, num_regions, chosen)[0] for _ in range(2)]
+            point = {
+                "regions": num_regions,
+                "questions": len(chosen),
+                "engine_s": min(turns),
+                "bound_s": sum(bound.seconds(machine, num_regions, chosen).values()),
+            }
+            if num_regions <= arguments.regions:
+                point["batched_s"] = timed(setting, setting.batched, num_regions, chosen)[0]
+            points[what].append(point)
+    return points
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    memory = {} if arguments.no_memory else {name: measure_memory(name) for name in ("naive", "batched", "engine")}
+    names = NAMES[-arguments.questions :]
+    setting = Setting(arguments)
+    machine = Machine(setting)
+    seconds, answers = measure_turns(setting, machine, arguments.regions, names, arguments.rounds)
+    agreement = {name: compare(setting, answers["naive"], answers[name], names) for name in ("batched", "engine")}
+    if arguments.dtype == "float32" and max(item["largest_gap"] for item in agreement.values()) > NEAR_TIE:
+        raise SystemExit(f"The contestants do different work: {agreement}.")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    phases = {name: measure_phases(setting, name, arguments.regions, names) for name in setting.contestants}
+    bound = Bound(setting)
+    bound_phases = bound.seconds(machine, arguments.regions, names)
+    counts = bound.of(arguments.regions, names)
+    profiled = profile_engine(setting, arguments.regions, names)
+    growth = measure_growth(setting, bound, machine, arguments, names)
+    forward = measure_forward(setting, arguments.forward_rounds)
+    tokens = arguments.regions * len(names) * arguments.new_tokens
+    prefill = [phase for phase in ("images", "regions", "prefixes", "questions") if phases["engine"][phase]]
+    bound_s = sum(bound_phases.values())
+    return {
+        **{f"{name}_s": value for name, value in medians.items()},
+        "bound_s": bound_s,
+        "times_naive": medians["naive"] / medians["engine"],
+        "times_batched": medians["batched"] / medians["engine"],
+        "times_bound": medians["engine"] / bound_s,
+        "forward_ratio": forward["forward_ratio"],
+        "new_tokens_per_second": {name: tokens / value for name, value in medians.items()},
+        "peak_memory_bytes": memory,
+        "phase_seconds": {**phases, "bound": bound_phases},
+        "bound_counts": {
+            phase: {"operations": operations, "bytes": moved} for phase, (operations, moved) in counts.items()
+        },
+        "prefill_share_of_matrix_speed": sum(counts[phase][0] for phase in prefill)
+        / max(sum(phases["engine"][phase] for phase in prefill), 1e-9)
+        / machine.operations,
+        "decode_share_of_memory_speed": counts["tokens"][1] / max(phases["engine"]["tokens"], 1e-9) / machine.bytes,
+        "machine": {
+            "matrix_operations_per_second": machine.operations,
+            "memory_bytes_per_second": machine.bytes,
+            "device": device_name(setting.device),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "profile": profiled,
+        "growth": growth,
+        "forward": forward,
+        "turns": seconds,
+        "agreement": agreement,
+        "different_answers": len({answer for of_region in answers["naive"] for answer in of_region}),
+        "image_tokens": setting.model.config.image_seq_length,
+        "parameters": sum(parameter.numel() for parameter in setting.model.parameters()),
+        "questions": len(names),
+        **{name: getattr(arguments, name) for name in ("regions", "new_tokens", "rounds", "size", "tiny")},
+        **{name: getattr(arguments, name) for name in ("device", "dtype", "threads", "compile", "static")},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as lines:
+            model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} processors"
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def show(result: dict[str, Any]) -> None:
+    columns = ("naive", "batched", "engine", "bound")
+    machine = result["machine"]
+    print(
+        f"1 image x {result['regions']} regions x {result['questions']} questions x {result['new_tokens']} new tokens, "
+        f"{result['image_tokens']} image tokens, {result['parameters'] / 1e6:.1f} million parameters, "
+        f"{result['dtype']}\n{machine['device']}, {result['threads']} threads: "
+        f"{machine['matrix_operations_per_second'] / 1e9:.1f} GFLOP/s, "
+        f"{machine['memory_bytes_per_second'] / 1e9:.1f} GB/s"
+    )
+    print(f"| |{'|'.join(f' {name} ' for name in columns)}|\n|---|{'---|' * len(columns)}")
+    totals = {name: result[f"{name}_s"] for name in columns}
+    phases = result["phase_seconds"]
+    print(row("seconds", [f"{totals[name]:.3g}" for name in columns]))
+    for phase, title in PHASES.items():
+        shares = [(phases[name].get(phase, 0.0), sum(phases[name].values())) for name in columns]
+        print(row(title, [f"{value:.3g} ({value / total:.0%})" if value else "" for value, total in shares]))
+    tokens = result["regions"] * result["questions"] * result["new_tokens"]
+    print(row("new tokens per second", [f"{tokens / totals[name]:,.0f}" for name in columns]))
+    memory = result["peak_memory_bytes"]
+    print(row("peak memory, MB", [f"{memory[name] / 1e6:,.0f}" if name in memory else "" for name in columns]))
+    print(row("engine is faster", [f"{totals[name] / totals['engine']:.2f} times" for name in columns]))
+    print("\nengine, seconds beyond the bound: ", end="")
+    beyond = {PHASES[phase]: phases["engine"][phase] - phases["bound"].get(phase, 0.0) for phase in PHASES}
+    print(", ".join(f"{title} {value:.3g}" for title, value in sorted(beyond.items(), key=lambda item: -item[1])))
+    kinds = result["profile"]["kinds"]
+    print("engine, by operators: " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items()))
+    operators = result["profile"]["operators"]
+    print("costliest operators: " + ", ".join(f"{name} {share:.0%}" for name, share in operators.items()))
+    for name, item in result["agreement"].items():
+        print(
+            f"{name} against naive: {item['different']} of {item['answers']} answers differ"
+            + (f", by logits at most {item['largest_gap']:.1e} apart" if item["different"] else "")
+        )
+    print(
+        f"prefill {result['prefill_share_of_matrix_speed']:.0%} of the matrix speed, decoding "
+        f"{result['decode_share_of_memory_speed']:.0%} of the memory speed\n"
+        f"times_naive {result['times_naive']:.1f} (at least 12), times_batched {result['times_batched']:.1f} (at least "
+        f"6), times_bound {result['times_bound']:.2f}, forward_ratio {result['forward_ratio']:.3f} (at most 1.05)"
+    )
+
+
+def row(title: str, cells: Sequence[str]) -> str:
+    return f"| {title} | {' | '.join(cells)} |"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Phases of each contestant, and cost by number of regions and of questions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (bars, regions, questions) = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=(1.25, 1, 1))
+    columns = ("naive", "batched", "engine", "bound")
+    left = [0.0] * len(columns)
+    for phase, title in PHASES.items():
+        shares = [
+            max(result["phase_seconds"][name].get(phase, 0.0), 0.0) / sum(result["phase_seconds"][name].values())
+            for name in columns
+        ]
+        bars.barh(columns, shares, left=left, label=title)
+        left = [start + share for start, share in zip(left, shares)]
+    for place, name in enumerate(columns):
+        bars.text(1.01, place, f"{result[f'{name}_s']:.3g} s", va="center")
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1.18)
+    bars.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+    bars.legend(loc="upper center", bbox_to_anchor=(0.45, -0.08), ncols=2, frameon=False, fontsize=8)
+    bars.set_title(f"{result['regions']} regions x {result['questions']} questions: share of each phase", fontsize=10)
+    per_answer = result["naive_s"] / result["regions"] / result["questions"]
+    for axes, what, title in (
+        (regions, "regions", f"seconds by regions, {result['questions']} questions each"),
+        (questions, "questions", f"seconds by questions, {result['regions']} regions"),
+    ):
+        points = result["growth"][what]
+        at = [point[what] for point in points]
+        axes.plot(
+            at,
+            [per_answer * point["regions"] * point["questions"] for point in points],
+            linestyle="--",
+            color="C0",
+            label="naive (scaled)",
+        )
+        for name, color in (("batched", "C1"), ("engine", "C2"), ("bound", "C7")):
+            found = [(point[what], point[f"{name}_s"]) for point in points if f"{name}_s" in point]
+            axes.plot(*zip(*found), marker="o", markersize=3, color=color, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(at, [str(count) for count in at])
+        axes.minorticks_off()
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+    regions.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def parse_arguments() -> argparse.Namespace:
+    has_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw phases and growth there (needs matplotlib)")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="show an earlier result and measure nothing")
+    parser.add_argument("--regions", type=int, default=4, help="of the picture (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=18, choices=range(1, 19), metavar="1..18")
+    parser.add_argument("--new-tokens", type=int, default=24, help="of an answer (default: %(default)s)")
+    parser.add_argument("--most-regions", type=int, default=32, help="of the growth curve (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns (default: %(default)s)")
+    parser.add_argument("--forward-rounds", type=int, default=15, help="timed turns of the forward pass")
+    parser.add_argument("--device", default="cuda" if has_gpu else "cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--size", choices=("small", "full"), help="of the model (default: full on CUDA, else small)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile towers, adapter and language model")
+    parser.add_argument("--static", action="store_true", help="give generate a static cache")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
+    parser.add_argument("--tiny", action="store_true", help="84/256 px and 64 image tokens: only to try the program")
+    parser.add_argument("--memory-of", choices=("naive", "batched", "engine"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    on_gpu = arguments.device.startswith("cuda")
+    arguments.size = arguments.size or ("full" if on_gpu and not arguments.tiny else "small")
+    arguments.dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        setting = Setting(arguments)
+        print(peak_memory(setting, arguments.memory_of, arguments.regions, NAMES[-arguments.questions :]))
+        return
+    result = json.loads(arguments.show.read_text()) if arguments.show else run(arguments)
+    show(result)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.plot:
+        draw(result, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
