@@ -363,12 +363,9 @@ class BranchCache(Cache):
 
     def select(self, rows: torch.Tensor | None, columns: torch.Tensor) -> None:
         """Keep some regions (all where `rows` is None), and of each of them some branches, `columns` `(R, n)`."""
-        for pair in self.prompts if rows is not None else ():
-            for number, part in enumerate(pair):
-                pair[number] = part[rows.to(part.device)]
-        for pair in self.answers:
-            for number, part in enumerate(pair):
-                pair[number] = _pick(part, rows, columns)
+        if rows is not None:
+            self.prompts = [[part[rows.to(part.device)] for part in pair] for pair in self.prompts]
+        self.answers = [[_pick(part, rows, columns) for part in pair] for pair in self.answers]
         self.question_mask = _pick(self.question_mask, rows, columns)
 
     @property
