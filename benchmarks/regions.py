@@ -52,9 +52,9 @@ from training import make_config, make_processor, status
 from transformers import AutoModelForCausalLM, CLIPVisionModel, SamVisionModel
 
 from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
-from finecaption_hf.branching_finecaption import BranchEncoder, BranchEngine, BranchRequest
+from finecaption_hf.branching_finecaption import BranchEngine, BranchRequest
 from finecaption_hf.info import model_info
-from finecaption_hf.prompts_finecaption import ATTRIBUTES
+from finecaption_hf.prompts_finecaption import ATTRIBUTES, PromptEncoder
 
 NAMES = (*ATTRIBUTES, "region", "dense")
 NEAR_TIE = 1e-4
@@ -130,9 +130,10 @@ class Setting:
                 [self.picture], masks=[self.masks[:num_regions]], return_tensors="pt"
             )
         requests = [[BranchRequest(name, max_new_tokens=self.new_tokens) for name in names]] * num_regions
+        before = dict(self.engine.seconds)
         answers = self.engine.answer(vision, requests)
         if clock is not None:
-            clock.seconds.update(self.engine.seconds)
+            clock.seconds.update({phase: value - before[phase] for phase, value in self.engine.seconds.items()})
         return [[answer.token_ids for answer in of_region] for of_region in answers]
 
     @property
@@ -380,11 +381,10 @@ class Bound:
         self.attended = 4 * text.num_attention_heads * attention.head_dim  # operations per pair and layer
         self.cached = kept // text.hidden_size * self.num_layers * self.item  # bytes per token
 
-        encoder = BranchEncoder(setting.processor)
+        encoder = PromptEncoder(setting.processor)
         self.lead = len(encoder.prefix_ids) - config.image_seq_length
         self.prefix = len(encoder.prefix_ids)
-        questions = [setting.processor.question(name) for name in NAMES]
-        self.questions = dict(zip(NAMES, [ids for ids, _ in encoder.encode([(text, "yes") for text in questions])]))
+        self.questions = {name: encoder.question_ids(setting.processor.question(name)) for name in NAMES}
 
     def of(self, num_regions: int, names: Sequence[str]) -> dict[str, tuple[float, float]]:
         """Operations and bytes of each phase, for one image."""
