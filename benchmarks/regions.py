@@ -18,8 +18,9 @@ Answers are compared token by token before anything is reported. Where they diff
 
 The model is random and small, with the geometry of the paper (336 and 1,024 px, 1,024 image tokens); on CUDA it is the
 full-size one in bfloat16 (`--size` chooses). It never ends an answer early: there is no end of sequence. Contestants
-take turns, medians count. Phases are measured in a turn of their own, memory in a process of its own (on the CPU
-`VmHWM` beyond what is held before, on a GPU what torch has allocated).
+take turns, medians count. The phases of the two that use `generate` are measured by hooks in a turn of their own, and
+given as shares of the median; memory is measured in a process of its own (on the CPU `VmHWM` beyond what is held
+before, on a GPU what torch has allocated), for those two on one question and on one region.
 
 The bound counts matrix products, convolutions and attention (elementwise work counts nothing), each of them once where
 results can be shared: towers per image or region, the text before the image once, tokens in which questions of a region
@@ -35,9 +36,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from training import make_config, make_processor, status
 from transformers import AutoModelForCausalLM, CLIPVisionModel, SamVisionModel
@@ -57,6 +59,7 @@ from finecaption_hf.info import model_info
 from finecaption_hf.prompts_finecaption import ATTRIBUTES, PromptEncoder
 
 NAMES = (*ATTRIBUTES, "region", "dense")
+CONTESTANTS = ("naive", "batched", "engine")
 NEAR_TIE = 1e-4
 # The engine's names of its phases, and those of the table.
 PHASES = {
@@ -68,7 +71,7 @@ PHASES = {
     "tokens": "decoding",
     "rest": "tokenizing, text, rest",
 }
-# Where operators belong in the profile, by the first pattern that their names hold; what is none of these is elementwise.
+# Where operators belong in the profile, by the first pattern that their names hold.
 OPERATORS = {
     "attention": ("attention", "softmax", "bmm", "baddbmm"),
     "matrix products, convolutions": ("mm", "conv", "linear", "gemm", "cutlass", "nvjet"),
@@ -86,7 +89,7 @@ class Setting:
         self.device = torch.device(arguments.device)
         self.dtype = getattr(torch, arguments.dtype)
         self.new_tokens = arguments.new_tokens
-        self.static = arguments.static
+        self.static, self.compiled = arguments.static, arguments.compile
         self.processor: FineCaptionProcessor = make_processor(arguments.tiny)
         self.model = make_model(self.processor, arguments)
         self.engine = BranchEngine(self.model, self.processor)
@@ -98,7 +101,7 @@ class Setting:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    # --- contestants: the answers about the first regions to some questions, with the seconds of preprocessing --------
+    # --- contestants: answers to some questions about the first regions; a clock measures their phases ---
 
     def naive(self, num_regions: int, names: Sequence[str], clock: "Clock | None" = None) -> Answers:
         """One `generate` per question."""
@@ -111,13 +114,14 @@ class Setting:
     def _generate(
         self, masks: list[np.ndarray], names: Sequence[str], clock: "Clock | None" = None
     ) -> list[tuple[int, ...]]:
-        with clock_of(clock, "preprocessing"):
+        with measured(clock, "preprocessing"):
             chats = [self.processor.conversation(self.picture, name, mask=mask) for mask, name in zip(masks, names)]
             inputs = self.processor.apply_chat_template(
                 chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             ).to(self.device, dtype=self.dtype)
-        options = {"cache_implementation": "static"} if self.static else {}
-        with torch.inference_mode():
+        # Hooks inside of a compiled decoding step would break it up.
+        options = {"cache_implementation": "static"} if self.static and clock is None else {}
+        with torch.inference_mode(), clock.hooks() if clock else nullcontext():
             output = self.model.generate(**inputs, max_new_tokens=self.new_tokens, do_sample=False, **options)
         answers = output[:, inputs["input_ids"].shape[1] :]
         self.processor.batch_decode(answers, skip_special_tokens=True)
@@ -125,7 +129,7 @@ class Setting:
 
     def shared(self, num_regions: int, names: Sequence[str], clock: "Clock | None" = None) -> Answers:
         """The engine, on all questions of all regions."""
-        with clock_of(clock, "preprocessing"):
+        with measured(clock, "preprocessing"):
             vision = self.processor.image_processor(
                 [self.picture], masks=[self.masks[:num_regions]], return_tensors="pt"
             )
@@ -157,8 +161,10 @@ def make_model(processor: FineCaptionProcessor, arguments: argparse.Namespace) -
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     if arguments.compile:
-        for part in model.model.children():
-            part.compile()
+        # Not the language model: its lengths change all the time; with a static cache, generate compiles it itself.
+        for name, part in model.model.named_children():
+            if name != "language_model":
+                part.forward = torch.compile(part.forward)
     return model
 
 
@@ -181,7 +187,8 @@ class Clock:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
+        """`rest` is what a turn took beyond the other phases."""
         self._started: list[float] = []
         self._phase = "prefixes"
 
@@ -227,13 +234,8 @@ class Clock:
         self.seconds[phase] += time.perf_counter() - self._started.pop()
 
 
-@contextmanager
-def clock_of(clock: Clock | None, phase: str) -> Iterator[None]:
-    if clock is None:
-        yield
-    else:
-        with clock.measure(phase):
-            yield
+def measured(clock: Clock | None, phase: str) -> AbstractContextManager[None]:
+    return nullcontext() if clock is None else clock.measure(phase)
 
 
 def timed(setting: Setting, action: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -244,17 +246,14 @@ def timed(setting: Setting, action: Callable[..., Any], *arguments: Any) -> tupl
     return time.perf_counter() - start, result
 
 
-def measure_phases(setting: Setting, name: str, num_regions: int, names: Sequence[str]) -> dict[str, float]:
-    """Seconds by phase of one turn; synchronising between phases costs a little, so this is not the time that counts."""
+def timed_phases(
+    setting: Setting, action: Callable[..., Answers], num_regions: int, names: Sequence[str]
+) -> tuple[dict[str, float], Answers]:
+    """Seconds by phase, and the answers."""
     clock = Clock(setting)
-    action = setting.contestants[name]
-    if name == "engine":
-        total, _ = timed(setting, action, num_regions, names, clock)
-    else:
-        with clock.hooks():
-            total, _ = timed(setting, action, num_regions, names, clock)
-    clock.seconds["rest"] = total - clock.seconds.total()
-    return {phase: clock.seconds[phase] for phase in PHASES}
+    total, answers = timed(setting, action, num_regions, names, clock)
+    clock.seconds["rest"] = total - sum(clock.seconds.values())
+    return {phase: clock.seconds[phase] for phase in PHASES}, answers
 
 
 def profile_engine(setting: Setting, num_regions: int, names: Sequence[str]) -> dict[str, Any]:
@@ -263,10 +262,12 @@ def profile_engine(setting: Setting, num_regions: int, names: Sequence[str]) -> 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, acc_events=True) as profiler:
         total, _ = timed(setting, setting.shared, num_regions, names)
-    kinds: Counter[str] = Counter()
-    operators: Counter[str] = Counter()
+    kinds: dict[str, float] = defaultdict(float)
+    operators: dict[str, float] = defaultdict(float)
     calls = 0
     for event in profiler.key_averages():
+        if event.device_type != DeviceType.CPU:  # a kernel, whose time is its operator's as well
+            continue
         seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
         calls += event.count
         operators[event.key] += seconds
@@ -275,9 +276,14 @@ def profile_engine(setting: Setting, num_regions: int, names: Sequence[str]) -> 
     return {
         "turn_seconds": total,
         "operator_calls": calls,
-        "kinds": {kind: value / total for kind, value in kinds.most_common()},
-        "operators": {name: value / total for name, value in operators.most_common(12)},
+        "kinds": shares(kinds, total),
+        "operators": dict(list(shares(operators, total).items())[:12]),
     }
+
+
+def shares(seconds: dict[str, float], total: float) -> dict[str, float]:
+    """Of a total, the largest first."""
+    return {name: seconds[name] / total for name in sorted(seconds, key=lambda name: -seconds[name])}
 
 
 def kind_of(operator: str) -> str:
@@ -489,12 +495,19 @@ def measure_forward(setting: Setting, rounds: int) -> dict[str, Any]:
         sam = SamVisionModel._from_config(config.sam_config, **options).eval()
         first, second = model.model.adapter.linear_1, model.model.adapter.linear_2
         adapter = nn.Sequential(
-            nn.Linear(first.in_features, first.out_features), nn.GELU(), nn.Linear(second.in_features, second.out_features)
+            nn.Linear(first.in_features, first.out_features),
+            nn.GELU(),
+            nn.Linear(second.in_features, second.out_features),
         ).to(setting.dtype)
         language = AutoModelForCausalLM.from_config(config.text_config, **options).eval()
+    run_convnext = convnext.forward_features
+    if setting.compiled:  # as those of the model are
+        run_convnext = torch.compile(run_convnext)
+        for part in (clip, sam, adapter):
+            part.forward = torch.compile(part.forward)
     parts = {
         "CLIPVisionModel": lambda: clip(low),
-        "timm ConvNeXt": lambda: convnext.forward_features(high),
+        "timm ConvNeXt": lambda: run_convnext(high),
         "SamVisionModel": lambda: sam(high),
         "linear layers of the adapter": lambda: adapter(fused),
         "language model": lambda: language(inputs_embeds=embeddings, use_cache=False),
@@ -535,13 +548,21 @@ def peak_memory(setting: Setting, contestant: str, num_regions: int, names: Sequ
     return status("VmHWM") - before
 
 
-def measure_memory(contestant: str) -> int:
-    done = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--memory-of", contestant], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return int(done.stdout.split()[-1])
+def measure_memory(arguments: argparse.Namespace) -> dict[str, int]:
+    """Of each contestant, in a process of its own; on a GPU one after another, since they share its memory."""
+    running = {}
+    for contestant in CONTESTANTS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", contestant]
+        running[contestant] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if arguments.device != "cpu":
+            running[contestant].wait()
+    found = {}
+    for contestant, process in running.items():
+        output, errors = process.communicate()
+        if process.returncode:
+            raise SystemExit(errors[-3000:])
+        found[contestant] = int(output.split()[-1])
+    return found
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------
@@ -549,26 +570,38 @@ def measure_memory(contestant: str) -> int:
 
 def measure_turns(
     setting: Setting, machine: Machine, num_regions: int, names: Sequence[str], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, Answers]]:
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]], dict[str, Answers]]:
+    """Seconds of each contestant's turns, the phases of its median, and its answers."""
     seconds: dict[str, list[float]] = {name: [] for name in setting.contestants}
     answers: dict[str, Answers] = {}
-    for action in setting.contestants.values():
-        action(1, names[:2])
+    own: list[dict[str, float]] = []
+    setting.naive(1, names[:2])
+    setting.batched(1, names)
     setting.shared(num_regions, names)
     for _ in range(rounds):
         machine.measure()
-        for name, action in setting.contestants.items():
-            value, answers[name] = timed(setting, action, num_regions, names)
+        for name in ("naive", "batched"):
+            value, answers[name] = timed(setting, setting.contestants[name], num_regions, names)
             seconds[name].append(value)
-    return seconds, answers
+        parts, answers["engine"] = timed_phases(setting, setting.shared, num_regions, names)
+        seconds["engine"].append(sum(parts.values()))
+        own.append(parts)
+    phases = {}
+    for name in ("naive", "batched"):
+        parts, _ = timed_phases(setting, setting.contestants[name], num_regions, names)
+        scale = statistics.median(seconds[name]) / sum(parts.values())
+        phases[name] = {phase: scale * value for phase, value in parts.items()}
+    # The engine measures its phases whenever it runs.
+    phases["engine"] = min(own, key=lambda parts: abs(sum(parts.values()) - statistics.median(seconds["engine"])))
+    return seconds, phases, answers
 
 
 def measure_growth(
     setting: Setting, bound: Bound, machine: Machine, arguments: argparse.Namespace, names: Sequence[str]
 ) -> dict[str, list[dict[str, float]]]:
     """Seconds by number of regions and by number of questions; batched only as far as the main measurement goes."""
-    regions = [count for count in (1, 2, 4, 8, 16, 32) if count <= arguments.most_regions]
-    questions = [count for count in (1, 2, 4, 8, 12, 18) if count <= len(names)]
+    regions = sorted({count for count in (1, 2, 4, 8, 16) if count < arguments.most_regions} | {arguments.most_regions})
+    questions = sorted({count for count in (1, 2, 4, 8, 12) if count < len(names)} | {len(names)})
     points: dict[str, list[dict[str, float]]] = {}
     for what, settings in (
         ("regions", [(count, names) for count in regions]),
@@ -590,16 +623,15 @@ def measure_growth(
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    memory = {} if arguments.no_memory else {name: measure_memory(name) for name in ("naive", "batched", "engine")}
+    memory = {} if arguments.no_memory else measure_memory(arguments)
     names = NAMES[-arguments.questions :]
     setting = Setting(arguments)
     machine = Machine(setting)
-    seconds, answers = measure_turns(setting, machine, arguments.regions, names, arguments.rounds)
+    seconds, phases, answers = measure_turns(setting, machine, arguments.regions, names, arguments.rounds)
     agreement = {name: compare(setting, answers["naive"], answers[name], names) for name in ("batched", "engine")}
     if arguments.dtype == "float32" and max(item["largest_gap"] for item in agreement.values()) > NEAR_TIE:
         raise SystemExit(f"The contestants do different work: {agreement}.")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    phases = {name: measure_phases(setting, name, arguments.regions, names) for name in setting.contestants}
     bound = Bound(setting)
     bound_phases = bound.seconds(machine, arguments.regions, names)
     counts = bound.of(arguments.regions, names)
@@ -607,8 +639,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     growth = measure_growth(setting, bound, machine, arguments, names)
     forward = measure_forward(setting, arguments.forward_rounds)
     tokens = arguments.regions * len(names) * arguments.new_tokens
-    prefill = [phase for phase in ("images", "regions", "prefixes", "questions") if phases["engine"][phase]]
     bound_s = sum(bound_phases.values())
+    spent = phases["engine"]
+    prefill = ("prefixes", "questions")
     return {
         **{f"{name}_s": value for name, value in medians.items()},
         "bound_s": bound_s,
@@ -622,10 +655,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "bound_counts": {
             phase: {"operations": operations, "bytes": moved} for phase, (operations, moved) in counts.items()
         },
+        "share_of_matrix_speed": {
+            phase: operations / spent[phase] / machine.operations for phase, (operations, _) in counts.items()
+        },
+        "share_of_memory_speed": {phase: moved / spent[phase] / machine.bytes for phase, (_, moved) in counts.items()},
         "prefill_share_of_matrix_speed": sum(counts[phase][0] for phase in prefill)
-        / max(sum(phases["engine"][phase] for phase in prefill), 1e-9)
+        / sum(spent[phase] for phase in prefill)
         / machine.operations,
-        "decode_share_of_memory_speed": counts["tokens"][1] / max(phases["engine"]["tokens"], 1e-9) / machine.bytes,
+        "decode_share_of_memory_speed": counts["tokens"][1] / spent["tokens"] / machine.bytes,
         "machine": {
             "matrix_operations_per_second": machine.operations,
             "memory_bytes_per_second": machine.bytes,
@@ -662,7 +699,7 @@ def device_name(device: torch.device) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    columns = ("naive", "batched", "engine", "bound")
+    columns = (*CONTESTANTS, "bound")
     machine = result["machine"]
     print(
         f"1 image x {result['regions']} regions x {result['questions']} questions x {result['new_tokens']} new tokens, "
@@ -683,11 +720,19 @@ def show(result: dict[str, Any]) -> None:
     memory = result["peak_memory_bytes"]
     print(row("peak memory, MB", [f"{memory[name] / 1e6:,.0f}" if name in memory else "" for name in columns]))
     print(row("engine is faster", [f"{totals[name] / totals['engine']:.2f} times" for name in columns]))
-    print("\nengine, seconds beyond the bound: ", end="")
-    beyond = {PHASES[phase]: phases["engine"][phase] - phases["bound"].get(phase, 0.0) for phase in PHASES}
-    print(", ".join(f"{title} {value:.3g}" for title, value in sorted(beyond.items(), key=lambda item: -item[1])))
+    print("\n| engine | GFLOP | MB | bound, s | spent, s | beyond | of matrix speed | of memory speed |")
+    print("|---|---|---|---|---|---|---|---|")
+    excess = totals["engine"] - totals["bound"]
+    for phase, title in PHASES.items():
+        counts = result["bound_counts"].get(phase, {"operations": 0, "bytes": 0})
+        least, spent = phases["bound"].get(phase, 0.0), phases["engine"][phase]
+        cells = [f"{counts['operations'] / 1e9:,.3g}", f"{counts['bytes'] / 1e6:,.3g}", f"{least:.3g}", f"{spent:.3g}"]
+        cells.append(f"{(spent - least) / excess:.0%}")
+        for kind in ("share_of_matrix_speed", "share_of_memory_speed"):
+            cells.append(f"{result[kind].get(phase, 0.0):.0%}")
+        print(row(title.partition(" (")[0], cells))
     kinds = result["profile"]["kinds"]
-    print("engine, by operators: " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items()))
+    print("\nengine, by operators: " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items()))
     operators = result["profile"]["operators"]
     print("costliest operators: " + ", ".join(f"{name} {share:.0%}" for name, share in operators.items()))
     for name, item in result["agreement"].items():
@@ -715,7 +760,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (bars, regions, questions) = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=(1.25, 1, 1))
-    columns = ("naive", "batched", "engine", "bound")
+    columns = (*CONTESTANTS, "bound")
     left = [0.0] * len(columns)
     for phase, title in PHASES.items():
         shares = [
@@ -775,11 +820,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=("small", "full"), help="of the model (default: full on CUDA, else small)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile towers, adapter and language model")
-    parser.add_argument("--static", action="store_true", help="give generate a static cache")
+    parser.add_argument("--compile", action="store_true", help="torch.compile towers and adapter")
+    parser.add_argument("--static", action="store_true", help="a static cache for the contestants that use generate")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--tiny", action="store_true", help="84/256 px and 64 image tokens: only to try the program")
-    parser.add_argument("--memory-of", choices=("naive", "batched", "engine"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     on_gpu = arguments.device.startswith("cuda")
     arguments.size = arguments.size or ("full" if on_gpu and not arguments.tiny else "small")
