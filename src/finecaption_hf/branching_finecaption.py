@@ -763,7 +763,7 @@ class BranchEngine:
                         branch.reported = len(branch.token_ids)
                         yield BranchUpdate(branch.region, branch.index, self._answer(branch))
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or len(wave.branches) == 1:
+                if not _is_out_of_memory(error) or wave.is_smallest:
                     raise
                 failure = str(error).partition("\n")[0]
             if failure is not None:
@@ -1039,6 +1039,11 @@ class _Wave:
         self.passes = passes
         self.regions = [row[0].region for row in passes[0]]
         self.branches = [branch for rows in passes for row in rows for branch in row]
+
+    @property
+    def is_smallest(self) -> bool:
+        """Whether branches are decoded one by one."""
+        return all(sum(map(len, rows)) == 1 for rows in self.passes)
 
     def num_tokens(self, prefix_length: int) -> int:
         """The most that the cache may have to hold at once."""
