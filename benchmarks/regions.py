@@ -90,6 +90,7 @@ class Setting:
         self.dtype = getattr(torch, arguments.dtype)
         self.new_tokens = arguments.new_tokens
         self.static, self.compiled = arguments.static, arguments.compile
+        self.now = time.process_time if arguments.processor_time else time.perf_counter
         self.processor: FineCaptionProcessor = make_processor(arguments.tiny)
         self.model = make_model(self.processor, arguments)
         self.engine = BranchEngine(self.model, self.processor)
@@ -240,10 +241,10 @@ def measured(clock: Clock | None, phase: str) -> AbstractContextManager[None]:
 
 def timed(setting: Setting, action: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     setting.synchronize()
-    start = time.perf_counter()
+    start = setting.now()
     result = action(*arguments)
     setting.synchronize()
-    return time.perf_counter() - start, result
+    return setting.now() - start, result
 
 
 def timed_phases(
@@ -251,9 +252,11 @@ def timed_phases(
 ) -> tuple[dict[str, float], Answers]:
     """Seconds by phase, and the answers."""
     clock = Clock(setting)
+    start = time.perf_counter()
     total, answers = timed(setting, action, num_regions, names, clock)
-    clock.seconds["rest"] = total - sum(clock.seconds.values())
-    return {phase: clock.seconds[phase] for phase in PHASES}, answers
+    whole = time.perf_counter() - start
+    clock.seconds["rest"] = whole - sum(clock.seconds.values())
+    return {phase: clock.seconds[phase] * total / whole for phase in PHASES}, answers
 
 
 def profile_engine(setting: Setting, num_regions: int, names: Sequence[str]) -> dict[str, Any]:
@@ -580,19 +583,23 @@ def measure_turns(
     setting.shared(num_regions, names)
     for _ in range(rounds):
         machine.measure()
-        for name in ("naive", "batched"):
-            value, answers[name] = timed(setting, setting.contestants[name], num_regions, names)
+        for name in ("naive", "engine", "batched", "engine"):
+            if name == "engine":  # a short turn, so it takes more of them
+                parts, answers[name] = timed_phases(setting, setting.shared, num_regions, names)
+                own.append(parts)
+                value = sum(parts.values())
+            else:
+                value, answers[name] = timed(setting, setting.contestants[name], num_regions, names)
             seconds[name].append(value)
-        parts, answers["engine"] = timed_phases(setting, setting.shared, num_regions, names)
-        seconds["engine"].append(sum(parts.values()))
-        own.append(parts)
     phases = {}
     for name in ("naive", "batched"):
         parts, _ = timed_phases(setting, setting.contestants[name], num_regions, names)
         scale = statistics.median(seconds[name]) / sum(parts.values())
         phases[name] = {phase: scale * value for phase, value in parts.items()}
+    middle = statistics.median(seconds["engine"])
     # The engine measures its phases whenever it runs.
-    phases["engine"] = min(own, key=lambda parts: abs(sum(parts.values()) - statistics.median(seconds["engine"])))
+    nearest = min(own, key=lambda parts: abs(sum(parts.values()) - middle))
+    phases["engine"] = {phase: value * middle / sum(nearest.values()) for phase, value in nearest.items()}
     return seconds, phases, answers
 
 
@@ -609,11 +616,11 @@ def measure_growth(
     ):
         points[what] = []
         for num_regions, chosen in settings:
-            turns = [timed(setting, setting.shared, num_regions, chosen)[0] for _ in range(2)]
+            turns = [timed(setting, setting.shared, num_regions, chosen)[0] for _ in range(3)]
             point = {
                 "regions": num_regions,
                 "questions": len(chosen),
-                "engine_s": min(turns),
+                "engine_s": statistics.median(turns),
                 "bound_s": sum(bound.seconds(machine, num_regions, chosen).values()),
             }
             if num_regions <= arguments.regions:
@@ -680,7 +687,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in setting.model.parameters()),
         "questions": len(names),
         **{name: getattr(arguments, name) for name in ("regions", "new_tokens", "rounds", "size", "tiny")},
-        **{name: getattr(arguments, name) for name in ("device", "dtype", "threads", "compile", "static")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("device", "dtype", "threads", "processor_time", "compile", "static")
+        },
     }
 
 
@@ -711,7 +721,9 @@ def show(result: dict[str, Any]) -> None:
     print(f"| |{'|'.join(f' {name} ' for name in columns)}|\n|---|{'---|' * len(columns)}")
     totals = {name: result[f"{name}_s"] for name in columns}
     phases = result["phase_seconds"]
-    print(row("seconds", [f"{totals[name]:.3g}" for name in columns]))
+    print(
+        row("processor seconds" if result["processor_time"] else "seconds", [f"{totals[name]:.3g}" for name in columns])
+    )
     for phase, title in PHASES.items():
         shares = [(phases[name].get(phase, 0.0), sum(phases[name].values())) for name in columns]
         print(row(title, [f"{value:.3g} ({value / total:.0%})" if value else "" for value, total in shares]))
@@ -820,6 +832,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=("small", "full"), help="of the model (default: full on CUDA, else small)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: %(default)s)")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count processor time, where other programs keep the machine busy (one thread on the CPU)",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile towers and adapter")
     parser.add_argument("--static", action="store_true", help="a static cache for the contestants that use generate")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
@@ -829,6 +846,10 @@ def parse_arguments() -> argparse.Namespace:
     on_gpu = arguments.device.startswith("cuda")
     arguments.size = arguments.size or ("full" if on_gpu and not arguments.tiny else "small")
     arguments.dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
+    if arguments.processor_time and (on_gpu or arguments.threads != 1):
+        parser.error(
+            "--processor-time counts what one thread on the CPU does. Leave it out, or --device and --threads."
+        )
     return arguments
 
 
