@@ -11,6 +11,8 @@ import torch
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
+from finecaption_hf import FineCaptionForConditionalGeneration
+
 
 def test_processor_benchmark_compares_the_same_work_and_reports_both_ratios(tmp_path: Path) -> None:
     """It refuses to time contestants whose outputs differ; two rounds are no measurement, so none is judged."""
@@ -68,22 +70,20 @@ def test_regions_benchmark_compares_the_same_answers_and_reports_its_ratios(tmp_
     assert [point["questions"] for point in figures["growth"]["questions"]] == [1, 2, 3]
 
 
-def test_regions_benchmark_counts_the_language_model_as_its_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For one question and one answer token the bound is the forward pass, less what is never looked at."""
+def test_bound_counts_the_language_model_as_its_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one question and an answer of two tokens it is the forward pass, less what is never looked at."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    regions = importlib.import_module("regions")
-    monkeypatch.setattr(
-        sys, "argv", ["regions.py", "--tiny", "--device", "cpu", "--new-tokens", "2", "--most-regions", "1"]
-    )
-    setting = regions.Setting(regions.parse_arguments())
-    bound = regions.Bound(setting)
+    training = importlib.import_module("training")
+    processor = training.make_processor(True)
+    model = FineCaptionForConditionalGeneration(training.make_config(processor.tokenizer, True))
+    bound = importlib.import_module("bound").Bound(model, processor, 2, ["dense"])
     counts = bound.of(1, ["dense"])
     length = bound.prefix + len(bound.questions["dense"]) + 1
-    language_model = setting.model.model.language_model
+    language_model = model.model.language_model
     language_model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hidden = language_model(inputs_embeds=torch.zeros(1, length, 256), use_cache=False).last_hidden_state
-        setting.model.lm_head(hidden[:, -2:])
+        model.lm_head(hidden[:, -2:])
     # The last layer gives keys and values everywhere, but the rest of it only where the two logits are needed, and each
     # token attends to those before it and to itself only.
     pairs = length * (length + 1) // 2
