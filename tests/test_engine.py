@@ -412,13 +412,14 @@ def drawn(seed: int, **options: Any) -> BranchRequest:
     return BranchRequest("color", max_new_tokens=10, temperature=1.0, seed=seed, **options)
 
 
-def test_draws_follow_the_seed_whatever_else_is_answered(small: Any) -> None:
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_draws_follow_the_seed_whatever_else_is_answered(small: Any, top_p: float) -> None:
     model, processor = small
     vision = vision_of(processor, [0, 1, 0])
     engine = BranchEngine(model, processor)
-    alone = [engine.answer(vision, [[], [drawn(seed, top_p=0.9)], []])[1][0] for seed in range(6)]
-    among = [BranchRequest("shape", temperature=2.0, seed=3), "Which shape?"]
-    row = [drawn(seed, top_p=0.9) for seed in reversed(range(6))]
+    alone = [engine.answer(vision, [[], [drawn(seed, top_p=top_p)], []])[1][0] for seed in range(6)]
+    among = [BranchRequest("shape", temperature=2.0, top_p=1.9 - top_p, seed=3), "Which shape?"]
+    row = [drawn(seed, top_p=top_p) for seed in reversed(range(6))]
     together = engine.answer(vision, [among * 3, [among[0], *row, among[1]], among])[1][1:7]
     assert together[::-1] == alone
     assert len({answer.token_ids for answer in alone}) >= 5

@@ -289,9 +289,15 @@ def _choose(logits: torch.Tensor, branches: Sequence[_Branch], prefix_ids: Seque
             scores = own[number, seen]
             own[number, seen] = torch.where(scores < 0, scores * branch.penalty, scores / branch.penalty)
     chosen = own.argmax(dim=-1)
-    drawn = [number for number, branch in enumerate(branches) if branch.request.temperature > 0]
-    if drawn:
-        chosen[drawn] = _draw(own[drawn], [branches[number] for number in drawn])
+    # Apart: in which order probabilities are summed must not depend on the other branches.
+    for cut in (False, True):
+        drawn = [
+            number
+            for number, branch in enumerate(branches)
+            if branch.request.temperature > 0 and (branch.request.top_p < 1) == cut
+        ]
+        if drawn:
+            chosen[drawn] = _draw(own[drawn], [branches[number] for number in drawn], cut)
     asked = [number for number, branch in enumerate(branches) if branch.log_probs is not None]
     if asked:
         found = logits[asked].log_softmax(dim=-1).gather(1, chosen[asked, None])[:, 0].tolist()
@@ -303,13 +309,16 @@ def _choose(logits: torch.Tensor, branches: Sequence[_Branch], prefix_ids: Seque
     return tokens
 
 
-def _draw(logits: torch.Tensor, branches: Sequence[_Branch]) -> torch.Tensor:
-    """One token of each row `(branches, V)`, where a branch's own number falls in the summed probabilities."""
+def _draw(logits: torch.Tensor, branches: Sequence[_Branch], cut: bool) -> torch.Tensor:
+    """One token of each row `(branches, V)`, where a branch's own number falls in the summed probabilities.
+
+    With `cut`, only the likeliest tokens take part that together have the probability `top_p`.
+    """
     temperatures = torch.tensor([branch.request.temperature for branch in branches], device=logits.device)
     probabilities = (logits / temperatures[:, None]).softmax(dim=-1).double()
     order = None
-    top_p = torch.tensor([branch.request.top_p for branch in branches], device=logits.device, dtype=torch.float64)
-    if bool((top_p < 1).any()):
+    if cut:
+        top_p = torch.tensor([branch.request.top_p for branch in branches], device=logits.device, dtype=torch.float64)
         probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p[:, None], 0)
