@@ -31,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,7 +46,7 @@ from bound import Bound, Machine
 from PIL import Image
 from torch import nn
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from training import make_config, make_processor, status
 from transformers import AutoModelForCausalLM, CLIPVisionModel, SamVisionModel
 
@@ -73,6 +74,10 @@ OPERATORS = {
     "copies": ("copy", "cat", "index", "gather", "clone", "fill", "zero", "slice", "select", "Memcpy", "Memset"),
 }
 
+ELEMENTWISE = "elementwise, norms, views"
+IDLE = "outside of operators"
+PHASE_MARK = "phase: "
+
 Answers = list[list[tuple[int, ...]]]
 """Tokens of each question of each region."""
 
@@ -88,7 +93,7 @@ class Setting:
         self.now = time.process_time if arguments.processor_time else time.perf_counter
         self.processor: FineCaptionProcessor = make_processor(arguments.tiny)
         self.model = make_model(self.processor, arguments)
-        self.engine = BranchEngine(self.model, self.processor)
+        self.engine = MarkedEngine(self.model, self.processor)
         rng = np.random.default_rng(0)
         self.picture = Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8))
         self.masks = make_masks(max(arguments.regions, arguments.most_regions), 600, 800, rng)
@@ -254,27 +259,47 @@ def timed_phases(
     return {phase: clock.seconds[phase] * total / whole for phase in PHASES}, answers
 
 
+class MarkedEngine(BranchEngine):
+    """Puts the names of phases into profiles."""
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        with record_function(PHASE_MARK + phase), super()._timed(phase):
+            yield
+
+
 def profile_engine(setting: Setting, num_regions: int, names: Sequence[str]) -> dict[str, Any]:
-    """Where the engine's time goes by kind of operator, and the costliest operators, both as shares of the turn."""
+    """Where the engine's time goes, as shares of a turn: kinds of operators by phase, and the costliest operators."""
     on_gpu = setting.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, acc_events=True) as profiler:
-        total, _ = timed(setting, setting.shared, num_regions, names)
-    kinds: dict[str, float] = defaultdict(float)
+        start = time.perf_counter()
+        setting.shared(num_regions, names)
+        setting.synchronize()
+        total = time.perf_counter() - start
+    # A kernel's time is its operator's as well.
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
+    marks = sorted((event for event in events if event.name.startswith(PHASE_MARK)), key=lambda it: it.time_range.start)
+    starts = [mark.time_range.start for mark in marks]
+    kinds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for mark in marks:
+        kinds[mark.name.removeprefix(PHASE_MARK)][IDLE] += mark.time_range.elapsed_us() / 1e6
+    kinds["rest"][IDLE] = total - sum(of_phase[IDLE] for of_phase in kinds.values())
     operators: dict[str, float] = defaultdict(float)
-    calls = 0
-    for event in profiler.key_averages():
-        if event.device_type != DeviceType.CPU:  # a kernel, whose time is its operator's as well
+    for event in events:
+        if event.name.startswith(PHASE_MARK):
             continue
+        place = bisect(starts, event.time_range.start) - 1
+        inside = place >= 0 and event.time_range.start <= marks[place].time_range.end
+        phase = marks[place].name.removeprefix(PHASE_MARK) if inside else "rest"
         seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
-        calls += event.count
-        operators[event.key] += seconds
-        kinds[kind_of(event.key)] += seconds
-    kinds["outside of operators"] = max(total - sum(kinds.values()), 0.0)
+        kinds[phase][kind_of(event.name)] += seconds
+        kinds[phase][IDLE] -= seconds
+        operators[event.name] += seconds
     return {
         "turn_seconds": total,
-        "operator_calls": calls,
-        "kinds": shares(kinds, total),
+        "operator_calls": len(events),
+        "kinds": {phase: shares(kinds[phase], total) for phase in PHASES if phase in kinds},
         "operators": dict(list(shares(operators, total).items())[:12]),
     }
 
@@ -288,7 +313,7 @@ def kind_of(operator: str) -> str:
     for kind, patterns in OPERATORS.items():
         if any(pattern in operator for pattern in patterns):
             return kind
-    return "elementwise, norms, views"
+    return ELEMENTWISE
 
 
 # --- the same answers ------------------------------------------------------------------------------------------------
@@ -593,10 +618,13 @@ def show(result: dict[str, Any]) -> None:
         for kind in ("share_of_matrix_speed", "share_of_memory_speed"):
             cells.append(f"{result[kind].get(phase, 0.0):.0%}")
         print(row(title.partition(" (")[0], cells))
-    kinds = result["profile"]["kinds"]
-    print("\nengine, by operators: " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items()))
+    columns = (*OPERATORS, ELEMENTWISE, IDLE)
+    print(f"\n| profile of the engine | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for phase, kinds in result["profile"]["kinds"].items():
+        title = "preprocessing, rest" if phase == "rest" else PHASES[phase].partition(" (")[0]
+        print(row(title, [f"{max(kinds.get(kind, 0.0), 0.0):.1%}" for kind in columns]))
     operators = result["profile"]["operators"]
-    print("costliest operators: " + ", ".join(f"{name} {share:.0%}" for name, share in operators.items()))
+    print("\ncostliest operators: " + ", ".join(f"{name} {share:.0%}" for name, share in operators.items()))
     for name, item in result["agreement"].items():
         print(
             f"{name} against naive: {item['different']} of {item['answers']} answers differ"
