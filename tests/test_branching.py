@@ -11,14 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from finecaption_hf.branching_finecaption import (
-    BranchEncoder,
     branch_attention_mask,
     branch_block_mask,
     branch_position_ids,
     pack_branches,
 )
 from finecaption_hf.processing_finecaption import FineCaptionProcessor
-from finecaption_hf.prompts_finecaption import DEFAULT_CHAT_TEMPLATE
+from finecaption_hf.prompts_finecaption import DEFAULT_CHAT_TEMPLATE, BranchEncoder
 
 pytestmark = pytest.mark.hub
 

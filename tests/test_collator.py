@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from finecaption_hf.assembly.language import chat_template
-from finecaption_hf.branching_finecaption import BranchEncoder
 from finecaption_hf.data.collator import RegionCollator
 from finecaption_hf.data.records import Branch, DataError, Record, Region
+from finecaption_hf.prompts_finecaption import BranchEncoder
 from finecaption_hf.scenes import render_scene
 
 NAMES = ("color", "shape", "materials_texture", "hair", "dense")

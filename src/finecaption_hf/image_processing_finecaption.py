@@ -6,6 +6,7 @@ pixels of a model input. Sizes are (height, width). A region reference is whatev
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -569,4 +570,32 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, input_data_format: str | Cha
     return image.expand(3, -1, -1)
 
 
-__all__ = ["FineCaptionImageProcessor", "Geometry", "fit_within", "flatten_regions", "region_alpha"]
+def join_vision(parts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """What was prepared for several lots of images -> one lot, in the same order.
+
+    Args:
+        parts: outputs of `FineCaptionImageProcessor`, as tensors, made with the same settings.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the same names; `image_indices` count on from part to part.
+
+    Raises:
+        ValueError: If there is none, or they do not hold the same names.
+    """
+    if not parts or any(part.keys() != parts[0].keys() for part in parts):
+        raise ValueError(
+            f"Parts with {[sorted(part) for part in parts]} cannot be joined. Give one or several outputs of one image "
+            "processor."
+        )
+    joined = {name: torch.cat([torch.as_tensor(part[name]) for part in parts]) for name in parts[0]}
+    if "image_indices" in joined:
+        starts = [0]
+        for part in parts[:-1]:
+            starts.append(starts[-1] + len(part["pixel_values"]))
+        joined["image_indices"] = torch.cat(
+            [torch.as_tensor(part["image_indices"]) + start for part, start in zip(parts, starts)]
+        )
+    return joined
+
+
+__all__ = ["FineCaptionImageProcessor", "Geometry", "fit_within", "flatten_regions", "join_vision", "region_alpha"]

@@ -1,11 +1,14 @@
-"""Tasks and attributes with their instructions, and a chat template that puts the image before the question.
+"""Tasks and attributes with their instructions, a chat template, and the tokens of a prefix and its branches.
 
 The paper (arXiv 2411.15411) counts 18 attributes, of which 16 are named in its figures; those are here. The list is
 open: a processor takes any mapping of names to instructions as `questions` and saves it with the checkpoint.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 TASKS = {
     "region": "Describe the marked region in one sentence.",
@@ -103,3 +106,238 @@ def resolve_question(name: str, questions: Mapping[str, str]) -> str:
             "goes into the message as it is; to add a name, give the processor your own `questions`."
         )
     return question
+
+
+_EXAMPLES = (("What is it?", "a cup"), ("Which color has this thing, and why?", "Red, it seems."))
+
+
+def resolve_questions(questions: str | Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    """What is asked -> the instructions, in the order asked.
+
+    Args:
+        questions: one or several of: the name of a task or attribute, a question in own words, or `"all"`, which is
+            every known name that is not a task.
+        known (`Mapping[str, str]`): names and their instructions, such as those of a processor.
+
+    Returns:
+        `dict[str, str]`: under the name as it is known, or the own words, the instruction; each once.
+
+    Raises:
+        ValueError: If there is no question, or one is empty.
+    """
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    if not asked:
+        raise ValueError("No question was given. Give at least one, such as 'region'.")
+    names = {normalise_name(name): name for name in known}
+    found: dict[str, str] = {}
+    for question in asked:
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"{question!r} is no question. Give a name, such as 'color', or your own words.")
+        form = normalise_name(question)
+        if form in names:
+            found[names[form]] = known[names[form]]
+        elif form == "all":
+            found.update({name: text for name, text in known.items() if normalise_name(name) not in TASKS})
+        else:
+            found[question] = question
+    return found
+
+
+class PromptEncoder:
+    """Tokens of a prefix and of questions about it, as the chat template and tokenizer of a processor make them.
+
+    On construction two prompts are tokenized by `processor.apply_chat_template` and compared with prefix and question.
+
+    Args:
+        processor (`FineCaptionProcessor`): with a chat template. Questions go through `processor.conversation`.
+
+    Raises:
+        ValueError: If the chat template does not split into a prefix, which is the same for all, and a question.
+    """
+
+    max_cached_questions = 10_000
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self._questions: dict[str, tuple[str, tuple[int, ...]]] = {}
+        special = {str(token): index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special |= dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids))
+        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
+        self._before_image: str | None = None
+        self._prompts = {question: self._prove_prompt(question) for question, _ in _EXAMPLES}
+        prefixes = [prompt[: len(prompt) - len(self.question_ids(text))] for text, prompt in self._prompts.items()]
+        if prefixes[0] != prefixes[1]:
+            raise self._fault("The tokens up to the image depend on the question.")
+        self.prefix_ids: tuple[int, ...] = tuple(prefixes[0])
+        """Tokens up to the last image token; the same for every region."""
+
+    def question_ids(self, question: str) -> tuple[int, ...]:
+        """Tokens from behind the image to where generation continues.
+
+        Raises:
+            ValueError: If the question holds a special token, such as that of an image.
+        """
+        return self._question(question)[1]
+
+    def _prove_prompt(self, question: str) -> list[int]:
+        """The tokens of a prompt, whose end is that of the question."""
+        prompt = self._tokenize_chat(question)
+        if self.processor.image_token_id not in prompt:
+            raise self._fault(f"A prompt becomes {self._render(question)!r}, whose tokens hold no image token.")
+        end = len(prompt) - prompt[::-1].index(self.processor.image_token_id)
+        if prompt[end:] != list(self.question_ids(question)):
+            raise self._fault("The tokens of a prompt differ from those of its prefix and its question.")
+        return prompt
+
+    def _question(self, question: str) -> tuple[str, tuple[int, ...]]:
+        """What follows the image in the prompt of a question: text and tokens."""
+        if question not in self._questions:
+            self._refuse_special(question, "question")
+            _, after = self._split(self._render(question))
+            if len(self._questions) >= self.max_cached_questions:
+                self._questions.clear()
+            self._questions[question] = (after, self._tokenize_after_image([after])[0])
+        return self._questions[question]
+
+    def _refuse_special(self, text: str, what: str) -> None:
+        found = self._special.search(text)
+        if found:
+            raise ValueError(
+                f"The {what} {text!r} holds {found[0]!r}, a special token of the tokenizer. Take it out of the text."
+            )
+
+    def _render(self, question: str, answer: str | None = None) -> str:
+        chat = self._chat(question, answer)
+        return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer is None)
+
+    def _tokenize_chat(self, question: str, answer: str | None = None) -> list[int]:
+        """The tokens that the processor makes of a chat: those that a model gets at inference."""
+        chat = self._chat(question, answer)
+        inputs = self.processor.apply_chat_template(
+            chat, tokenize=True, return_dict=True, add_generation_prompt=answer is None
+        )
+        return list(inputs["input_ids"][0])
+
+    def _chat(self, question: str, answer: str | None) -> list[dict[str, Any]]:
+        chat = self.processor.conversation(np.zeros((8, 8, 3), dtype=np.uint8), question)
+        if answer is not None:
+            chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return chat
+
+    def _tokenize_after_image(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """Tokens of texts that follow an image token: some tokenizers treat the start of a text in another way."""
+        whole = [self.processor.image_token + text for text in texts]
+        encoded = self.tokenizer(whole, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [tuple(ids[1:]) for ids in encoded]
+
+    def _split(self, prompt: str) -> tuple[str, str]:
+        """A prompt -> the text up to the image token, and what follows; the first must always be the same."""
+        before, token, after = prompt.rpartition(self.processor.image_token)
+        if prompt.count(self.processor.image_token) != 1:
+            raise self._fault(f"A prompt about one region becomes {prompt!r}, which has not one image token.")
+        if self._before_image is None:
+            self._before_image = before
+        if before != self._before_image:
+            raise self._fault(
+                f"What it puts before the image depends on the question: {self._before_image!r} and {before!r}. Put "
+                "the image before the question."
+            )
+        return before + token, after
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    def _fault(self, reason: str) -> ValueError:
+        return ValueError(
+            f"The processor's chat template cannot be used. {reason} Give the processor another "
+            "chat_template, such as prompts_finecaption.DEFAULT_CHAT_TEMPLATE."
+        )
+
+
+class BranchEncoder(PromptEncoder):
+    """Tokens of a prefix and its branches, for training: questions with their answers.
+
+    An answer's tokens end with the token that ends the turn (the first special token that the template puts after an
+    answer, such as `<|eot_id|>`), so that a model learns to stop; where a template has none, the tokenizer's end of
+    sequence is added. What the template puts after that token is left out. White space around an answer is dropped.
+
+    On construction two conversations are compared with prefix and branch as well. Where a tokenizer would merge the
+    end of the prompt with the start of an answer, the prompt stays as generation gets it, and the answer starts with a
+    token of its own.
+
+    Args:
+        processor (`FineCaptionProcessor`): as for `PromptEncoder`.
+
+    Raises:
+        ValueError: If the chat template does not split into a prefix, a question and an answer.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        super().__init__(processor)
+        self._around_answer: tuple[str, str] | None = None
+        self._adds_end = False
+        for question, answer in _EXAMPLES:
+            self._learn_answer(self._render(question), self._render(question, answer), answer)
+            _, answer_ids = self.encode([(question, answer)])[0]
+            self._prove_answer(self._tokenize_chat(question, answer), self._prompts[question], list(answer_ids))
+
+    def encode(self, branches: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Tokens of the question and of the answer, for each pair of a question and an answer.
+
+        Raises:
+            ValueError: If an answer is empty, or a text holds a special token, such as that of an image.
+        """
+        lead, trail = self._around_answer or ("", "")
+        prompts, replies = [], []
+        for question, answer in branches:
+            answer = answer.strip()
+            if not answer:
+                raise ValueError(f"The answer to {question!r} is empty. Leave the branch out, or give its answer.")
+            self._refuse_special(answer, "answer")
+            prompts.append(self._question(question))
+            replies.append(lead + answer + trail)
+        whole = self._tokenize_after_image([text + reply for (text, _), reply in zip(prompts, replies)])
+        encoded = []
+        for (text, question_ids), reply, ids in zip(prompts, replies, whole):
+            count = len(question_ids)
+            answer_ids = ids[count:] if ids[:count] == question_ids else self._apart(text, question_ids, reply, ids)
+            encoded.append((question_ids, answer_ids))
+        return encoded
+
+    def _apart(self, text: str, question_ids: tuple[int, ...], reply: str, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The answer's tokens where those of question and answer together do not start with the question's."""
+        answer_ids = self._tokenize_after_image([reply])[0]
+        if self._decode(question_ids + answer_ids) != self._decode(whole):
+            raise self._fault(f"{text + reply!r} cannot be cut into tokens of a question and of an answer.")
+        return answer_ids
+
+    def _learn_answer(self, prompt: str, whole: str, answer: str) -> None:
+        """Find out what the template puts between the prompt and an answer, and after the answer."""
+        lead, found, trail = whole[len(prompt) :].partition(answer)
+        if not whole.startswith(prompt) or not found:
+            raise self._fault(f"A conversation becomes {whole!r}, which does not continue its prompt {prompt!r}.")
+        end = self._special.search(trail)
+        if end:
+            trail = trail[: end.end()]
+        elif self.tokenizer.eos_token is not None:
+            trail = trail.rstrip() + self.tokenizer.eos_token
+            self._adds_end = True
+        else:
+            raise self._fault(
+                f"Nothing ends an answer: a conversation becomes {whole!r}. Put the token that ends a turn after it."
+            )
+        if self._around_answer not in (None, (lead, trail)):
+            raise self._fault(f"What it puts around an answer changes: {self._around_answer} and {(lead, trail)}.")
+        self._around_answer = lead, trail
+
+    def _prove_answer(self, whole: list[int], prompt: list[int], answer_ids: list[int]) -> None:
+        """Compare with the tokens of the whole conversation, up to the end of the turn."""
+        made = prompt + (answer_ids[:-1] if self._adds_end else answer_ids)
+        if whole[: len(made)] == made:
+            return
+        # The text must be the same at least: tokens may differ at the border (see the class), and where an added end
+        # of sequence stands for the white space that the template puts after an answer.
+        border_only = self._adds_end or whole[: len(prompt)] != prompt
+        if not border_only or not self._decode(whole).startswith(self._decode(made)):
+            raise self._fault("The tokens of a conversation differ from those of its prefix and its branch.")

@@ -1,19 +1,43 @@
-"""A prefix and its branches: all questions and answers about one region in one sequence, as if each were alone.
+"""A prefix and its branches: all questions about one region, computed as if each were alone.
 
 The prefix of a region is everything up to its last image token; a branch is one question with its answer. A branch
 attends to the prefix and, causally, to itself; positions restart after the prefix for every branch. So each branch gets
 the logits of the sequence that holds it alone, and the prefix is computed once.
 
-Dimension letters: S sequences, T tokens of a sequence.
+For training, a prefix and its branches are packed into one sequence (`pack_branches`). For answers, `BranchEngine`
+computes the keys and values of a prefix once per region and decodes its branches together.
+
+Dimension letters: S sequences, T tokens of a sequence; for decoding R regions, n branches of a region, P tokens of a
+prefix, Q tokens of all questions about a region, L tokens that are new to the cache, H heads, G key/value heads, d
+width of a head, V vocabulary.
 """
 
-import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
 
-import numpy as np
+# isort: split
+import gc
+import inspect
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
+
+from .prompts_finecaption import PromptEncoder, find_question
+
+logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
 PADDING_BRANCH = -1
@@ -139,186 +163,1082 @@ def pack_branches(
     return packed
 
 
-class BranchEncoder:
-    """Tokens of a prefix and its branches, as the chat template and tokenizer of a processor make them.
+def branch_obstacle(language_model: Any) -> str | None:
+    """Why a language model cannot keep branches apart, `None` where nothing is known against it."""
+    if "position_ids" not in inspect.signature(language_model.forward).parameters:
+        return "it takes no position_ids"
+    layer_types = set(getattr(language_model.config, "layer_types", None) or ())
+    if not layer_types <= {"full_attention", "sliding_attention", "chunked_attention"}:
+        return f"it has layers of other kinds than attention ({', '.join(sorted(layer_types))})"
+    return None
 
-    A question's tokens reach up to where generation would continue. An answer's tokens end with the token that ends
-    the turn (the first special token that the template puts after an answer, such as `<|eot_id|>`), so that a model
-    learns to stop; where a template has none, the tokenizer's end of sequence is added. What the template puts after
-    that token is left out. White space around an answer is dropped.
 
-    On construction two conversations are tokenized by `processor.apply_chat_template`, and prefix and branch compared
-    with them. Where a tokenizer would merge the end of the prompt with the start of an answer, the prompt stays as
-    generation gets it, and the answer starts with a token of its own.
+def attention_window(language_model: Any) -> int | None:
+    """How many tokens may lie between a token and the first one that every layer sees, `None` where any number may.
+
+    Positions, and masks that are given as a whole, stand for themselves below that; above, a branch in a sequence of
+    its own would see less.
+    """
+    config = language_model.config
+    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+        return None
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in windows if size), default=None)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BranchRequest:
+    """A question about a region, and how it is to be answered.
 
     Args:
-        processor (`FineCaptionProcessor`): with a chat template. Questions go through `processor.conversation`.
+        question: a name that the processor knows, or a question in own words.
+        max_new_tokens: the longest answer; `None` means what the model's generation configuration says, else 64.
+        temperature: 0 takes the likeliest token; above 0 tokens are drawn from the distribution at this temperature.
+        top_p: draw from the likeliest tokens that together have this probability.
+        repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely (as in
+            `transformers`); `None` means what the generation configuration says, else none.
+        stop_strings: the answer ends before the first of these.
+        seed: of the draws; a branch draws the same tokens whatever else is answered with it.
 
     Raises:
-        ValueError: If the chat template does not split into a prefix, a question and an answer.
+        ValueError: If a value makes no sense.
     """
 
-    max_cached_questions = 10_000
+    question: str
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float | None = None
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
 
-    def __init__(self, processor: Any) -> None:
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, str) or not self.question.strip():
+            raise ValueError(f"{self.question!r} is no question. Give a name, such as 'color', or your own words.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}. Ask for at least one token.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}. Give 0 (the likeliest token) or a positive number.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}. Give a probability above 0, at most 1.")
+        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}. Give a positive number; 1 is none.")
+        stops = (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
+        if not all(isinstance(stop, str) and stop for stop in stops):
+            raise ValueError(f"stop_strings are {self.stop_strings!r}. Give texts that are not empty.")
+        object.__setattr__(self, "stop_strings", stops)
+
+
+@dataclass(frozen=True)
+class BranchAnswer:
+    """The answer of a branch, whole or so far.
+
+    Args:
+        text: without special tokens, and without white space around it.
+        token_ids: as they were generated, with the token that ends the answer.
+        log_probs: where asked for, the natural logarithm of each token's probability in the model's own distribution
+            (before temperature, top_p and penalty).
+        finish_reason: `"end"`, `"stop_string"` or `"length"`; `None` while the answer goes on.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...] | None = None
+    finish_reason: str | None = None
+
+
+class BranchUpdate(NamedTuple):
+    """Where an answer belongs, and the answer: `region` counts the regions, `branch` the requests of that region."""
+
+    region: int
+    branch: int
+    answer: BranchAnswer
+
+
+@dataclass
+class _Branch:
+    """A branch while it is answered."""
+
+    region: int
+    index: int
+    request: BranchRequest
+    question_ids: tuple[int, ...]
+    max_new_tokens: int
+    penalty: float
+    log_probs: list[float] | None
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    reported: int = 0
+    _draws: list[float] | None = None
+
+    def draw(self) -> float:
+        """A number from [0, 1) for the next token; the same for the same seed and place in the answer."""
+        if self._draws is None:
+            generator = torch.Generator().manual_seed(self.request.seed)
+            self._draws = torch.rand(self.max_new_tokens, generator=generator, dtype=torch.float64).tolist()
+        return self._draws[len(self.token_ids)]
+
+    def restart(self) -> None:
+        self.token_ids = []
+        self.log_probs = None if self.log_probs is None else []
+
+    @property
+    def num_tokens(self) -> int:
+        """At most."""
+        return len(self.question_ids) + self.max_new_tokens
+
+
+class _Unsupported(Exception):
+    """What a language model asks of attention that decoding in branches does not have."""
+
+
+class BranchCache(Cache):
+    """Keys and values of R prefixes, once each, of the questions about them, and of the answers to them.
+
+    A layer's prompts are `(R, G, P + Q, d)`: a prefix, then the questions one after another. Answers are
+    `(R, n, G, steps, d)`; they grow by some steps at a time.
+
+    Args:
+        prefixes (`list[Cache]`): one or several, which hold the prefixes of all regions in order.
+        question_tokens (`int`): the most tokens that questions about a region will take.
+    """
+
+    steps_at_once = 8
+
+    def __init__(self, prefixes: list[Cache], question_tokens: int) -> None:
+        super().__init__(layers=[])
+        self.prefix_length = prefixes[0].layers[0].keys.shape[2]
+        self.prompts: list[list[torch.Tensor]] = []
+        self.answers: list[list[torch.Tensor]] = []
+        for index in range(len(prefixes[0].layers)):
+            pair = []
+            for name in ("keys", "values"):
+                parts = [getattr(prefix.layers[index], name) for prefix in prefixes]
+                length = self.prefix_length + question_tokens
+                whole = parts[0].new_empty(
+                    (sum(len(part) for part in parts), parts[0].shape[1], length, parts[0].shape[3])
+                )
+                start = 0
+                for part in parts:
+                    whole[start : start + len(part), :, : self.prefix_length] = part
+                    start += len(part)
+                pair.append(whole)
+            self.prompts.append(pair)
+            # What was copied is let go, layer by layer.
+            for prefix in prefixes:
+                prefix.layers[index].keys = prefix.layers[index].values = None
+        self.start_questions(slice(0, 0), torch.empty(0))
+        self.question_mask: torch.Tensor = torch.empty(0)
+        self.num_steps = 0
+
+    def start_questions(self, rows: slice, mask: torch.Tensor) -> None:
+        """The next tokens are the questions about some regions; they replace what came after the prefix.
+
+        Args:
+            rows: of the regions.
+            mask (`torch.BoolTensor` of shape `(rows, L, P + L)`): which prompts' tokens they attend to.
+        """
+        self.rows, self.mask, self.step = rows, mask, -1
+
+    def start_answers(self, question_mask: torch.Tensor) -> None:
+        """What follows are answers, one token of each branch at a time.
+
+        Args:
+            question_mask (`torch.BoolTensor` of shape `(R, n, Q)`): which tokens of questions belong to which branch.
+        """
+        self.rows, self.step, self.num_steps = slice(None), -1, 0
+        self.question_mask = question_mask
+        num_branches = question_mask.shape[1]
+        self.answers = [
+            [part.new_empty((part.shape[0], num_branches, part.shape[1], 0, part.shape[3])) for part in pair]
+            for pair in self.prompts
+        ]
+
+    def next_step(self) -> None:
+        self.step += 1
+        self.num_steps = self.step + 1
+
+    def select(self, rows: torch.Tensor | None, columns: torch.Tensor) -> None:
+        """Keep some regions (all where `rows` is None), and of each of them some branches, `columns` `(R, n)`."""
+        for pair in self.prompts if rows is not None else ():
+            for number, part in enumerate(pair):
+                pair[number] = part[rows.to(part.device)]
+        for pair in self.answers:
+            for number, part in enumerate(pair):
+                pair[number] = _pick(part, rows, columns)
+        self.question_mask = _pick(self.question_mask, rows, columns)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(part.nbytes for pair in (*self.prompts, *self.answers) for part in pair)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store `(rows, G, L, d)`; gives back the prompts' keys and values up to their last question."""
+        prompts = self.prompts[layer_idx]
+        if self.step < 0:
+            end = self.prefix_length + key_states.shape[2]
+            for part, states in zip(prompts, (key_states, value_states)):
+                part[self.rows, :, self.prefix_length : end] = states
+        else:
+            end = self.prefix_length + self.question_mask.shape[2]
+            answers = self.answers[layer_idx]
+            for number, states in enumerate((key_states, value_states)):
+                if self.step == answers[number].shape[3]:
+                    more = list(answers[number].shape)
+                    more[3] = self.steps_at_once
+                    answers[number] = torch.cat([answers[number], answers[number].new_empty(more)], dim=3)
+                answers[number][:, :, :, self.step] = states.transpose(1, 2)
+        return prompts[0][self.rows, :, :end], prompts[1][self.rows, :, :end]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.prefix_length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # type: ignore[override]
+        return self.prefix_length + query_length, 0
+
+
+def _pick(tensor: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
+    """Of `(R, n, ..)` some rows, and of each of them some columns `(R', n')`."""
+    if rows is None:
+        rows = torch.arange(len(tensor))
+    return tensor[rows.to(tensor.device)[:, None], columns.to(tensor.device)]
+
+
+def branch_attention_forward(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    branch_cache: BranchCache | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of questions, or of one token of each answer, to their prefix and to their own branch.
+
+    Heads that share keys and values become queries of one head, and so do the branches of a region: keys and values
+    are read once per region and never copied.
+
+    Args:
+        query (`torch.Tensor` of shape `(R, H, L, d)`): of L tokens of questions, or of L = n branches.
+        key, value (`torch.Tensor` of shape `(R, G, P + Q, d)`): of the prompts; those of answers are in the cache.
+        branch_cache (`BranchCache`): which tokens belong to which branch.
+
+    Returns:
+        `torch.Tensor` of shape `(R, L, H, d)`, and `None` for the weights.
+    """
+    if branch_cache is None:
+        raise _Unsupported("does not hand on to its attention what it gets")
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise _Unsupported(f"uses {name} in its attention")
+    num_rows, num_heads, length, width = query.shape
+    num_shared = key.shape[1]
+    groups = num_heads // num_shared
+    scaling = width**-0.5 if scaling is None else scaling
+    if branch_cache.step < 0:
+        mask = branch_cache.mask.to(query.device)[:, None].repeat(1, 1, groups, 1)
+        query = query.reshape(num_rows, num_shared, groups * length, width)
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    else:
+        shape = (num_rows, num_shared, groups, length)
+        own_keys, own_values = (
+            part[:, :, :, : branch_cache.num_steps] for part in branch_cache.answers[module.layer_idx]
+        )
+        folded = (query * scaling).reshape(num_rows, num_shared, groups * length, width)
+        to_prompt = (folded @ key.transpose(-1, -2)).view(*shape, -1)
+        others = ~branch_cache.question_mask.to(query.device)
+        to_prompt[..., branch_cache.prefix_length :].masked_fill_(others[:, None, None], float("-inf"))
+        to_own = folded.view(*shape, width).permute(0, 3, 1, 2, 4) @ own_keys.transpose(-1, -2)
+        scores = torch.cat([to_prompt, to_own.permute(0, 2, 3, 1, 4)], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        on_prompt, on_own = weights.split([key.shape[2], branch_cache.num_steps], dim=-1)
+        output = (on_prompt.reshape(num_rows, num_shared, groups * length, -1) @ value).view(*shape, -1)
+        output = output + (on_own.permute(0, 3, 1, 2, 4) @ own_values).permute(0, 2, 3, 1, 4)
+    output = output.reshape(num_rows, num_heads, length, -1)
+    return output.transpose(1, 2).contiguous(), None
+
+
+# The name holds this file's module: several checkpoints bring a copy of it.
+BRANCH_ATTENTION = f"finecaption_branches_{__name__}"
+AttentionInterface.register(BRANCH_ATTENTION, branch_attention_forward)
+_SWITCHED = threading.RLock()
+
+
+@contextmanager
+def _branch_attention(language_model: Any) -> Iterator[None]:
+    """Decode with this file's attention, whatever the model uses otherwise."""
+    config = language_model.config
+    with _SWITCHED:
+        before = config._attn_implementation
+        config._attn_implementation = BRANCH_ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+
+class _Columns:
+    """Which branch stands where while they are decoded: R rows of n branches, `None` where a row has fewer."""
+
+    def __init__(self, rows: list[list[_Branch]]) -> None:
+        width = max(len(row) for row in rows)
+        self.rows: list[list[_Branch | None]] = [[*row, *[None] * (width - len(row))] for row in rows]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(row, column) of the branches that go on."""
+        return [
+            (row, column)
+            for row, branches in enumerate(self.rows)
+            for column, branch in enumerate(branches)
+            if branch is not None and branch.finish_reason is None
+        ]
+
+    def at(self, places: list[tuple[int, int]]) -> list[_Branch]:
+        return [branch for row, column in places if (branch := self.rows[row][column]) is not None]
+
+    def tensor(self, places: list[tuple[int, int]], values: list[int], device: torch.device) -> torch.Tensor:
+        """`(R, n)` with values at some places, 0 elsewhere."""
+        table = [[0] * len(row) for row in self.rows]
+        for (row, column), value in zip(places, values, strict=True):
+            table[row][column] = value
+        return torch.tensor(table, device=device)
+
+    def shrink(self, cache: BranchCache) -> None:
+        """Leave out finished branches, and regions whose branches are all finished, once that saves enough."""
+        alive = [
+            [column for column, branch in enumerate(row) if branch is not None and branch.finish_reason is None]
+            for row in self.rows
+        ]
+        kept = [row for row, columns in enumerate(alive) if columns]
+        # A region's prefix is copied when others go, a branch's own tokens are few.
+        all_rows = 2 * len(kept) > len(self.rows)
+        chosen = list(range(len(self.rows))) if all_rows else kept
+        width = max(len(alive[row]) for row in chosen)
+        if all_rows and 4 * width > 3 * len(self.rows[0]):
+            return
+        columns = [[*alive[row], *[0] * (width - len(alive[row]))] for row in chosen]
+        cache.select(None if all_rows else torch.tensor(chosen), torch.tensor(columns))
+        self.rows = [
+            [*(self.rows[row][column] for column in alive[row]), *[None] * (width - len(alive[row]))] for row in chosen
+        ]
+
+
+def _choose(logits: torch.Tensor, branches: Sequence[_Branch], prefix_ids: Sequence[int]) -> list[int]:
+    """The next token of each branch, as its request says; notes log-probabilities where they are asked for.
+
+    Args:
+        logits (`torch.Tensor` of shape `(branches, V)`): of the next token.
+        branches: in that order, with their tokens so far.
+        prefix_ids: the tokens before their questions, which a repetition penalty counts as well.
+    """
+    logits = logits.float()
+    own = logits
+    penalised = [number for number, branch in enumerate(branches) if branch.penalty != 1]
+    if penalised:
+        own = logits.clone()
+        before = torch.tensor(sorted(set(prefix_ids)), device=logits.device)
+        for number in penalised:
+            branch = branches[number]
+            seen = torch.tensor([*branch.question_ids, *branch.token_ids], device=logits.device)
+            seen = torch.cat([before, seen]).unique()
+            scores = own[number, seen]
+            own[number, seen] = torch.where(scores < 0, scores * branch.penalty, scores / branch.penalty)
+    chosen = own.argmax(dim=-1)
+    drawn = [number for number, branch in enumerate(branches) if branch.request.temperature > 0]
+    if drawn:
+        chosen[drawn] = _draw(own[drawn], [branches[number] for number in drawn])
+    asked = [number for number, branch in enumerate(branches) if branch.log_probs is not None]
+    if asked:
+        found = logits[asked].log_softmax(dim=-1).gather(1, chosen[asked, None])[:, 0].tolist()
+        for number, log_prob in zip(asked, found, strict=True):
+            branch = branches[number]
+            assert branch.log_probs is not None
+            branch.log_probs.append(log_prob)
+    tokens: list[int] = chosen.tolist()
+    return tokens
+
+
+def _draw(logits: torch.Tensor, branches: Sequence[_Branch]) -> torch.Tensor:
+    """One token of each row `(branches, V)`, where a branch's own number falls in the summed probabilities."""
+    temperatures = torch.tensor([branch.request.temperature for branch in branches], device=logits.device)
+    probabilities = (logits / temperatures[:, None]).softmax(dim=-1).double()
+    order = None
+    top_p = torch.tensor([branch.request.top_p for branch in branches], device=logits.device, dtype=torch.float64)
+    if bool((top_p < 1).any()):
+        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p[:, None], 0)
+    sums = probabilities.cumsum(dim=-1)
+    draws = torch.tensor([branch.draw() for branch in branches], device=logits.device, dtype=torch.float64)
+    # The first token whose sum is above the draw; one of probability 0 cannot be.
+    places = torch.searchsorted(sums, draws[:, None] * sums[:, -1:], right=True)
+    places = places.clamp(max=logits.shape[-1] - 1)
+    return places[:, 0] if order is None else order.gather(1, places)[:, 0]
+
+
+class _ChooseInGenerate(LogitsProcessor):
+    """Lets `generate` take the tokens that the branches' requests ask for."""
+
+    def __init__(self, engine: "BranchEngine", branches: Sequence[_Branch]) -> None:
+        self.engine = engine
+        self.branches = branches
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        going = [number for number, branch in enumerate(self.branches) if branch.finish_reason is None]
+        branches = [self.branches[number] for number in going]
+        # A row that is finished gets whatever token.
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, 0] = 0
+        for number, token in zip(going, self.engine._advance(scores[going], branches), strict=True):
+            forced[number, 0] = float("-inf")
+            forced[number, token] = 0
+        return forced
+
+
+class _StopInGenerate(StoppingCriteria):
+    def __init__(self, branches: Sequence[_Branch]) -> None:
+        self.branches = branches
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.Tensor:
+        finished = [branch.finish_reason is not None for branch in self.branches]
+        return torch.tensor(finished, device=input_ids.device)
+
+
+# Settings of a generation configuration that change which token comes next, and that only `generate` knows.
+_ONLY_IN_GENERATE = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "sequence_bias",
+    "suppress_tokens",
+)
+
+
+_PHASES = ("images", "regions", "prefixes", "questions", "tokens")
+
+
+class BranchEngine:
+    """Answers many questions about many regions: images are encoded once each, regions are encoded and prefilled once
+    each, and all their branches are decoded together.
+
+    Greedy answers are those of one `generate` call per question. Of the model's generation configuration only the end
+    tokens, `max_new_tokens` and `repetition_penalty` count; how tokens are drawn is said by the requests.
+
+    A language model that cannot decode branches which share a prefix is used in the plain way, by `generate` on batches
+    of whole prompts, with a warning; images and regions are then still encoded once.
+
+    Args:
+        model (`FineCaptionForConditionalGeneration`): in evaluation mode.
+        processor (`FineCaptionProcessor`): the checkpoint's.
+        max_batch_tokens (*optional*): how many tokens, prefixes and branches, are held at once. By default as many as
+            half of the free memory takes. When memory runs out nevertheless, it is halved, and work goes on.
+
+    Attributes:
+        fallback_reason (`str`, *optional*): why the plain way is used.
+        counts (`Counter[str]`): of `images` and `regions` encoded, `prefixes` and `branches` computed, `steps`, and
+            `cache_bytes`, the most memory that keys and values took.
+        seconds (`dict[str, float]`): spent so far on `images`, `regions`, `prefixes`, `questions` and `tokens`.
+    """
+
+    prefill_tokens_at_once = 4096
+    regions_at_once = 16
+
+    def __init__(self, model: Any, processor: Any, *, max_batch_tokens: int | None = None) -> None:
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise ValueError(f"max_batch_tokens is {max_batch_tokens}. Give a positive number, or None.")
+        self.model = model
         self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self._questions: dict[str, tuple[str, tuple[int, ...]]] = {}
-        special = {str(token): index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special |= dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids))
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
-        self._before_image: str | None = None
-        self._around_answer: tuple[str, str] | None = None
-        self._adds_end = False
-        prefixes = []
-        for question, answer in (("What is it?", "a cup"), ("Which color has this thing, and why?", "Red, it seems.")):
-            prompt, after = self._split(self._render(question))
-            self._learn_answer(prompt + after, self._render(question, answer), answer)
-            expected = self._tokenize_chat(question)
-            if self.processor.image_token_id not in expected:
-                raise self._fault(f"A prompt becomes {prompt + after!r}, whose tokens hold no image token.")
-            end = len(expected) - expected[::-1].index(self.processor.image_token_id)
-            prefixes.append(expected[:end])
-            question_ids, answer_ids = self.encode([(question, answer)])[0]
-            if prefixes[-1] + list(question_ids) != expected:
-                raise self._fault("The tokens of a prompt differ from those of its prefix and its question.")
-            self._prove_answer(self._tokenize_chat(question, answer), expected, list(answer_ids))
-        if prefixes[0] != prefixes[1]:
-            raise self._fault("The tokens up to the image depend on the question.")
-        self.prefix_ids: tuple[int, ...] = tuple(prefixes[0])
-        """Tokens up to the last image token; the same for every region."""
+        self.max_batch_tokens = max_batch_tokens
+        self.counts: Counter[str] = Counter()
+        self.seconds: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
+        ends = model.generation_config.eos_token_id
+        self._end_ids = set([] if ends is None else ends if isinstance(ends, list) else [ends])
+        self._language_model = model.model.language_model
+        self._prompts: PromptEncoder | None = None
+        self.prefix_ids: tuple[int, ...] = ()
+        self.fallback_reason: str | None = None
+        try:
+            self._prompts = PromptEncoder(processor)
+            self.prefix_ids = self._prompts.prefix_ids
+        except ValueError as error:
+            self._fall_back(str(error))
+        only_in_generate = [name for name in _ONLY_IN_GENERATE if getattr(model.generation_config, name, None)]
+        if only_in_generate:
+            self._fall_back(f"The model's generation configuration sets {', '.join(only_in_generate)}.")
+        obstacle = _support(model).obstacle
+        if obstacle is not None:
+            self._fall_back(f"The language model ({self._language_model.config.model_type}) {obstacle}.")
 
-    def encode(self, branches: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Tokens of the question and of the answer, for each pair of a question and an answer.
+    def _fall_back(self, reason: str) -> None:
+        self.fallback_reason = reason
+        logger.warning_once(
+            f"Branches are decoded in the plain way, each with a prefix of its own, which is much slower. {reason}"
+        )
+
+    def _fall_back_where_too_long(self, branches: Sequence[_Branch]) -> None:
+        """Where positions or masks of long sequences are not those of short ones, branches cannot stand for them."""
+        limit = _length_limit(self._language_model)
+        longest = max((len(self.prefix_ids) + branch.num_tokens for branch in branches), default=0)
+        if self.fallback_reason is None and limit is not None and longest > limit:
+            self._fall_back(
+                f"A prefix and one of its branches take up to {longest} tokens, more than the {limit} within which "
+                "every layer of the language model sees all."
+            )
+
+    def answer(
+        self, vision: Mapping[str, Any], requests: Sequence[Sequence[BranchRequest | str]], *, log_probs: bool = False
+    ) -> list[list[BranchAnswer]]:
+        """All answers, in the order of the requests. See `stream`."""
+        answers: list[list[Any]] = [[None] * len(of_region) for of_region in requests]
+        for region, branch, found in self.stream(vision, requests, log_probs=log_probs, partial=False):
+            answers[region][branch] = found
+        return answers
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        vision: Mapping[str, Any],
+        requests: Sequence[Sequence[BranchRequest | str]],
+        *,
+        log_probs: bool = False,
+        partial: bool = True,
+    ) -> Iterator[BranchUpdate]:
+        """Answers as they come.
+
+        Args:
+            vision: what the processor's image processor gives for I images and B regions; moved to the model's device
+                and converted to its dtype here.
+            requests: for each of the B regions those about it; a text stands for a request with default settings.
+            log_probs: whether answers have log-probabilities.
+            partial: whether answers come with every new token (in the plain way only once they are finished).
+
+        Yields:
+            `BranchUpdate`: each branch's last one has a `finish_reason`. In which order branches come is not fixed.
 
         Raises:
-            ValueError: If an answer is empty, or a text holds a special token, such as that of an image.
+            ValueError: If requests and regions differ in number, or a question holds a special token.
+            torch.OutOfMemoryError: If memory does not suffice for a single branch.
         """
-        lead, trail = self._around_answer or ("", "")
-        prompts, replies = [], []
-        for question, answer in branches:
-            answer = answer.strip()
-            if not answer:
-                raise ValueError(f"The answer to {question!r} is empty. Leave the branch out, or give its answer.")
-            self._refuse_special(answer, "answer")
-            prompts.append(self._question(question))
-            replies.append(lead + answer + trail)
-        whole = self._tokenize_after_image([text + reply for (text, _), reply in zip(prompts, replies)])
-        encoded = []
-        for (text, question_ids), reply, ids in zip(prompts, replies, whole):
-            count = len(question_ids)
-            answer_ids = ids[count:] if ids[:count] == question_ids else self._apart(text, question_ids, reply, ids)
-            encoded.append((question_ids, answer_ids))
-        return encoded
-
-    def _question(self, question: str) -> tuple[str, tuple[int, ...]]:
-        """What follows the image in the prompt of a question: text and tokens."""
-        if question not in self._questions:
-            self._refuse_special(question, "question")
-            _, after = self._split(self._render(question))
-            if len(self._questions) >= self.max_cached_questions:
-                self._questions.clear()
-            self._questions[question] = (after, self._tokenize_after_image([after])[0])
-        return self._questions[question]
-
-    def _apart(self, text: str, question_ids: tuple[int, ...], reply: str, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """The answer's tokens where those of question and answer together do not start with the question's."""
-        answer_ids = self._tokenize_after_image([reply])[0]
-        if self._decode(question_ids + answer_ids) != self._decode(whole):
-            raise self._fault(f"{text + reply!r} cannot be cut into tokens of a question and of an answer.")
-        return answer_ids
-
-    def _refuse_special(self, text: str, what: str) -> None:
-        found = self._special.search(text)
-        if found:
+        images = _Images(self, vision)
+        if len(requests) != images.num_regions:
             raise ValueError(
-                f"The {what} {text!r} holds {found[0]!r}, a special token of the tokenizer. Take it out of the text."
+                f"There are requests for {len(requests)} regions, but vision holds {images.num_regions}. Give a list "
+                "of requests for each region, which may be empty."
             )
+        pending = [
+            self._branch(region, index, request, log_probs)
+            for region, of_region in enumerate(requests)
+            for index, request in enumerate(of_region)
+        ]
+        self._fall_back_where_too_long(pending)
+        budget = self.max_batch_tokens or self._tokens_of_free_memory()
+        while pending:
+            wave = self._next_wave(pending, budget)
+            failure = None
+            try:
+                for branch in self._run(wave, images):
+                    # After a restart, what was reported before does not come again.
+                    if branch.finish_reason or (partial and len(branch.token_ids) > branch.reported):
+                        branch.reported = len(branch.token_ids)
+                        yield BranchUpdate(branch.region, branch.index, self._answer(branch))
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error) or len(wave.branches) == 1:
+                    raise
+                failure = str(error).partition("\n")[0]
+            if failure is not None:
+                # Behind the except clause, whose traceback holds the tensors.
+                held = max(wave.num_tokens(len(self.prefix_ids)), 2)
+                budget = min(budget, held) // 2
+                logger.warning(
+                    f"Memory ran out ({failure}). What is left is done with {budget} tokens at once instead of {held}."
+                )
+                for branch in wave.branches:
+                    if branch.finish_reason is None:
+                        branch.restart()
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            pending = [branch for branch in pending if branch.finish_reason is None]
+            images.release({branch.region for branch in pending})
 
-    def _render(self, question: str, answer: str | None = None) -> str:
-        chat = self._chat(question, answer)
-        return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer is None)
-
-    def _tokenize_chat(self, question: str, answer: str | None = None) -> list[int]:
-        """The tokens that the processor makes of a chat: those that a model gets at inference."""
-        chat = self._chat(question, answer)
-        inputs = self.processor.apply_chat_template(
-            chat, tokenize=True, return_dict=True, add_generation_prompt=answer is None
+    def _branch(self, region: int, index: int, request: BranchRequest | str, log_probs: bool) -> _Branch:
+        if isinstance(request, str):
+            request = BranchRequest(request)
+        config = self.model.generation_config
+        text = find_question(request.question, self.processor.questions) or request.question
+        question_ids = self._whole_prompt(text) if self._prompts is None else self._prompts.question_ids(text)
+        return _Branch(
+            region,
+            index,
+            request,
+            question_ids,
+            request.max_new_tokens or config.max_new_tokens or 64,
+            request.repetition_penalty or config.repetition_penalty or 1.0,
+            [] if log_probs else None,
         )
-        return list(inputs["input_ids"][0])
 
-    def _chat(self, question: str, answer: str | None) -> list[dict[str, Any]]:
-        chat = self.processor.conversation(np.zeros((8, 8, 3), dtype=np.uint8), question)
-        if answer is not None:
-            chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return chat
+    def _whole_prompt(self, text: str) -> tuple[int, ...]:
+        """Tokens of a prompt whose template does not split into a prefix and a question."""
+        processor = self.processor
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        prompt = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        if prompt.count(processor.image_token) != 1:
+            raise ValueError(f"The prompt {prompt!r} has not one image token. Mend the question or the chat template.")
+        prompt = prompt.replace(processor.image_token, processor.image_token * processor.image_seq_length)
+        return tuple(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
-    def _tokenize_after_image(self, texts: list[str]) -> list[tuple[int, ...]]:
-        """Tokens of texts that follow an image token: some tokenizers treat the start of a text in another way."""
-        whole = [self.processor.image_token + text for text in texts]
-        encoded = self.tokenizer(whole, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [tuple(ids[1:]) for ids in encoded]
+    # --- how much at once ---
 
-    def _split(self, prompt: str) -> tuple[str, str]:
-        """A prompt -> the text up to the image token, and what follows; the first must always be the same."""
-        before, token, after = prompt.rpartition(self.processor.image_token)
-        if prompt.count(self.processor.image_token) != 1:
-            raise self._fault(f"A prompt about one region becomes {prompt!r}, which has not one image token.")
-        if self._before_image is None:
-            self._before_image = before
-        if before != self._before_image:
-            raise self._fault(
-                f"What it puts before the image depends on the question: {self._before_image!r} and {before!r}. Put "
-                "the image before the question."
-            )
-        return before + token, after
-
-    def _learn_answer(self, prompt: str, whole: str, answer: str) -> None:
-        """Find out what the template puts between the prompt and an answer, and after the answer."""
-        lead, found, trail = whole[len(prompt) :].partition(answer)
-        if not whole.startswith(prompt) or not found:
-            raise self._fault(f"A conversation becomes {whole!r}, which does not continue its prompt {prompt!r}.")
-        end = self._special.search(trail)
-        if end:
-            trail = trail[: end.end()]
-        elif self.tokenizer.eos_token is not None:
-            trail = trail.rstrip() + self.tokenizer.eos_token
-            self._adds_end = True
+    def _tokens_of_free_memory(self) -> int:
+        """Tokens whose keys and values fill half of the memory that is free where they will lie."""
+        device = self.model.device
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         else:
-            raise self._fault(
-                f"Nothing ends an answer: a conversation becomes {whole!r}. Put the token that ends a turn after it."
+            free = _free_main_memory()
+        return max(1, free // 2 // _support(self.model).bytes_per_token)
+
+    def _next_wave(self, pending: list[_Branch], budget: int) -> "_Wave":
+        """Regions with their branches that fit, those with most branches first, so that few places stay empty."""
+        by_region: dict[int, list[_Branch]] = {}
+        for branch in pending:
+            by_region.setdefault(branch.region, []).append(branch)
+        groups = sorted(by_region.values(), key=len, reverse=True)
+        if self.fallback_reason is not None:
+            rows = [[branch] for group in groups for branch in group]
+            fitting = _how_many_fit(rows, len(self.prefix_ids), min(budget, self._plain_budget))
+            return _Wave([rows[: max(fitting, 1)]])
+        fitting = _how_many_fit(groups, len(self.prefix_ids), budget)
+        if fitting:
+            return _Wave([groups[:fitting]])
+        # One region alone is too much: its branches take turns at its prefix.
+        passes: list[list[list[_Branch]]] = []
+        left = groups[0]
+        while left:
+            count = next(
+                (n for n in range(len(left), 1, -1) if _how_many_fit([left[:n]], len(self.prefix_ids), budget)), 1
             )
-        if self._around_answer not in (None, (lead, trail)):
-            raise self._fault(f"What it puts around an answer changes: {self._around_answer} and {(lead, trail)}.")
-        self._around_answer = lead, trail
+            passes.append([left[:count]])
+            left = left[count:]
+        return _Wave(passes)
 
-    def _prove_answer(self, whole: list[int], prompt: list[int], answer_ids: list[int]) -> None:
-        """Compare with the tokens of the whole conversation, up to the end of the turn."""
-        made = prompt + (answer_ids[:-1] if self._adds_end else answer_ids)
-        if whole[: len(made)] == made:
+    # --- computing ---
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self.seconds[phase] += time.perf_counter() - start
+
+    def _run(self, wave: "_Wave", images: "_Images") -> Iterator[_Branch]:
+        """Answer a wave; gives each branch after each of its tokens."""
+        if self.fallback_reason is not None:
+            yield from self._generate(wave.branches, images)
             return
-        # The text must be the same at least: tokens may differ at the border (see the class), and where an added end
-        # of sequence stands for the white space that the template puts after an answer.
-        border_only = self._adds_end or whole[: len(prompt)] != prompt
-        if not border_only or not self._decode(whole).startswith(self._decode(made)):
-            raise self._fault("The tokens of a conversation differ from those of its prefix and its branch.")
+        cache = self._prefill(images.tokens(wave.regions), wave)
+        for rows in wave.passes:
+            self.counts["branches"] += sum(map(len, rows))
+            yield from self._decode(cache, _Columns(rows))
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+    def _prefill(self, image_tokens: torch.Tensor, wave: "_Wave") -> BranchCache:
+        """The keys and values of the prefixes of regions, from their image tokens `(R, N, D)`."""
+        prefixes: list[Cache] = []
+        with self._timed("prefixes"):
+            at_once = max(1, self.prefill_tokens_at_once // len(self.prefix_ids))
+            for chunk in image_tokens.split(at_once):
+                cache = DynamicCache()
+                self.model.model(
+                    input_ids=torch.tensor([self.prefix_ids] * len(chunk), device=self.model.device),
+                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=chunk)},
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                prefixes.append(cache)
+        self.counts["prefixes"] += len(image_tokens)
+        most = max(sum(len(branch.question_ids) for branch in row) for rows in wave.passes for row in rows)
+        return BranchCache(prefixes, most)
 
-    def _fault(self, reason: str) -> ValueError:
-        return ValueError(
-            f"The processor's chat template cannot be used for training. {reason} Give the processor another "
-            "chat_template, such as prompts_finecaption.DEFAULT_CHAT_TEMPLATE."
-        )
+    def _decode(self, cache: BranchCache, columns: _Columns) -> Iterator[_Branch]:
+        with self._timed("questions"):
+            logits = self._ask(cache, columns)
+            places = columns.places
+            tokens = self._advance(logits, columns.at(places))
+        while True:
+            self.counts["cache_bytes"] = max(self.counts["cache_bytes"], cache.num_bytes)
+            yield from columns.at(places)
+            going = [
+                (place, token)
+                for place, branch, token in zip(places, columns.at(places), tokens, strict=True)
+                if branch.finish_reason is None
+            ]
+            if not going:
+                return
+            with self._timed("tokens"):
+                self.counts["steps"] += 1
+                by_branch = {id(columns.rows[row][column]): token for (row, column), token in going}
+                columns.shrink(cache)
+                places = columns.places
+                branches = columns.at(places)
+                positions = [
+                    cache.prefix_length + len(branch.question_ids) + len(branch.token_ids) - 1 for branch in branches
+                ]
+                cache.next_step()
+                with _branch_attention(self._language_model):
+                    outputs = self.model.model(
+                        input_ids=columns.tensor(places, [by_branch[id(it)] for it in branches], self.model.device),
+                        position_ids=columns.tensor(places, positions, self.model.device),
+                        past_key_values=cache,
+                        use_cache=True,
+                        branch_cache=cache,
+                    )
+                tokens = self._advance(self._logits(outputs.last_hidden_state, places), branches)
+
+    def _ask(self, cache: BranchCache, columns: _Columns) -> torch.Tensor:
+        """Put the questions behind their prefixes: logits `(branches, V)` of the answers' first tokens."""
+        device = self.model.device
+        lengths = [[0 if branch is None else len(branch.question_ids) for branch in row] for row in columns.rows]
+        most = max(map(sum, lengths))
+        ids = torch.zeros(len(lengths), most, dtype=torch.long)
+        owners = torch.full((len(lengths), cache.prefix_length + most), PADDING_BRANCH)
+        owners[:, : cache.prefix_length] = 0
+        for row, branches in enumerate(columns.rows):
+            questions = [branch.question_ids for branch in branches if branch is not None]
+            count = sum(map(len, questions))
+            ids[row, :count] = torch.tensor([token for question in questions for token in question])
+            owner = torch.tensor([number for number, question in enumerate(questions, start=1) for _ in question])
+            owners[row, cache.prefix_length : cache.prefix_length + count] = owner
+        ids, owners = ids.to(device), owners.to(device)
+        positions = branch_position_ids(owners)
+        last = torch.tensor(lengths).cumsum(dim=1) - 1
+        hidden = []
+        at_once = max(1, self.prefill_tokens_at_once // most)
+        for start in range(0, len(ids), at_once):
+            rows = slice(start, min(start + at_once, len(ids)))
+            cache.start_questions(rows, branch_attention_mask(owners[rows])[:, 0, cache.prefix_length :])
+            with _branch_attention(self._language_model):
+                outputs = self.model.model(
+                    input_ids=ids[rows],
+                    position_ids=positions[rows, cache.prefix_length :],
+                    past_key_values=cache,
+                    use_cache=True,
+                    branch_cache=cache,
+                )
+            hidden.append(_pick(outputs.last_hidden_state, None, last[rows]))
+        numbers = torch.arange(1, len(columns.rows[0]) + 1, device=device)
+        cache.start_answers(owners[:, None, cache.prefix_length :] == numbers[:, None])
+        return self._logits(torch.cat(hidden), columns.places)
+
+    def _logits(self, hidden_states: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+        """Of the hidden states `(R, n, D)` at some places the logits `(places, V)`."""
+        rows, columns = torch.tensor(places, device=hidden_states.device).unbind(dim=1)
+        return self.model.lm_head(hidden_states[rows, columns])
+
+    def _advance(self, logits: torch.Tensor, branches: Sequence[_Branch]) -> list[int]:
+        """Choose the next token of each branch, and finish those that end with it."""
+        tokens = _choose(logits, branches, self.prefix_ids)
+        for branch, token in zip(branches, tokens, strict=True):
+            branch.token_ids.append(token)
+            if token in self._end_ids:
+                branch.finish_reason = "end"
+            elif branch.request.stop_strings and self._stop(branch) is not None:
+                branch.finish_reason = "stop_string"
+            elif len(branch.token_ids) >= branch.max_new_tokens:
+                branch.finish_reason = "length"
+        return tokens
+
+    def _text(self, branch: _Branch) -> str:
+        text: str = self.processor.tokenizer.decode(branch.token_ids, skip_special_tokens=True)
+        return text
+
+    def _stop(self, branch: _Branch) -> int | None:
+        """Where the first of the stop strings begins in the text."""
+        text = self._text(branch)
+        return min((place for stop in branch.request.stop_strings if (place := text.find(stop)) >= 0), default=None)
+
+    def _answer(self, branch: _Branch) -> BranchAnswer:
+        text = self._text(branch)
+        if branch.finish_reason == "stop_string":
+            text = text[: self._stop(branch)]
+        elif branch.finish_reason is None:
+            text = text.rstrip("\ufffd")  # the first bytes of a character
+        log_probs = None if branch.log_probs is None else tuple(branch.log_probs)
+        return BranchAnswer(text.strip(), tuple(branch.token_ids), log_probs, branch.finish_reason)
+
+    # --- the plain way ---
+
+    _plain_budget = 32768
+
+    def _generate(self, branches: list[_Branch], images: "_Images") -> Iterator[_Branch]:
+        """Whole prompts, padded on the left, by `generate`; gives each branch once, when it is finished."""
+        prompts = [[*self.prefix_ids, *branch.question_ids] for branch in branches]
+        regions = sorted({branch.region for branch in branches})
+        rows = [regions.index(branch.region) for branch in branches]
+        image_tokens = images.tokens(regions)[rows]
+        with self._timed("tokens"):
+            width = max(map(len, prompts))
+            padding = [[0] * (width - len(prompt)) for prompt in prompts]
+            device = self.model.device
+            config = GenerationConfig(
+                max_new_tokens=max(branch.max_new_tokens for branch in branches),
+                pad_token_id=0,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,  # done here, for each branch its own
+            )
+            self.model.generate(
+                input_ids=torch.tensor([[*left, *prompt] for left, prompt in zip(padding, prompts)], device=device),
+                attention_mask=torch.tensor(
+                    [[*left, *([1] * len(prompt))] for left, prompt in zip(padding, prompts)], device=device
+                ),
+                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=image_tokens)},
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_ChooseInGenerate(self, branches)]),
+                stopping_criteria=StoppingCriteriaList([_StopInGenerate(branches)]),
+            )
+        self.counts["prefixes"] += len(branches)
+        self.counts["branches"] += len(branches)
+        yield from branches
+
+
+class _Wave:
+    """Regions that are worked on together.
+
+    Args:
+        passes: what is decoded one after another, over the same prefixes: for each region its branches.
+    """
+
+    def __init__(self, passes: list[list[list[_Branch]]]) -> None:
+        self.passes = passes
+        self.regions = [row[0].region for row in passes[0]]
+        self.branches = [branch for rows in passes for row in rows for branch in row]
+
+    def num_tokens(self, prefix_length: int) -> int:
+        """The most that the cache may have to hold at once."""
+        return max(_num_tokens(rows, prefix_length) for rows in self.passes)
+
+
+def _num_tokens(rows: list[list[_Branch]], prefix_length: int) -> int:
+    questions = max(sum(len(branch.question_ids) for branch in row) for row in rows)
+    answers = max(map(len, rows)) * max(branch.max_new_tokens for row in rows for branch in row)
+    return len(rows) * (prefix_length + questions + answers)
+
+
+def _how_many_fit(rows: list[list[_Branch]], prefix_length: int, budget: int) -> int:
+    """How many of the rows, from the first one on, take no more tokens than the budget, nor leave many places empty."""
+    fitting = 0
+    places = 0
+    for number, row in enumerate(rows, start=1):
+        places += len(row)
+        too_sparse = number * len(rows[0]) > 2 * places + 16
+        if too_sparse or _num_tokens(rows[:number], prefix_length) > budget:
+            break
+        fitting = number
+    return fitting
+
+
+class _Images:
+    """Images and regions that are encoded when they are first needed, and once each."""
+
+    def __init__(self, engine: BranchEngine, vision: Mapping[str, Any]) -> None:
+        self.engine = engine
+        self.vision = {name: torch.as_tensor(value) for name, value in vision.items()}
+        if "pixel_values" not in self.vision:
+            raise ValueError(f"vision holds {', '.join(vision) or 'nothing'}. Give what the image processor returns.")
+        num_images = len(self.vision["pixel_values"])
+        indices = self.vision.get("image_indices")
+        masks = self.vision.get("mask_values")
+        num_regions = num_images if masks is None else len(masks)
+        self.region_images: list[int] = list(range(num_regions)) if indices is None else indices.tolist()
+        if any(not 0 <= image < num_images for image in self.region_images) or (
+            masks is not None and len(masks) != len(self.region_images)
+        ):
+            raise ValueError(
+                f"vision holds {num_images} images and {num_regions} regions, and says that these are regions of the "
+                f"images {self.region_images}. Give what the image processor returns, see join_vision for several."
+            )
+        self.num_regions = len(self.region_images)
+        self._features: dict[int, torch.Tensor | None] = {}
+        self._tokens: dict[int, torch.Tensor] = {}
+
+    def tokens(self, regions: Sequence[int]) -> torch.Tensor:
+        """Image tokens of regions, `(R, N, D)`."""
+        engine = self.engine
+        missing = [region for region in regions if region not in self._tokens]
+        for start in range(0, len(missing), engine.regions_at_once):
+            chunk = missing[start : start + engine.regions_at_once]
+            images = sorted({self.region_images[region] for region in chunk})
+            for image in images:
+                self._encode_image(image)
+            with engine._timed("regions"):
+                features = [self._features[image] for image in images]
+                inputs = {
+                    "pixel_values": self._on_device("pixel_values", images),
+                    "image_indices": torch.tensor([images.index(self.region_images[region]) for region in chunk]),
+                }
+                if features[0] is not None:
+                    inputs["high_res_features"] = torch.cat([it for it in features if it is not None])
+                if "mask_values" in self.vision:
+                    inputs["mask_values"] = self._on_device("mask_values", chunk)
+                inputs["image_indices"] = inputs["image_indices"].to(engine.model.device)
+                found = engine.model.get_image_features(**inputs, return_dict=True).pooler_output
+                engine.counts["regions"] += len(chunk)
+                self._tokens.update(zip(chunk, found))
+        return torch.stack([self._tokens[region] for region in regions])
+
+    def _encode_image(self, image: int) -> None:
+        """One at a time: at 1024 px the activations of the towers are large, and one image keeps a device busy."""
+        if image in self._features:
+            return
+        with self.engine._timed("images"):
+            features = None
+            if "high_res_pixel_values" in self.vision:
+                features = self.engine.model.get_high_res_features(self._on_device("high_res_pixel_values", [image]))
+            self._features[image] = features
+            self.engine.counts["images"] += 1
+
+    def _on_device(self, name: str, indices: list[int]) -> torch.Tensor:
+        model = self.engine.model
+        return self.vision[name][indices].to(model.device, model.dtype)
+
+    def release(self, needed: set[int]) -> None:
+        """Let go what belongs to regions that are answered."""
+        self._tokens = {region: tokens for region, tokens in self._tokens.items() if region in needed}
+        images = {self.region_images[region] for region in needed - self._tokens.keys()}
+        self._features = {image: features for image, features in self._features.items() if image in images}
+
+
+# --- what a language model can do -------------------------------------------------------------------------------------
+
+
+class _Support(NamedTuple):
+    """Why a model cannot decode branches (`None`: it can), and how many bytes a token's keys and values take."""
+
+    obstacle: str | None
+    bytes_per_token: int
+
+
+_SUPPORT: "WeakKeyDictionary[Any, _Support]" = WeakKeyDictionary()
+
+
+def _support(model: Any) -> _Support:
+    """Found out once per model."""
+    language_model = model.model.language_model
+    if language_model not in _SUPPORT:
+        obstacle = branch_obstacle(language_model)
+        if obstacle is not None:
+            obstacle = f"cannot keep branches apart: {obstacle}"
+        num_bytes = 0
+        if obstacle is None:
+            try:
+                obstacle, num_bytes = _try_branches(model)
+            except _Unsupported as error:
+                obstacle = str(error)
+            except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+                obstacle = f"does not work with a cache of branches ({type(error).__name__}: {error})"
+        _SUPPORT[language_model] = _Support(obstacle, num_bytes or _guess_bytes_per_token(language_model))
+    return _SUPPORT[language_model]
+
+
+@torch.inference_mode()
+def _try_branches(model: Any) -> tuple[str | None, int]:
+    """Decode two short branches in both ways, and compare: says what is wrong, and the bytes that a token takes."""
+    language_model = model.model.language_model
+    prefix, questions, answers = [1, 2, 3, 4, 5], [[6, 7, 8], [9, 10]], [11, 12]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+
+    def ids(*rows: list[int]) -> torch.Tensor:
+        return torch.tensor(rows, device=model.device) % vocabulary
+
+    expected = [
+        model.model(input_ids=ids([*prefix, *question, token])).last_hidden_state[0, -2:]
+        for question, token in zip(questions, answers)
+    ]
+    start = DynamicCache()
+    model.model(input_ids=ids(prefix), past_key_values=start, use_cache=True)
+    num_bytes = sum(part.nbytes for layer in start.layers for part in (layer.keys, layer.values)) // len(prefix)
+    cache = BranchCache([start], 5)
+    owners = torch.tensor([[0] * 5 + [1] * 3 + [2] * 2], device=model.device)
+    cache.start_questions(slice(None), branch_attention_mask(owners)[:, 0, 5:])
+    given = {"past_key_values": cache, "use_cache": True, "branch_cache": cache}
+    with _branch_attention(language_model):
+        positions = branch_position_ids(owners)[:, 5:]
+        first = model.model(input_ids=ids([*questions[0], *questions[1]]), position_ids=positions, **given)
+        cache.start_answers(torch.stack([owners[:, 5:] == 1, owners[:, 5:] == 2], dim=1))
+        cache.next_step()
+        positions = torch.tensor([[8, 7]], device=model.device)
+        second = model.model(input_ids=ids(answers), position_ids=positions, **given)
+    found = torch.stack([first.last_hidden_state[0, [2, 4]], second.last_hidden_state[0]], dim=1)
+    wanted = torch.stack(expected)
+    # A wrong mask or position changes them by about their own size, the order of sums by some last digits.
+    difference = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not difference <= tolerance:
+        return "gives other results with branches than without", num_bytes
+    return None, num_bytes
+
+
+def _guess_bytes_per_token(language_model: Any) -> int:
+    config = language_model.config
+    return 2 * config.num_hidden_layers * config.hidden_size * language_model.dtype.itemsize
+
+
+def _length_limit(language_model: Any) -> int | None:
+    """How long a sequence may be so that no window of attention, nor its length, changes what its tokens see."""
+    rope = getattr(language_model.config, "rope_parameters", None) or {}
+    limits = [attention_window(language_model)]
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limits.append(rope.get("original_max_position_embeddings") or language_model.config.max_position_embeddings)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _free_main_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return 2**32
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
 
 
 __all__ = [
-    "BranchEncoder",
+    "BRANCH_ATTENTION",
+    "BranchAnswer",
+    "BranchCache",
+    "BranchEngine",
+    "BranchRequest",
+    "BranchUpdate",
     "PackedSequence",
     "are_branch_ids",
+    "attention_window",
+    "branch_attention_forward",
     "branch_attention_mask",
     "branch_block_mask",
+    "branch_obstacle",
     "branch_position_ids",
     "pack_branches",
 ]

@@ -8,7 +8,6 @@ from .configuration_finecaption import FineCaptionConfig, FineCaptionConvNextCon
 
 # isort: split
 import copy
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +30,10 @@ from transformers.utils import can_return_tuple, logging, torch_compilable_check
 
 from .branching_finecaption import (
     are_branch_ids,
+    attention_window,
     branch_attention_mask,
     branch_block_mask,
+    branch_obstacle,
     branch_position_ids,
 )
 
@@ -542,29 +543,21 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             "branch_ids must be 0 in the prefix, then 1, 2, .. in one branch after another, then -1 in padding on the "
             "right.",
         )
-        config = self.language_model.config
-        layer_types = set(getattr(config, "layer_types", None) or ())
-        reason = None
-        if "position_ids" not in inspect.signature(self.language_model.forward).parameters:
-            reason = "it takes no position_ids"
-        elif not layer_types <= {"full_attention", "sliding_attention", "chunked_attention"}:
-            reason = f"it has layers of other kinds than attention ({', '.join(sorted(layer_types))})"
-        if reason is not None:
+        obstacle = branch_obstacle(self.language_model)
+        if obstacle is not None:
             raise ValueError(
-                f"The language model ({config.model_type}) cannot keep branches apart: {reason}. Train it without "
-                "branch_ids, one description per sequence."
+                f"The language model ({self.language_model.config.model_type}) cannot keep branches apart: {obstacle}. "
+                "Train it without branch_ids, one description per sequence."
             )
         position_ids = branch_position_ids(branch_ids)
-        # A mask that is given as a whole replaces the window of such layers; below its length they see everything.
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        window = min((size for size in windows if size), default=None)
-        if window is not None and branch_ids.shape[1] > window and layer_types != {"full_attention"}:
+        window = attention_window(self.language_model)
+        if window is not None and branch_ids.shape[1] > window:
             torch_compilable_check(
                 position_ids.max() < window,
                 f"A prefix with one of its branches is longer than the window of {window} tokens to which layers of "
                 "the language model attend. Shorten it, or train without branch_ids.",
             )
-        implementation = config._attn_implementation
+        implementation = self.language_model.config._attn_implementation
         attention_mask: Any
         if implementation == "flex_attention":
             attention_mask = branch_block_mask(branch_ids)
