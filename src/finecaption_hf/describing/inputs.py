@@ -141,7 +141,7 @@ class _Rows(Protocol):
     def read(self, index: int) -> tuple[str, Any]: ...
 
 
-class RegionInputs(Sequence[ImageInput]):
+class RegionInputs:
     """The images of an input in its order, each with its regions. `open_inputs` makes them.
 
     Consecutive rows of the same image are one image.
@@ -206,7 +206,7 @@ class RegionInputs(Sequence[ImageInput]):
         """The number of regions of each item."""
         return self._count
 
-    def __getitem__(self, index: Any) -> ImageInput:
+    def __getitem__(self, index: int) -> ImageInput:
         """Item `index`.
 
         Raises:
@@ -216,7 +216,9 @@ class RegionInputs(Sequence[ImageInput]):
             raise IndexError(f"There is no item {index} among {len(self)}.")
         row, skipped, count = self._first_row[index], self._skipped[index], self._count[index]
         position, region_index = self._position[index], self._region_index[index]
-        name, picture, regions = None, None, []
+        name: str | None = None
+        picture: Any = None
+        regions: list[RegionInput] = []
         while len(regions) < count:
             where, value = self._rows.read(row)
             found = _parse(value, where)

@@ -51,6 +51,21 @@ MAX_PLACES = 20
 """Failures that are named; of more, the number is told."""
 
 
+def check_output(output: str | os.PathLike[str]) -> None:
+    """Find out whether a file can be made there, before anything costly.
+
+    Raises:
+        OSError, JournalError: If it cannot.
+    """
+    path = Path(os.path.realpath(output))
+    if path.exists() and not path.is_file():
+        raise JournalError(f"{path} is no file. Give the name of a file to make, such as captions.jsonl.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {path.parent} of the output does not exist. Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"The folder {path.parent} of the output may not be written to.")
+
+
 def to_line(value: Mapping[str, Any]) -> bytes:
     """A line of JSONL. Half a surrogate pair, as in file names that are no UTF-8, becomes an escape."""
     text = json.dumps(value, ensure_ascii=False, separators=(", ", ": ")) + "\n"
@@ -83,12 +98,7 @@ class Journal:
             JournalError: If another run works on it.
             OSError: If it cannot be written.
         """
-        if self.output.exists() and not self.output.is_file():
-            raise JournalError(f"{self.output} is no file. Give the name of a file to make, such as captions.jsonl.")
-        if not self.output.parent.is_dir():
-            raise FileNotFoundError(f"The folder {self.output.parent} of the output does not exist. Make it first.")
-        if not os.access(self.output.parent, os.W_OK):
-            raise PermissionError(f"The folder {self.output.parent} of the output may not be written to.")
+        check_output(self.output)
         self._part = _Part.locked(self.folder / "part-0.jsonl")
         for path in self._parts():  # a process of a run that was ended may still be there
             if path != self._part.path:
@@ -211,7 +221,8 @@ class Journal:
     def discard(self) -> None:
         """Take the folder of parts away; without its manifest, nothing in it counts any more."""
         self._manifest.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self._parts():
+            os.truncate(path, 0)
         self.close()
 
     # --- every process ------------------------------------------------------------------------------------------------
@@ -232,10 +243,12 @@ class Journal:
             self._part.write(to_line({"batch": batch, "records": list(records)}))
 
     def close(self) -> None:
-        """Let go of the output. A folder of parts in which there is nothing yet goes, too."""
+        """Let go of the output. A folder of parts in which nothing is kept goes, too."""
         if self._part is None:
             return
-        if not self._manifest.exists() and not any(path.stat().st_size for path in self._parts()):
+        # While the main process holds its part, no other run begins here.
+        holds = self._part.path.name == "part-0.jsonl" and self._part.is_there()
+        if holds and not self._manifest.exists() and not any(path.stat().st_size for path in self._parts()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._part.close()
         self._part = None
@@ -373,8 +386,8 @@ class _Part:
                 if fcntl is None:
                     return cls(path, handle)
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
-                    return cls(path, handle)
+                if (part := cls(path, handle)).is_there():
+                    return part
             except BlockingIOError as error:
                 os.close(handle)
                 raise JournalError(
@@ -385,6 +398,13 @@ class _Part:
                 os.close(handle)
                 raise
             os.close(handle)
+
+    def is_there(self) -> bool:
+        """Whether the file that is held is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def write(self, line: bytes) -> None:
         """Append all of a line, or nothing."""
