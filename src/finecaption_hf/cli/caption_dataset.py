@@ -72,9 +72,13 @@ def caption_dataset(
                 processor.question(name)  # with an error that lists the names
         return checkpoint, processor
 
-    goes_on = "What was finished is kept; the same command goes on from there."
     started = time.monotonic()
     counted: list[tuple[int, int]] = []
+
+    def so_far() -> str:
+        finished = "{} of {} regions are finished. ".format(*counted[-1]) if counted else ""
+        return f"{finished}What was finished is kept; the same command goes on from there."
+
     try:
         check_output(output)
         inputs = open_inputs(source, images=images, split=split)
@@ -101,12 +105,10 @@ def caption_dataset(
                 tell=tell,
             )
     except KeyboardInterrupt:
-        done, total = counted[-1] if counted else (0, 0)
-        tell(f"Stopped after {done} of {total} regions. {goes_on}")
+        tell(f"Stopped. {so_far()}")
         raise typer.Exit(130) from None
     except (DiskFullError, ProcessLostError) as error:
-        done, total = counted[-1] if counted else (0, 0)
-        raise stop(f"{error} {done} of {total} regions were finished. {goes_on}", 1) from error
+        raise stop(f"{error} {so_far()}", 1) from error
     except (ImportError, OSError, ValueError) as error:
         raise stop(str(error), 2) from error
     if processes.is_main:

@@ -316,7 +316,8 @@ def _parse(value: Any, where: str) -> _Row:
         regions = [_region(entry, questions, f"{where}: regions[{n}]", ids) for n, entry in enumerate(entries)]
         return _Row(name, picture, regions, key)
     except DataError as error:
-        return _Row(name, picture, [RegionInput(0, 0, error=error.at(where))], key)
+        error = error if error.where == where else error.at(where)
+        return _Row(name, error if picture is None else picture, [RegionInput(0, 0, error=error)], key)
 
 
 def _region(entry: Any, questions: tuple[str, ...] | None, where: str, ids: dict[str, str]) -> RegionInput:

@@ -162,6 +162,7 @@ def _describe(
         raise ValueError(f"The input {inputs.name} is not the same in all processes. Give each the same.")
     model, processor = load()
     asked = resolve_questions(questions, processor.questions)
+    worker = _Worker(model, processor, asked, options)
 
     def begin() -> Result | list[int]:
         manifest["model"] = {"fingerprint": fingerprint(model, processor), "dtype": str(model.dtype)}
@@ -191,7 +192,6 @@ def _describe(
             done += own + (journal.newly_finished() if processes.count > 1 else 0)
             on_progress(done, total)
 
-    worker = _Worker(model, processor, asked, options)
     failure: str | None = None
     try:
         own = left[processes.rank :: processes.count]
@@ -277,10 +277,11 @@ class _Worker:
         whole: dict[str, str] = {}
         picture: Any = None
         unreadable: DataError | None = None
-        try:
-            picture = item.load()
-        except DataError as error:
-            unreadable = error
+        if any(region.error is None for region in item.regions):
+            try:
+                picture = item.load()
+            except DataError as error:
+                unreadable = error
         for index, region in enumerate(item.regions):
             record: dict[str, Any] = {"image": item.name, **(region.ids or {}), "region_index": region.region_index}
             prepared.records.append(record)
