@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,6 @@ class Nursery:
 
 
 def _serve(connection: Any) -> None:
-    torch.set_num_threads(1)
     checkpoint = load(device="cpu")
     while (job := connection.recv()) is not None:
         count, victim = job.get("count", 1), job["victim"]
@@ -285,6 +285,8 @@ def _serve(connection: Any) -> None:
 
 
 def _run(checkpoint: Any, job: dict[str, Any], is_victim: bool) -> int:
+    # After a fork torch makes its pool anew at the first use, which must not be by two threads at once.
+    torch.set_num_threads(1)
     if isinstance(job["kill"], int) and is_victim:
         _kill_after(job["kill"])
     if "room" in job:
@@ -302,6 +304,9 @@ def _run(checkpoint: Any, job: dict[str, Any], is_victim: bool) -> int:
         return LOST
     except DiskFullError:
         return FULL
+    except BaseException:  # the process was forked: it must not go on as its parent would
+        traceback.print_exc()
+        return 1
     return 0
 
 
