@@ -173,9 +173,7 @@ def test_every_real_region_in_every_form_through_python(embedded: Any, real_regi
         for region in regions:
             for forms in (python_forms(region), python_box_forms(region)):
                 # One batch, so that rows with equal inputs are computed alike.
-                answers = caption_regions(
-                    model, processor, image, forms, "region", max_new_tokens=8, batch_size=len(forms)
-                )
+                answers = caption_regions(model, processor, image, forms, "region", max_new_tokens=8)
                 assert answers[0][0]
                 assert answers == [answers[0]] * len(forms), path
 
@@ -260,13 +258,13 @@ def test_mask_fits_the_picture_as_it_is_displayed(embedded: Any, tmp_path: Path)
 
 
 @pytest.mark.hub
-def test_batch_size_leaves_captions_unchanged(embedded: Any) -> None:
+def test_tokens_at_once_leave_captions_unchanged(embedded: Any) -> None:
     model, processor = embedded
     image = Image.open(EXAMPLE_PICTURE)
     masks = [Image.open(EXAMPLE_MASK), None, [5, 5, 90, 90]]
     questions = ["color", "region", "What is this?"]
-    alone = caption_regions(model, processor, image, masks, questions, batch_size=1)
-    together = caption_regions(model, processor, image, masks, questions, batch_size=9)
+    alone = caption_regions(model, processor, image, masks, questions, max_batch_tokens=1)
+    together = caption_regions(model, processor, image, masks, questions)
     assert [len(answers) for answers in together] == [3, 3, 3]
     assert alone == together
 

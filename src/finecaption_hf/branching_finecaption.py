@@ -291,7 +291,7 @@ class _Branch:
         return len(self.question_ids) + self.max_new_tokens
 
 
-class _Unsupported(Exception):
+class _Unsupported(RuntimeError):
     """What a language model asks of attention that decoding in branches does not have."""
 
 
@@ -306,7 +306,7 @@ class BranchCache(Cache):
         question_tokens (`int`): the most tokens that questions about a region will take.
     """
 
-    steps_at_once = 8
+    steps_at_once = 4
 
     def __init__(self, prefixes: list[Cache], question_tokens: int) -> None:
         super().__init__(layers=[])
@@ -363,12 +363,9 @@ class BranchCache(Cache):
 
     def select(self, rows: torch.Tensor | None, columns: torch.Tensor) -> None:
         """Keep some regions (all where `rows` is None), and of each of them some branches, `columns` `(R, n)`."""
-        for pair in self.prompts if rows is not None else ():
-            for number, part in enumerate(pair):
-                pair[number] = part[rows.to(part.device)]
-        for pair in self.answers:
-            for number, part in enumerate(pair):
-                pair[number] = _pick(part, rows, columns)
+        if rows is not None:
+            self.prompts = [[part[rows.to(part.device)] for part in pair] for pair in self.prompts]
+        self.answers = [[_pick(part, rows, columns) for part in pair] for pair in self.answers]
         self.question_mask = _pick(self.question_mask, rows, columns)
 
     @property
@@ -435,7 +432,9 @@ def branch_attention_forward(
         `torch.Tensor` of shape `(R, L, H, d)`, and `None` for the weights.
     """
     if branch_cache is None:
-        raise _Unsupported("does not hand on to its attention what it gets")
+        raise _Unsupported(
+            "does not hand on to its attention what it gets (or is used in another thread while an engine decodes)"
+        )
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
             raise _Unsupported(f"uses {name} in its attention")
@@ -469,14 +468,15 @@ def branch_attention_forward(
 # The name holds this file's module: several checkpoints bring a copy of it.
 BRANCH_ATTENTION = f"finecaption_branches_{__name__}"
 AttentionInterface.register(BRANCH_ATTENTION, branch_attention_forward)
-_SWITCHED = threading.RLock()
+# Which attention a model uses is a setting that its threads share, so that engines take turns at language models.
+_TURN = threading.RLock()
 
 
 @contextmanager
 def _branch_attention(language_model: Any) -> Iterator[None]:
     """Decode with this file's attention, whatever the model uses otherwise."""
     config = language_model.config
-    with _SWITCHED:
+    with _TURN:
         before = config._attn_implementation
         config._attn_implementation = BRANCH_ATTENTION
         try:
@@ -644,6 +644,9 @@ class BranchEngine:
     A language model that cannot decode branches which share a prefix is used in the plain way, by `generate` on batches
     of whole prompts, with a warning; images and regions are then still encoded once.
 
+    Engines may share a model between threads, and take turns at its language model. Other calls of that model must not
+    run at the same time.
+
     Args:
         model (`FineCaptionForConditionalGeneration`): in evaluation mode.
         processor (`FineCaptionProcessor`): the checkpoint's.
@@ -658,6 +661,7 @@ class BranchEngine:
     """
 
     prefill_tokens_at_once = 4096
+    question_tokens_at_once = 2048
     regions_at_once = 16
 
     def __init__(self, model: Any, processor: Any, *, max_batch_tokens: int | None = None) -> None:
@@ -759,7 +763,7 @@ class BranchEngine:
                         branch.reported = len(branch.token_ids)
                         yield BranchUpdate(branch.region, branch.index, self._answer(branch))
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or len(wave.branches) == 1:
+                if not _is_out_of_memory(error) or wave.is_smallest:
                     raise
                 failure = str(error).partition("\n")[0]
             if failure is not None:
@@ -827,18 +831,22 @@ class BranchEngine:
             fitting = _how_many_fit(rows, len(self.prefix_ids), min(budget, self._plain_budget))
             return _Wave([rows[: max(fitting, 1)]])
         fitting = _how_many_fit(groups, len(self.prefix_ids), budget)
-        if fitting:
+        if fitting and sum(len(branch.question_ids) for branch in groups[0]) <= self.question_tokens_at_once:
             return _Wave([groups[:fitting]])
-        # One region alone is too much: its branches take turns at its prefix.
+        # One region alone is too much, or has so many questions that scoring each with all others would take long: its
+        # branches take turns at its prefix.
         passes: list[list[list[_Branch]]] = []
-        left = groups[0]
-        while left:
-            count = next(
-                (n for n in range(len(left), 1, -1) if _how_many_fit([left[:n]], len(self.prefix_ids), budget)), 1
-            )
-            passes.append([left[:count]])
-            left = left[count:]
-        return _Wave(passes)
+        row: list[_Branch] = []
+        for branch in groups[0]:
+            longer = [*row, branch]
+            num_questions = sum(len(it.question_ids) for it in longer)
+            too_many = num_questions > self.question_tokens_at_once
+            if row and (too_many or _num_tokens([longer], len(self.prefix_ids)) > budget):
+                passes.append([row])
+                row = [branch]
+            else:
+                row = longer
+        return _Wave([*passes, [row]])
 
     # --- computing ---
 
@@ -863,7 +871,7 @@ class BranchEngine:
     def _prefill(self, image_tokens: torch.Tensor, wave: "_Wave") -> BranchCache:
         """The keys and values of the prefixes of regions, from their image tokens `(R, N, D)`."""
         prefixes: list[Cache] = []
-        with self._timed("prefixes"):
+        with self._timed("prefixes"), _TURN:
             at_once = max(1, self.prefill_tokens_at_once // len(self.prefix_ids))
             for chunk in image_tokens.split(at_once):
                 cache = DynamicCache()
@@ -994,7 +1002,7 @@ class BranchEngine:
         regions = sorted({branch.region for branch in branches})
         rows = [regions.index(branch.region) for branch in branches]
         image_tokens = images.tokens(regions)[rows]
-        with self._timed("tokens"):
+        with self._timed("tokens"), _TURN:
             width = max(map(len, prompts))
             padding = [[0] * (width - len(prompt)) for prompt in prompts]
             device = self.model.device
@@ -1031,6 +1039,11 @@ class _Wave:
         self.passes = passes
         self.regions = [row[0].region for row in passes[0]]
         self.branches = [branch for rows in passes for row in rows for branch in row]
+
+    @property
+    def is_smallest(self) -> bool:
+        """Whether branches are decoded one by one."""
+        return all(sum(map(len, rows)) == 1 for rows in self.passes)
 
     def num_tokens(self, prefix_length: int) -> int:
         """The most that the cache may have to hold at once."""

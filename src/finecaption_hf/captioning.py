@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from transformers.image_utils import load_image
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from . import EMBEDDED_CHECKPOINT, register
+from .branching_finecaption import BranchEngine, BranchRequest
 from .masks_finecaption import as_mask, is_region_reference
-from .prompts_finecaption import find_question
 
 if TYPE_CHECKING:
     from .modeling_finecaption import FineCaptionForConditionalGeneration
@@ -85,8 +84,8 @@ def caption_regions(
     questions: str | Sequence[str],
     *,
     max_new_tokens: int = 64,
-    batch_size: int = 8,
-    **generate_kwargs: Any,
+    max_batch_tokens: int | None = None,
+    **options: Any,
 ) -> list[list[str]]:
     """Ask every question about every region of one image.
 
@@ -96,39 +95,25 @@ def caption_regions(
         masks: one region reference (see `as_mask`), or R of them in a list; `None` is the whole picture.
         questions: one or Q of them: names of tasks and attributes that the processor knows, or your own words.
         max_new_tokens: the longest caption, in tokens.
-        batch_size: region-question pairs that are decoded together.
-        **generate_kwargs: go to `model.generate`; without any, decoding is greedy.
+        max_batch_tokens: how much is held at once, see `BranchEngine`.
+        **options: further ones of `BranchRequest`, such as `temperature`; without any, decoding is greedy.
 
     Returns:
         R lists of Q captions.
 
     Raises:
-        ValueError: If there is no question.
+        ValueError: If there is no question, or an option makes no sense.
         MaskError: If a reference is none, does not fit the image or is empty.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not questions:
         raise ValueError("No question was given. Give at least one, such as 'region'.")
     picture: Image.Image = load_image(os.fspath(image) if isinstance(image, os.PathLike) else image)
-    references = [masks] if is_region_reference(masks) else masks
-    regions = [as_mask(reference, picture.height, picture.width) for reference in references]
-    conversations = [processor.conversation(picture, question, region) for region in regions for question in questions]
-    generate_kwargs.setdefault("do_sample", False)
-
-    captions: list[str] = []
-    for start in range(0, len(conversations), batch_size):
-        inputs = processor.apply_chat_template(
-            conversations[start : start + batch_size],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            padding=True,
-            add_generation_prompt=True,
-        ).to(model.device, dtype=model.dtype)
-        with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
-        answers = output[:, inputs["input_ids"].shape[1] :]
-        captions += [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+    references = [masks] if is_region_reference(masks) else list(masks)
+    requests = [(picture, reference, question) for reference in references for question in questions]
+    captions = caption_pairs(
+        model, processor, requests, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens, **options
+    )
     return [captions[start : start + len(questions)] for start in range(0, len(captions), len(questions))]
 
 
@@ -138,8 +123,8 @@ def caption_pairs(
     requests: Sequence[tuple[Image.Image, Any, str]],
     *,
     max_new_tokens: int = 64,
-    batch_size: int = 32,
-    **generate_kwargs: Any,
+    max_batch_tokens: int | None = None,
+    **options: Any,
 ) -> list[str]:
     """Answer requests about regions of several images; each image and each region is encoded once.
 
@@ -147,9 +132,7 @@ def caption_pairs(
         model, processor: as `load` returns them.
         requests: (image, region reference or `None` for the whole image, question). Requests that share an image or a
             region do so by holding the same object.
-        max_new_tokens: the longest answer, in tokens.
-        batch_size: requests that are decoded together.
-        **generate_kwargs: go to `model.generate`; without any, decoding is greedy.
+        max_new_tokens, max_batch_tokens, **options: as for `caption_regions`.
 
     Returns:
         One answer per request, in their order.
@@ -161,47 +144,23 @@ def caption_pairs(
     regions: dict[tuple[int, int | None], int] = {}
     masks: list[Any] = []
     image_indices: list[int] = []
-    for image, mask, _ in requests:
+    asked: list[list[BranchRequest]] = []
+    places: list[tuple[int, int]] = []
+    for image, mask, question in requests:
         position, _ = images.setdefault(id(image), (len(images), image))
         key = (id(image), None if mask is None else id(mask))
         if key not in regions:
             regions[key] = len(masks)
             masks.append(as_mask(mask, image.height, image.width))
             image_indices.append(position)
-    generate_kwargs.setdefault("do_sample", False)
-    texts = {question: _prompt(processor, question) for _, _, question in requests}
-    # Prompts of like length together, so that little is padded.
-    order = sorted(range(len(requests)), key=lambda number: len(texts[requests[number][2]]))
-    answers = [""] * len(requests)
-    with torch.inference_mode():
-        vision = processor.image_processor(
-            [image for _, image in images.values()], masks=masks, image_indices=image_indices, return_tensors="pt"
-        ).to(model.device, dtype=model.dtype)
-        features = model.get_image_features(**vision, return_dict=True).pooler_output
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            prompts = [texts[requests[number][2]] for number in batch]
-            tokens = processor.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-            chosen = [
-                regions[id(requests[number][0]), None if requests[number][1] is None else id(requests[number][1])]
-                for number in batch
-            ]
-            output = model.generate(
-                input_ids=tokens["input_ids"].to(model.device),
-                attention_mask=tokens["attention_mask"].to(model.device),
-                mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features[chosen])},
-                max_new_tokens=max_new_tokens,
-                **generate_kwargs,
-            )
-            decoded = processor.batch_decode(output[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
-            for number, text in zip(batch, decoded, strict=True):
-                answers[number] = text.strip()
-    return answers
-
-
-def _prompt(processor: "FineCaptionProcessor", question: str) -> str:
-    """The chat of one question, with as many image tokens as a region takes."""
-    text = find_question(question, processor.questions) or question
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    prompt = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    return prompt.replace(processor.image_token, processor.image_token * processor.image_seq_length)
+            asked.append([])
+        region = regions[key]
+        places.append((region, len(asked[region])))
+        asked[region].append(BranchRequest(question, max_new_tokens=max_new_tokens, **options))
+    if not requests:
+        return []
+    vision = processor.image_processor(
+        [image for _, image in images.values()], masks=masks, image_indices=image_indices, return_tensors="pt"
+    )
+    answers = BranchEngine(model, processor, max_batch_tokens=max_batch_tokens).answer(vision, asked)
+    return [answers[region][branch].text for region, branch in places]

@@ -86,7 +86,10 @@ def score(
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Region-question pairs that are decoded together.")] = 32,
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that are held at once.", show_default="what half of the free memory takes"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on scenes whose combinations of values are kept out of training, word for word."""
@@ -110,7 +113,7 @@ def score(
             split=split.value,
             names=asked,
             num_regions=regions,
-            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
             use_mask=not no_mask,
             on_scene=lambda done: progress.update(bar, completed=done),
         )

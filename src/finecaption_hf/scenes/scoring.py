@@ -29,7 +29,7 @@ def score_scenes(
     split: Split = "test",
     names: tuple[str, ...] = ATTRIBUTE_NAMES,
     num_regions: int | None = None,
-    batch_size: int = 32,
+    max_batch_tokens: int | None = None,
     use_mask: bool = True,
     on_scene: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def score_scenes(
         split: "test" shows only combinations that training holds out.
         names: the questions, of `QUESTIONS`. "global" is asked once per scene, about the whole picture.
         num_regions: as for `render_scene`.
-        batch_size: region-question pairs that are decoded together.
+        max_batch_tokens: how much is held at once, see `BranchEngine`.
         use_mask: False asks every question with the whole image as region, for comparison.
         on_scene: called with the number of scenes done, for a progress bar.
 
@@ -78,7 +78,8 @@ def score_scenes(
             (pictures[number], masks[number][index] if use_mask and index is not None else None, name)
             for number, index, name in asked
         ]
-        captions = dict(zip(asked, caption_pairs(model, processor, requests, max_new_tokens=48, batch_size=batch_size)))
+        told = caption_pairs(model, processor, requests, max_new_tokens=48, max_batch_tokens=max_batch_tokens)
+        captions = dict(zip(asked, told, strict=True))
         results = {key: is_right(caption, truths[key[0]][key[1] or 0][key[2]]) for key, caption in captions.items()}
         for (_, _, name), result in results.items():
             right[name].append(result)
