@@ -49,7 +49,7 @@ _DATASET = "Whole datasets: --input and --output"
 _OF_A_PICTURE = ("image", "mask", "box", "polygon", "rle", "out")
 _OF_A_DATASET = (
     *("images", "split", "temperature", "top_p", "seed", "log_probs", "batch_size", "max_batch_tokens"),
-    *("num_workers", "overwrite"),
+    *("num_workers", "overwrite", "retry_failed"),
 )
 
 
@@ -149,6 +149,14 @@ def caption(
         bool,
         typer.Option("--overwrite", help="Start anew, and replace the output at the end.", rich_help_panel=_DATASET),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Of a finished output, describe the regions again that failed.",
+            rich_help_panel=_DATASET,
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Caption regions of a picture, or of a whole dataset.
@@ -183,6 +191,7 @@ def caption(
             },
             num_workers=num_workers,
             overwrite=overwrite,
+            retry_failed=retry_failed,
             as_json=as_json,
         )
         return

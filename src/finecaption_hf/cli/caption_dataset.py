@@ -35,6 +35,7 @@ def caption_dataset(
     options: dict[str, Any],
     num_workers: int,
     overwrite: bool,
+    retry_failed: bool,
     as_json: bool,
 ) -> None:
     """Describe all regions of an input; `questions` are (option, value) as they were given."""
@@ -99,6 +100,7 @@ def caption_dataset(
                 Options(**options),
                 model_name=model or "",
                 overwrite=overwrite,
+                retry_failed=retry_failed,
                 num_workers=num_workers,
                 processes=processes,
                 on_progress=on_progress,
@@ -142,6 +144,7 @@ def _report(result: "Result", output: Path, as_json: bool, counted: Sequence[tup
             typer.echo(f"  {' '.join(place.split())}", err=True)
         if more := result.failed - len(result.places):
             typer.echo(f'  and {more} more: the lines with "error" in {output}', err=True)
+        typer.echo("Once their cause is mended, --retry-failed describes them.", err=True)
 
 
 class _RateColumn(ProgressColumn):

@@ -161,6 +161,20 @@ class Journal:
         self._seen = {path: path.stat().st_size for path in self._parts()}
         return [batch for batch in range(len(self.region_counts)) if places.part[batch] < 0]
 
+    def reopen(self) -> None:
+        """Take a finished output up again, with all of its batches in which nothing failed; then comes `begin`.
+
+        As long as there is no manifest of the parts, the finished output counts.
+        """
+        assert self._part is not None
+        for path in self._parts():
+            os.truncate(path, 0)
+        with open(self.output, "rb") as file, _full_disk_named(self.folder):
+            for batch, count in enumerate(self.region_counts):
+                records = [json.loads(file.readline()) for _ in range(count)]
+                if not any("error" in record for record in records):
+                    self.append(batch, records)
+
     def newly_finished(self) -> int:
         """The regions that other processes finished since the last call."""
         regions = 0

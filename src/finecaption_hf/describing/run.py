@@ -69,6 +69,7 @@ def describe_dataset(
     *,
     model_name: str = "",
     overwrite: bool = False,
+    retry_failed: bool = False,
     num_workers: int = 4,
     processes: Processes | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -84,6 +85,7 @@ def describe_dataset(
         options: what decides the texts.
         model_name: for the manifest.
         overwrite: forget what was finished, and replace the output at the end.
+        retry_failed: if the output is finished, describe the regions again that could not be described.
         num_workers: threads that read pictures ahead of the model.
         processes: those that share the work; `None` means this one alone.
         on_progress: gets the number of regions that are done, and of all, in the main process.
@@ -110,6 +112,7 @@ def describe_dataset(
             options,
             model_name,
             overwrite,
+            retry_failed,
             num_workers,
             processes,
             on_progress if processes.is_main else lambda done, total: None,
@@ -140,6 +143,7 @@ def _describe(
     options: Options,
     model_name: str,
     overwrite: bool,
+    retry_failed: bool,
     num_workers: int,
     processes: Processes,
     on_progress: Callable[[int, int], None],
@@ -170,9 +174,11 @@ def _describe(
         about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         if not overwrite and (finished := journal.check(manifest)) is not None:
-            journal.discard()
-            tell(f"{journal.output.name} was finished before; nothing is left to do.")
-            return finished
+            if not (retry_failed and finished.failed):
+                journal.discard()
+                tell(f"{journal.output.name} was finished before; nothing is left to do.")
+                return finished
+            journal.reopen()
         return journal.begin({**manifest, "made_with": {**about, **versions}}, tell, overwrite=overwrite)
 
     left = processes.first(begin)
