@@ -26,12 +26,12 @@ from typer.testing import CliRunner
 from finecaption_hf.captioning import caption_regions, load
 from finecaption_hf.cli import app
 from finecaption_hf.describing import (
-    DiskFullError,
     JournalError,
     Options,
     Processes,
     ProcessLostError,
     Result,
+    UnfinishedError,
     describe_dataset,
     open_inputs,
     run,
@@ -41,7 +41,7 @@ from finecaption_hf.describing.journal import _Part
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["finecaption_hf.describing", "finecaption_hf.captioning"])
 OPTIONS = {"max_new_tokens": 5, "batch_size": 1}
-LOST, FULL = 7, 8
+LOST, UNFINISHED, REFUSED = 7, 8, 9
 
 
 def write_rows(folder: Path, num_images: int, regions: int = 1) -> Path:
@@ -270,7 +270,7 @@ class Nursery:
         Args:
             kill: after so many steps, if it is a whole number, or seconds, if it is a fraction.
             victim: the process to kill; `None` means all of them.
-            job: `count` of processes, `room` for files in bytes.
+            job: `count` of processes, `room` for files in bytes, process `without_weights`.
         """
         self.connection.send({"source": source, "output": output, "kill": kill, "victim": victim, **job})
         assert self.connection.poll(90), "the run hangs"
@@ -309,9 +309,15 @@ def _run(checkpoint: Any, job: dict[str, Any], is_victim: bool) -> int:
         _kill_after(job["kill"])
     if "room" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["room"], resource.RLIM_INFINITY))
+
+    def load_here() -> Any:
+        if job.get("without_weights") == int(os.environ["RANK"]):
+            raise OSError("the weights are not here")
+        return checkpoint
+
     try:
         describe_dataset(
-            lambda: checkpoint,
+            load_here,
             open_inputs(job["source"]),
             job["output"],
             "color",
@@ -320,8 +326,10 @@ def _run(checkpoint: Any, job: dict[str, Any], is_victim: bool) -> int:
         )
     except ProcessLostError:
         return LOST
-    except DiskFullError:
-        return FULL
+    except UnfinishedError:
+        return UNFINISHED
+    except (OSError, ValueError):
+        return REFUSED
     except BaseException:  # the process was forked: it must not go on as its parent would
         traceback.print_exc()
         return 1
@@ -420,11 +428,11 @@ def test_a_full_disk_keeps_what_is_finished(
     nursery: Nursery, source: Path, uninterrupted: bytes, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
-    assert nursery(source, output, room=3000) == [FULL]
+    assert nursery(source, output, room=3000) == [UNFINISHED]
     part = (tmp_path / "out.jsonl.parts" / "part-0.jsonl").read_bytes()
     assert part.endswith(b"}\n")
     assert 5 < part.count(b"\n") < 30
-    assert nursery(source, output, room=3000) == [FULL]
+    assert nursery(source, output, room=3000) == [UNFINISHED]
     assert nursery(source, output) == [0]
     assert_finished(output, uninterrupted)
 
@@ -457,7 +465,12 @@ def test_a_process_that_is_lost_ends_the_others_and_its_work_is_kept(
 
 
 def test_a_full_disk_of_one_process_is_told_by_all(nursery: Nursery, source: Path, tmp_path: Path) -> None:
-    assert nursery(source, tmp_path / "out.jsonl", count=2, room=1500) == [FULL, LOST]
+    assert nursery(source, tmp_path / "out.jsonl", count=2, room=1500) == [UNFINISHED, LOST]
+
+
+def test_a_process_that_cannot_start_ends_all(nursery: Nursery, source: Path, tmp_path: Path) -> None:
+    assert nursery(source, tmp_path / "out.jsonl", count=2, without_weights=1) == [REFUSED, REFUSED]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -548,6 +561,27 @@ def test_wrong_use_ends_in_one_line_before_a_model_is_loaded(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_input_that_changes_under_the_run_ends_it_and_a_defect_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path, 12)
+    arguments = ["--input", source, "--output", tmp_path / "out.jsonl", "--batch-size", 1, "--max-new-tokens", 4]
+    answer = run._Worker.answer
+    with monkeypatch.context() as patches:
+        patches.setattr(run._Worker, "answer", lambda self, images: source.unlink(True) or answer(self, images))
+        result = command(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "rows.jsonl" in result.stderr
+    assert "of 12 regions are finished" in result.stderr
+    write_rows(tmp_path, 12)
+    with monkeypatch.context() as patches:
+        patches.setattr(run._Worker, "answer", lambda self, images: int("a defect"))
+        with pytest.raises(ValueError, match="a defect"):
+            command(*arguments)
+    assert command(*arguments).exit_code == 0
+    assert len(records(tmp_path / "out.jsonl")) == 12
 
 
 def test_an_attribute_that_is_not_known_lists_those_that_are(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is to be described: rows, folders and datasets -> images with their regions."""
 
+import contextlib
 import io
 import json
 import zipfile
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finecaption_hf import as_mask
+from finecaption_hf import MaskError, as_mask
 from finecaption_hf.data import DataError, open_images
 from finecaption_hf.describing import RegionInputs, open_inputs
 from finecaption_hf.describing.inputs import MAX_REGIONS
@@ -177,6 +178,32 @@ def test_what_is_broken_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
         assert part in found[position]
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = ["image", "id", "regions", "questions", "mask", "segmentation", "mask_file", "box_xyxy", "bbox", "counts"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=st.dictionaries(st.sampled_from(KEYS), ANYTHING | st.just([{"mask": 1}, None, 2, {"id": []}])) | ANYTHING)
+def test_whatever_a_row_holds_becomes_regions_or_errors(tmp_path: Path, row: Any) -> None:
+    picture().save(tmp_path / "a.png")
+    inputs = of_rows(tmp_path, {"image": "a.png", **BOX}, row, {"image": "a.png", **BOX})
+    errors(inputs)
+    for index in range(len(inputs)):
+        item = inputs[index]
+        try:
+            loaded = item.load()
+        except DataError:
+            continue
+        for region in item.regions:
+            if region.error is None:
+                with contextlib.suppress(DataError, MaskError):
+                    as_mask(item.reference(region), loaded.height, loaded.width)
+
+
 def test_an_image_that_is_missing_or_damaged_says_so_when_it_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     rows = [
@@ -185,9 +212,9 @@ def test_an_image_that_is_missing_or_damaged_says_so_when_it_is_loaded(tmp_path:
         {"image": "../a.png", **BOX},
         {"file": "a", **BOX},
     ]
-    inputs = of_rows(tmp_path, *rows, {"image": "", **BOX}, {"image": 3, **BOX})
+    inputs = of_rows(tmp_path, *rows, {"image": "", **BOX}, {"image": 3, **BOX}, {"image": "\ud800", **BOX})
     expected = ["'gone.png': it is not there", "no format of pictures", "leads out", "rows.jsonl:4: image: nothing"]
-    expected += ["rows.jsonl:5: image: text arrived", "rows.jsonl:6: image: a number arrived"]
+    expected += ["rows.jsonl:5: image: text arrived", "rows.jsonl:6: image: a number arrived", "can't encode"]
     assert len(inputs) == len(expected)
     for index, part in enumerate(expected):
         with pytest.raises(DataError, match=part.replace("[", r"\[")):

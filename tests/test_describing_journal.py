@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finecaption_hf.describing import DiskFullError, JournalError
+from finecaption_hf.describing import JournalError, UnfinishedError
 from finecaption_hf.describing.journal import MAX_PLACES, Journal, check_output
 
 COUNTS = [2, 1, 3]
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_what_was_finished(tmp_path: Path, monkeypatch: pytes
         return taken
 
     monkeypatch.setattr(os, "write", short_of_room)
-    with pytest.raises(DiskFullError, match="No space left on device"):
+    with pytest.raises(UnfinishedError, match="No space left on device"):
         journal.append(1, records(1))
     assert room == [0]
     assert part.read_bytes() == before
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_what_was_finished(tmp_path: Path, monkeypatch: pytes
     journal.append(1, records(1))
     journal.append(2, records(2))
     monkeypatch.setattr(os, "fsync", lambda handle: short_of_room(handle, b""))
-    with pytest.raises(DiskFullError):
+    with pytest.raises(UnfinishedError):
         journal.finish()
     assert not (tmp_path / "out.jsonl").exists()
     monkeypatch.undo()

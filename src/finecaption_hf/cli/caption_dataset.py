@@ -40,10 +40,11 @@ def caption_dataset(
 ) -> None:
     """Describe all regions of an input; `questions` are (option, value) as they were given."""
     from ..describing import (
-        DiskFullError,
+        JournalError,
         Options,
         Processes,
         ProcessLostError,
+        UnfinishedError,
         check_output,
         describe_dataset,
         open_inputs,
@@ -109,9 +110,11 @@ def caption_dataset(
     except KeyboardInterrupt:
         tell(f"Stopped. {so_far()}")
         raise typer.Exit(130) from None
-    except (DiskFullError, ProcessLostError) as error:
+    except (UnfinishedError, ProcessLostError) as error:
         raise stop(f"{error} {so_far()}", 1) from error
     except (ImportError, OSError, ValueError) as error:
+        if counted and not isinstance(error, JournalError):
+            raise  # input was good and work had begun: a defect, which keeps its traceback
         raise stop(str(error), 2) from error
     if processes.is_main:
         _report(result, output, as_json, counted, time.monotonic() - started)

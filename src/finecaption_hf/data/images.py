@@ -61,8 +61,12 @@ class ImageStore(ABC):
         where = _where(name)
         try:
             return self._bytes(_checked(name))
-        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            # RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile does not know
+        except (
+            *(OSError, RuntimeError, EOFError, UnicodeError),
+            *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+        ) as error:
+            # RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile does not know;
+            # UnicodeError: a name with half of a surrogate pair
             reason = "it is not there" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else str(error)
             raise DataError(where, f"{reason} (in {self.path}).") from error
         except DataError as error:

@@ -6,12 +6,12 @@
 """
 
 from .inputs import RegionInputs, open_inputs
-from .journal import DiskFullError, JournalError, Result, check_output
+from .journal import JournalError, Result, UnfinishedError, check_output
 from .processes import Processes, ProcessLostError
 from .run import Options, describe_dataset
 
 __all__ = [
-    "DiskFullError",
+    "UnfinishedError",
     "JournalError",
     "Options",
     "ProcessLostError",

@@ -115,7 +115,7 @@ class ImageInput:
             return found
         try:
             return Image.open(BytesIO(data))
-        except (OSError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders of damaged files raise nearly anything
             raise DataError(where, f"it cannot be read as a picture ({error}).") from error
 
 

@@ -29,8 +29,8 @@ class JournalError(ValueError):
     """What is on disk does not go with what is asked for, is damaged, or is in use."""
 
 
-class DiskFullError(OSError):
-    """Nothing more can be written. What was finished before is kept."""
+class UnfinishedError(RuntimeError):
+    """The work cannot go on, as on a disk that is full. What was finished before is kept."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Journal:
             for path in self._parts():
                 os.truncate(path, 0)
         places = self._scan(tell)
-        with _full_disk_named(self.folder):
+        with _unwritable_named(self.folder):
             if not self._manifest.is_file():
                 _write_whole(self._manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
         self._seen = {path: path.stat().st_size for path in self._parts()}
@@ -169,7 +169,7 @@ class Journal:
         assert self._part is not None
         for path in self._parts():
             os.truncate(path, 0)
-        with open(self.output, "rb") as file, _full_disk_named(self.folder):
+        with open(self.output, "rb") as file, _unwritable_named(self.folder):
             for batch, count in enumerate(self.region_counts):
                 records = [json.loads(file.readline()) for _ in range(count)]
                 if not any("error" in record for record in records):
@@ -196,14 +196,14 @@ class Journal:
 
         Raises:
             JournalError: If a batch is missing or damaged.
-            DiskFullError: If the disk is full; the parts stay.
+            UnfinishedError: If it cannot be written; the parts stay.
         """
         places = self._scan(lambda line: None)
         if missing := sum(part < 0 for part in places.part):
             raise JournalError(f"{missing} batches are not finished in {self.folder}. The same command goes on.")
         merged = self.folder / "merged.jsonl"
         digest, size, tally = hashlib.sha256(), 0, _Tally(self.output.name)
-        with _full_disk_named(self.folder):
+        with _unwritable_named(self.folder):
             try:
                 with open(merged, "wb") as target:
                     for records in places.read():
@@ -249,11 +249,11 @@ class Journal:
         """Keep a finished batch.
 
         Raises:
-            DiskFullError: If the disk is full; what was kept before is as it was.
+            UnfinishedError: If it cannot be written; what was kept before is as it was.
         """
         assert self._part is not None
         assert len(records) == self.region_counts[batch]
-        with _full_disk_named(self.folder):
+        with _unwritable_named(self.folder):
             self._part.write(to_line({"batch": batch, "records": list(records)}))
 
     def close(self) -> None:
@@ -437,8 +437,8 @@ class _Part:
             self._handle = -1
 
 
-class _full_disk_named:
-    """Turns the system's words for a disk that is full into `DiskFullError`."""
+class _unwritable_named:
+    """Turns an error of the system, a full disk above all, into `UnfinishedError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -447,9 +447,10 @@ class _full_disk_named:
         return None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise DiskFullError(
-                f"Nothing more can be written to {self.folder.parent} ({error.strerror}). Make room."
+        if isinstance(error, OSError):
+            remedy = " Make room." if error.errno in _FULL else ""
+            raise UnfinishedError(
+                f"Nothing more can be written to {self.folder.parent} ({error.strerror}).{remedy}"
             ) from error
 
 

@@ -20,7 +20,7 @@ from ..image_processing_finecaption import join_vision
 from ..masks_finecaption import MaskError, as_mask, mask_to_box
 from ..prompts_finecaption import PromptEncoder, normalise_name, resolve_questions
 from .inputs import ImageInput, RegionInputs
-from .journal import DiskFullError, Journal, Result
+from .journal import Journal, Result, UnfinishedError
 from .processes import Processes
 
 _FORMAT = 1
@@ -96,7 +96,7 @@ def describe_dataset(
 
     Raises:
         JournalError: If the output belongs to another command, is damaged or in use.
-        DiskFullError: If nothing more can be written. What was finished is kept.
+        UnfinishedError: If nothing more can be written, or the input changed. What was finished is kept.
         ValueError: If there is no question, or a setting makes no sense.
         ProcessLostError: If another process ended early.
     """
@@ -164,13 +164,12 @@ def _describe(
 
     if processes.first(look) != inputs.fingerprint:
         raise ValueError(f"The input {inputs.name} is not the same in all processes. Give each the same.")
-    model, processor = load()
-    asked = resolve_questions(questions, processor.questions)
-    worker = _Worker(model, processor, asked, options)
+    worker = _loaded(load, questions, options, processes)
 
     def begin() -> Result | list[int]:
-        manifest["model"] = {"fingerprint": fingerprint(model, processor), "dtype": str(model.dtype)}
-        manifest["questions"] = asked
+        model = worker.model
+        manifest["model"] = {"fingerprint": fingerprint(model, worker.processor), "dtype": str(model.dtype)}
+        manifest["questions"] = worker.asked
         about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         if not overwrite and (finished := journal.check(manifest)) is not None:
@@ -205,16 +204,34 @@ def _describe(
             for batch, images in prepared:
                 journal.append(batch, worker.answer(images))
                 look_around(batches.region_counts[batch])
-    except DiskFullError as error:
+    except (UnfinishedError, DataError, OSError) as error:
         failure = str(error)
     failures = [each for each in processes.gather(failure, look_around) if each is not None]
 
     def finish() -> Result:
         if failures:
-            raise DiskFullError(failures[0])
+            raise UnfinishedError(failures[0])
         return journal.finish()
 
     return processes.first(finish)
+
+
+def _loaded(
+    load: Callable[[], Checkpoint], questions: str | Sequence[str], options: Options, processes: Processes
+) -> "_Worker":
+    """What turns images into records; where it fails in one process, all of them end, and the main one can say why."""
+    failure: Exception | None = None
+    try:
+        model, processor = load()
+        worker = _Worker(model, processor, resolve_questions(questions, processor.questions), options)
+    except (ImportError, OSError, ValueError) as error:
+        failure = error
+    for rank, reason in enumerate(processes.gather(None if failure is None else str(failure), lambda: None)):
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            raise ValueError(f"Process {rank}: {reason}")
+    return worker
 
 
 def _read_ahead(
@@ -263,6 +280,7 @@ class _Worker:
     """Turns images with regions into records."""
 
     def __init__(self, model: Any, processor: Any, asked: Mapping[str, str], options: Options) -> None:
+        self.model = model
         self.processor = processor
         self.asked = dict(asked)
         self.options = options
