@@ -24,7 +24,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finecaption_hf.captioning import caption_regions, load
-from finecaption_hf.cli import app
+from finecaption_hf.cli import app, caption_dataset
 from finecaption_hf.describing import (
     JournalError,
     Options,
@@ -315,15 +315,20 @@ def _run(checkpoint: Any, job: dict[str, Any], is_victim: bool) -> int:
             raise OSError("the weights are not here")
         return checkpoint
 
+    counted: list[int] = []
     try:
-        describe_dataset(
+        result = describe_dataset(
             load_here,
             open_inputs(job["source"]),
             job["output"],
             "color",
             Options(**OPTIONS, temperature=1.0),
             processes=Processes.launched(),
+            on_progress=lambda done, total: counted.append(done),
         )
+        # The main process counts what all of them do.
+        assert counted == sorted(counted)
+        assert not counted or counted[-1] == result.regions
     except ProcessLostError:
         return LOST
     except UnfinishedError:
@@ -582,6 +587,24 @@ def test_an_input_that_changes_under_the_run_ends_it_and_a_defect_keeps_its_trac
             command(*arguments)
     assert command(*arguments).exit_code == 0
     assert len(records(tmp_path / "out.jsonl")) == 12
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [100.0]
+    monkeypatch.setattr(caption_dataset.time, "monotonic", lambda: now[0])
+    with caption_dataset._progress(is_main=True) as show:
+        for second in range(0, 100, 5):
+            now[0] = 100.0 + second
+            show(1000 + 2 * second, 4000)
+    with caption_dataset._progress(is_main=False) as show:
+        show(0, 10)
+        now[0] += 1000
+        show(5, 10)
+    assert capsys.readouterr().err.splitlines() == [
+        "1060 of 4000 regions, 2.0 regions/s, 00:24:30 left",
+        "1120 of 4000 regions, 2.0 regions/s, 00:24:00 left",
+        "1180 of 4000 regions, 2.0 regions/s, 00:23:30 left",
+    ]
 
 
 def test_an_attribute_that_is_not_known_lists_those_that_are(tmp_path: Path) -> None:

@@ -16,14 +16,8 @@ from PIL import Image
 from transformers import GenerationConfig, TopPLogitsWarper
 
 from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
-from finecaption_hf.branching_finecaption import (
-    BranchAnswer,
-    BranchCache,
-    BranchEngine,
-    BranchRequest,
-    BranchUpdate,
-    branch_attention_forward,
-)
+from finecaption_hf.branch_attention_finecaption import BRANCH_ATTENTION, BranchCache, branch_attention_forward
+from finecaption_hf.branching_finecaption import BranchAnswer, BranchEngine, BranchRequest, BranchUpdate
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, join_vision
 
 pytestmark = pytest.mark.hub
@@ -418,13 +412,14 @@ def drawn(seed: int, **options: Any) -> BranchRequest:
     return BranchRequest("color", max_new_tokens=10, temperature=1.0, seed=seed, **options)
 
 
-def test_draws_follow_the_seed_whatever_else_is_answered(small: Any) -> None:
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_draws_follow_the_seed_whatever_else_is_answered(small: Any, top_p: float) -> None:
     model, processor = small
     vision = vision_of(processor, [0, 1, 0])
     engine = BranchEngine(model, processor)
-    alone = [engine.answer(vision, [[], [drawn(seed, top_p=0.9)], []])[1][0] for seed in range(6)]
-    among = [BranchRequest("shape", temperature=2.0, seed=3), "Which shape?"]
-    row = [drawn(seed, top_p=0.9) for seed in reversed(range(6))]
+    alone = [engine.answer(vision, [[], [drawn(seed, top_p=top_p)], []])[1][0] for seed in range(6)]
+    among = [BranchRequest("shape", temperature=2.0, top_p=1.9 - top_p, seed=3), "Which shape?"]
+    row = [drawn(seed, top_p=top_p) for seed in reversed(range(6))]
     together = engine.answer(vision, [among * 3, [among[0], *row, among[1]], among])[1][1:7]
     assert together[::-1] == alone
     assert len({answer.token_ids for answer in alone}) >= 5
@@ -640,9 +635,9 @@ OBSTACLES: dict[str, tuple[dict[str, Any], str]] = {
         "more than the 70 within which",
     ),
     "no position ids": ({"model_type": "bloom", "n_head": 4, "n_layer": 2}, "takes no position_ids"),
-    "no attention": (
-        {"model_type": "mamba", "state_size": 4, "expand": 2, "time_step_rank": 4},
-        "takes no position_ids",
+    "layers of other kinds": (
+        {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
+        "layers of other kinds than attention (conv, full_attention)",
     ),
 }
 
@@ -706,8 +701,6 @@ def test_a_model_that_ignores_its_attention_is_found_out(embedded: Any, monkeypa
         return branch_attention_forward(*args, branch_cache=branch_cache, **kwargs)
 
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    from finecaption_hf.branching_finecaption import BRANCH_ATTENTION
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, BRANCH_ATTENTION, wrong)
     engine = BranchEngine(random_model(embedded[1], embedded, seed=3), embedded[1])

@@ -97,13 +97,23 @@ def test_readme_examples_run(
     for name in ("src", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    assert run_examples(ROOT / "README.md") >= 2
     assert capsys.readouterr().out.count("[") >= 3
     assert (tmp_path / "outlined.png").stat().st_size > 0
+
+
+def run_examples(path: Path) -> int:
+    """Run the Python examples of a document, each by itself; says how many there are."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), {})
+    return len(blocks)
+
+
+@pytest.mark.parametrize("name", ["engine.md"])
+def test_examples_of_the_documentation_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run_examples(ROOT / "docs" / name) >= 1
 
 
 def test_wheel_holds_the_checkpoint_and_the_hub_files(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedMo
 from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.utils import can_return_tuple, logging, torch_compilable_check
 
-from .branching_finecaption import (
+from .branch_attention_finecaption import (
     are_branch_ids,
     attention_window,
     branch_attention_mask,

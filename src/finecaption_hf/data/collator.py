@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..branching_finecaption import IGNORED_LABEL, PADDING_BRANCH, PackedSequence, pack_branches
+from ..branch_attention_finecaption import PADDING_BRANCH
+from ..branching_finecaption import IGNORED_LABEL, PackedSequence, pack_branches
 from ..prompts_finecaption import BranchEncoder
 from .records import Branch, DataError, Record, Region
 

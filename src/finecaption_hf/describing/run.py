@@ -207,6 +207,7 @@ def _describe(
     except (UnfinishedError, DataError, OSError) as error:
         failure = str(error)
     failures = [each for each in processes.gather(failure, look_around) if each is not None]
+    look_around()
 
     def finish() -> Result:
         if failures:

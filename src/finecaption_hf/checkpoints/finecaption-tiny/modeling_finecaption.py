@@ -28,7 +28,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedMo
 from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.utils import can_return_tuple, logging, torch_compilable_check
 
-from .branching_finecaption import (
+from .branch_attention_finecaption import (
     are_branch_ids,
     attention_window,
     branch_attention_mask,
@@ -259,7 +259,8 @@ def convert_normalisation(
     (given_mean, given_std), (wanted_mean, wanted_std) = given, wanted
     scale = [a / b for a, b in zip(given_std, wanted_std, strict=True)]
     shift = [(a - b) / c for a, b, c in zip(given_mean, wanted_mean, wanted_std, strict=True)]
-    return image * image.new_tensor(scale).view(-1, 1, 1) + image.new_tensor(shift).view(-1, 1, 1)
+    # In place on the product: another temporary of a large image costs more than the arithmetic.
+    return (image * image.new_tensor(scale).view(-1, 1, 1)).add_(image.new_tensor(shift).view(-1, 1, 1))
 
 
 def fold_to_grid(features: torch.Tensor, grid_size: int) -> torch.Tensor:
