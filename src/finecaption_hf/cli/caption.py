@@ -47,10 +47,7 @@ def _in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple
 _REGIONS, _QUESTIONS = "Regions (repeatable; none: the whole picture)", "Questions (repeatable; none: --task region)"
 _DATASET = "Whole datasets: --input and --output"
 _OF_A_PICTURE = ("image", "mask", "box", "polygon", "rle", "out")
-_OF_A_DATASET = (
-    *("images", "split", "temperature", "top_p", "seed", "log_probs", "batch_size", "max_batch_tokens"),
-    *("num_workers", "overwrite", "retry_failed"),
-)
+_OF_A_DATASET = ("images", "split", "log_probs", "batch_size", "num_workers", "overwrite", "retry_failed")
 
 
 def caption(
@@ -99,6 +96,12 @@ def caption(
     device: Device = None,
     dtype: DtypeOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token; above it tokens are drawn.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that are held at once.", show_default="by free memory")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the picture with outlined regions and captions.")
     ] = None,
@@ -125,23 +128,12 @@ def caption(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of a dataset.", rich_help_panel=_DATASET)] = None,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the likeliest token, above it they are drawn.", rich_help_panel=_DATASET)
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens of this probability.", rich_help_panel=_DATASET)
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.", rich_help_panel=_DATASET)] = 0,
     log_probs: Annotated[
         bool, typer.Option("--log-probs", help="Write the log-probability of each token.", rich_help_panel=_DATASET)
     ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Pictures that are described together.", rich_help_panel=_DATASET)
     ] = 4,
-    max_batch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens held at once.", show_default="by free memory", rich_help_panel=_DATASET),
-    ] = None,
     num_workers: Annotated[
         int, typer.Option(min=1, help="Threads that read pictures ahead.", rich_help_panel=_DATASET)
     ] = 4,
@@ -162,10 +154,18 @@ def caption(
     """Caption regions of a picture, or of a whole dataset.
 
     Regions and questions are numbered as they stand on the command line. Every question is asked about every region,
-    but for the global caption, which is about the whole picture. For several processes: accelerate launch -m
-    finecaption_hf.cli caption --input ...
+    but for the global caption, which is about the whole picture.
+
+    For several processes: accelerate launch -m finecaption_hf.cli caption --input ... --output ...
     """
     asked = _in_order(ctx, task=task, attribute=attribute, question=question) or [("task", Task.region)]
+    decoding: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "max_batch_tokens": max_batch_tokens,
+    }
     with errors_in_one_line():
         _check_mode(ctx, image, input, output)
     if input is not None and output is not None:
@@ -180,15 +180,7 @@ def caption(
             model=model,
             device=device,
             dtype=dtype,
-            options={
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "top_p": top_p,
-                "seed": seed,
-                "log_probs": log_probs,
-                "max_batch_tokens": max_batch_tokens,
-                "batch_size": batch_size,
-            },
+            options={**decoding, "log_probs": log_probs, "batch_size": batch_size},
             num_workers=num_workers,
             overwrite=overwrite,
             retry_failed=retry_failed,
@@ -197,8 +189,10 @@ def caption(
         return
     assert image is not None
     with errors_in_one_line():
+        from ..branching_finecaption import BranchRequest
         from ..prompts_finecaption import resolve_questions
 
+        BranchRequest("region", temperature=temperature, top_p=top_p)  # refuses what makes no sense
         _check_writable(out)
         picture = _open_picture(image)
         given = _in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle)
@@ -224,7 +218,7 @@ def caption(
         if not names:
             return [[] for _ in about]
         texts = [prompts[name] for name in names]
-        return caption_regions(checkpoint, processor, picture, about, texts, max_new_tokens=max_new_tokens)
+        return caption_regions(checkpoint, processor, picture, about, texts, **decoding)
 
     # The global caption is about the whole picture, whichever regions are asked about otherwise.
     whole = [name for name in prompts if name == Task.whole.value]
