@@ -119,7 +119,6 @@ class Journal:
         if self._manifest.is_file():
             _compare(_read_manifest(self._manifest), wanted, self.folder)
             return None
-        left = [path for path in self._parts() if path.stat().st_size]
         if self.final_manifest.is_file() and self.output.is_file():
             found = _read_manifest(self.final_manifest)
             _compare(found, wanted, self.output)
@@ -129,7 +128,7 @@ class Journal:
                 f"{self.output} is there already, without {self.final_manifest.name}, so it was not made by this "
                 "command. Give another name, or --overwrite."
             )
-        if left:
+        if any(path.stat().st_size for path in self._parts()):
             raise JournalError(
                 f"{self.folder} has finished work but no manifest.json, which says what it belongs to. Put it back, or "
                 "give --overwrite to start anew."

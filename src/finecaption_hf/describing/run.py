@@ -25,7 +25,7 @@ from .processes import Processes
 
 _FORMAT = 1
 _SAMPLES = 16
-_VOLATILE = ("transformers_version", "auto_map", "dtype", "torch_dtype", "device")
+_VOLATILE = ("transformers_version", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "device")
 
 Checkpoint = tuple[Any, Any]
 """A model and its processor."""
@@ -101,25 +101,75 @@ def describe_dataset(
         ProcessLostError: If another process ended early.
     """
     processes = processes or Processes()
+    if not processes.is_main:
+        on_progress, tell = (lambda done, total: None), (lambda line: None)
     batches = _Batches(inputs, options.batch_size)
-    journal = Journal(output, batches.region_counts)
-    try:
-        return _describe(
-            load,
-            batches,
-            journal,
-            questions,
-            options,
-            model_name,
-            overwrite,
-            retry_failed,
-            num_workers,
-            processes,
-            on_progress if processes.is_main else lambda done, total: None,
-            tell if processes.is_main else lambda line: None,
-        )
-    finally:
-        journal.close()
+    with closing(Journal(output, batches.region_counts)) as journal:
+        manifest: dict[str, Any] = {
+            "format": _FORMAT,
+            "input": {"fingerprint": inputs.fingerprint, "regions": inputs.num_regions},
+            "options": asdict(options),
+        }
+
+        def look() -> str:
+            journal.open()
+            if not overwrite:
+                journal.check(manifest)
+            return inputs.fingerprint
+
+        if processes.first(look) != inputs.fingerprint:
+            raise ValueError(f"The input {inputs.name} is not the same in all processes. Give each the same.")
+        worker = _loaded(load, questions, options, processes)
+
+        def begin() -> Result | list[int]:
+            model = worker.model
+            manifest["model"] = {"fingerprint": fingerprint(model, worker.processor), "dtype": str(model.dtype)}
+            manifest["questions"] = worker.asked
+            about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
+            versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+            if not overwrite and (finished := journal.check(manifest)) is not None:
+                if not (retry_failed and finished.failed):
+                    journal.discard()
+                    tell(f"{journal.output.name} was finished before; nothing is left to do.")
+                    return finished
+                journal.reopen()
+            return journal.begin({**manifest, "made_with": {**about, **versions}}, tell, overwrite=overwrite)
+
+        left = processes.first(begin)
+        if isinstance(left, Result):
+            return left
+        if not processes.is_main:
+            journal.join(processes.rank)
+        total = inputs.num_regions
+        done = total - sum(batches.region_counts[batch] for batch in left)
+        if done:
+            tell(f"{done} of {total} regions were described before; going on.")
+        on_progress(done, total)
+
+        def look_around(own: int = 0) -> None:
+            nonlocal done
+            if processes.is_main:
+                done += own + (journal.newly_finished() if processes.count > 1 else 0)
+                on_progress(done, total)
+
+        failure: str | None = None
+        try:
+            own = left[processes.rank :: processes.count]
+            with closing(_read_ahead(batches, own, worker.prepare, num_workers)) as prepared:
+                for batch, images in prepared:
+                    journal.append(batch, worker.answer(images))
+                    look_around(batches.region_counts[batch])
+        except (UnfinishedError, DataError, OSError) as error:
+            failure = str(error)
+        failures = [each for each in processes.gather(failure, look_around) if each is not None]
+        look_around()
+
+        def finish() -> Result:
+            if failures:
+                raise UnfinishedError(failures[0])
+            return journal.finish()
+
+        return processes.first(finish)
 
 
 class _Batches:
@@ -133,88 +183,6 @@ class _Batches:
 
     def items(self, batch: int) -> range:
         return range(batch * self.size, min((batch + 1) * self.size, len(self.inputs)))
-
-
-def _describe(
-    load: Callable[[], Checkpoint],
-    batches: _Batches,
-    journal: Journal,
-    questions: str | Sequence[str],
-    options: Options,
-    model_name: str,
-    overwrite: bool,
-    retry_failed: bool,
-    num_workers: int,
-    processes: Processes,
-    on_progress: Callable[[int, int], None],
-    tell: Callable[[str], None],
-) -> Result:
-    inputs = batches.inputs
-    manifest: dict[str, Any] = {
-        "format": _FORMAT,
-        "input": {"fingerprint": inputs.fingerprint, "regions": inputs.num_regions},
-        "options": asdict(options),
-    }
-
-    def look() -> str:
-        journal.open()
-        if not overwrite:
-            journal.check(manifest)
-        return inputs.fingerprint
-
-    if processes.first(look) != inputs.fingerprint:
-        raise ValueError(f"The input {inputs.name} is not the same in all processes. Give each the same.")
-    worker = _loaded(load, questions, options, processes)
-
-    def begin() -> Result | list[int]:
-        model = worker.model
-        manifest["model"] = {"fingerprint": fingerprint(model, worker.processor), "dtype": str(model.dtype)}
-        manifest["questions"] = worker.asked
-        about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        if not overwrite and (finished := journal.check(manifest)) is not None:
-            if not (retry_failed and finished.failed):
-                journal.discard()
-                tell(f"{journal.output.name} was finished before; nothing is left to do.")
-                return finished
-            journal.reopen()
-        return journal.begin({**manifest, "made_with": {**about, **versions}}, tell, overwrite=overwrite)
-
-    left = processes.first(begin)
-    if isinstance(left, Result):
-        return left
-    if not processes.is_main:
-        journal.join(processes.rank)
-    total = inputs.num_regions
-    done = total - sum(batches.region_counts[batch] for batch in left)
-    if done:
-        tell(f"{done} of {total} regions were described before; going on.")
-    on_progress(done, total)
-
-    def look_around(own: int = 0) -> None:
-        nonlocal done
-        if processes.is_main:
-            done += own + (journal.newly_finished() if processes.count > 1 else 0)
-            on_progress(done, total)
-
-    failure: str | None = None
-    try:
-        own = left[processes.rank :: processes.count]
-        with closing(_read_ahead(batches, own, worker.prepare, num_workers)) as prepared:
-            for batch, images in prepared:
-                journal.append(batch, worker.answer(images))
-                look_around(batches.region_counts[batch])
-    except (UnfinishedError, DataError, OSError) as error:
-        failure = str(error)
-    failures = [each for each in processes.gather(failure, look_around) if each is not None]
-    look_around()
-
-    def finish() -> Result:
-        if failures:
-            raise UnfinishedError(failures[0])
-        return journal.finish()
-
-    return processes.first(finish)
 
 
 def _loaded(
