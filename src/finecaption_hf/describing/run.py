@@ -16,9 +16,8 @@ import transformers
 from .. import __version__
 from ..branching_finecaption import BranchEngine, BranchRequest
 from ..data.records import DataError
-from ..image_processing_finecaption import join_vision
-from ..masks_finecaption import MaskError, as_mask, mask_to_box
-from ..prompts_finecaption import PromptEncoder, normalise_name, resolve_questions
+from ..prompts_finecaption import resolve_questions
+from ..records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
 from .inputs import ImageInput, RegionInputs
 from .journal import Journal, Result, UnfinishedError
 from .processes import Processes
@@ -55,8 +54,7 @@ class Options:
             raise ValueError(f"batch_size is {self.batch_size}. Give at least 1.")
 
     def request(self, question: str, position: int) -> BranchRequest:
-        text = json.dumps([self.seed, position, question])
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        seed = derived_seed(self.seed, position, question)
         return BranchRequest(question, self.max_new_tokens, self.temperature, self.top_p, seed=seed)
 
 
@@ -227,22 +225,11 @@ def _read_ahead(
 
 @dataclass
 class _Prepared:
-    """An image, ready for the engine.
-
-    Attributes:
-        item: as the input has it.
-        names: of the questions about each region.
-        records: of its regions, with box and area, or an error.
-        branches: what is asked, for each region that the engine gets: index of the region in `item` (`None`: the whole
-            image) and name of the question.
-        vision: what the image processor makes of these regions; `None` where there are none.
-    """
+    """An image as the input has it, the records of its regions, and the texts of the questions about each."""
 
     item: ImageInput
-    names: list[dict[str, str]]
-    records: list[dict[str, Any]]
-    branches: list[list[tuple[int | None, str]]]
-    vision: Mapping[str, Any] | None = None
+    regions: RegionRecords
+    texts: list[list[str]]
 
 
 class _Worker:
@@ -255,94 +242,67 @@ class _Worker:
         self.options = options
         self.engine = BranchEngine(model, processor, max_batch_tokens=options.max_batch_tokens)
         self._refused: dict[str, str | None] = {}
-        try:
-            self._prompts: PromptEncoder | None = PromptEncoder(processor)
-        except ValueError:  # the engine says so
-            self._prompts = None
         for text in self.asked.values():
             if reason := self._reason_against(text):
                 raise ValueError(reason)
 
     def prepare(self, item: ImageInput) -> _Prepared:
         """Read an image and its regions; runs in threads."""
-        prepared = _Prepared(item, [], [], [])
-        masks: list[Any] = []
-        whole: dict[str, str] = {}
-        picture: Any = None
+        asked = [
+            self.asked if region.questions is None else resolve_questions(region.questions, self.processor.questions)
+            for region in item.regions
+        ]
+        picture, size = None, (0, 0)
         unreadable: DataError | None = None
         if any(region.error is None for region in item.regions):
             try:
                 picture = item.load()
+                size = (picture.height, picture.width)
             except DataError as error:
                 unreadable = error
-        for index, region in enumerate(item.regions):
-            record: dict[str, Any] = {"image": item.name, **(region.ids or {}), "region_index": region.region_index}
-            prepared.records.append(record)
-            prepared.names.append({})
+        references = []
+        for region in item.regions:
+            reference = region.error or unreadable
             try:
-                if region.error is not None or unreadable is not None:
-                    raise region.error or unreadable or DataError("")
-                mask = as_mask(item.reference(region), picture.height, picture.width)
-            except (DataError, MaskError) as error:
-                record["error"] = _described(error)
-                continue
-            record.update(box_xyxy=list(mask_to_box(mask)), area=int(mask.sum()))
-            names = self.asked
-            if region.questions is not None:
-                names = resolve_questions(region.questions, self.processor.questions)
-            prepared.names[-1] = names
-            whole |= {name: text for name, text in names.items() if _is_global(name)}
-            if regional := [name for name in names if not _is_global(name)]:
-                masks.append(mask)
-                prepared.branches.append([(index, name) for name in regional])
-        if whole:
-            masks.append(None)
-            prepared.branches.append([(None, name) for name in whole])
-        if masks:
-            prepared.vision = self.processor.image_processor(picture, masks=masks, return_tensors="pt")
-        return prepared
+                references.append(item.reference(region) if reference is None else reference)
+            except DataError as error:
+                references.append(error)
+        heads = [
+            {"image": item.name, **(region.ids or {}), "region_index": region.region_index} for region in item.regions
+        ]
+        names = [list(of_region) for of_region in asked]
+        regions = RegionRecords.prepare(self.processor.image_processor, picture, size, references, names, heads)
+        return _Prepared(item, regions, [list(of_region.values()) for of_region in asked])
 
     def answer(self, images: Sequence[_Prepared]) -> list[dict[str, Any]]:
         """The records of all regions of a batch."""
-        requests, about = [], []
-        for number, image in enumerate(images):
+        for image in images:
             self._refuse_questions(image)
-            for branches in image.branches:
-                kept = [(index, name) for index, name in branches if index is None or image.names[index]]
-                requests.append([self.options.request(name, _position(image.item, index)) for index, name in kept])
-                about.append([(number, index, name) for index, name in kept])
-        told: dict[Any, Any] = {}
-        parts = [image.vision for image in images if image.vision is not None]
-        if parts:
-            answers = self.engine.answer(join_vision(parts), requests, log_probs=self.options.log_probs)
-            told = dict(zip(itertools.chain(*about), itertools.chain(*answers), strict=True))
-        records = []
-        for number, image in enumerate(images):
-            for index, (record, names) in enumerate(zip(image.records, image.names, strict=True)):
-                records.append(record)
-                if "error" in record:
-                    continue
-                own = {name: told[number, None if _is_global(name) else index, name] for name in names}
-                record["answers"] = {name: answer.text for name, answer in own.items()}
-                if self.options.log_probs:
-                    record["log_probs"] = {name: list(answer.log_probs or ()) for name, answer in own.items()}
-        return records
+        regions = [image.regions for image in images]
+
+        def request(branch: AskedBranch) -> BranchRequest:
+            return self.options.request(branch.name, _position(images[branch.image].item, branch.region))
+
+        told = {}
+        vision, branches, requests = ask(regions, request)
+        if vision is not None:
+            answers = self.engine.answer(vision, requests, log_probs=self.options.log_probs)
+            told = dict(zip(itertools.chain(*branches), itertools.chain(*answers), strict=True))
+        write_answers(regions, told, self.options.log_probs)
+        return [record for image in regions for record in image.records]
 
     def _refuse_questions(self, image: _Prepared) -> None:
         """A question that cannot be asked fails its region, not the batch."""
-        for record, names in zip(image.records, image.names, strict=True):
-            reason = next(filter(None, (self._reason_against(text) for text in names.values())), None)
+        for index in image.regions.good:
+            reason = next(filter(None, map(self._reason_against, image.texts[index])), None)
             if reason is not None:
-                for key in ("box_xyxy", "area"):
-                    del record[key]
-                record["error"] = {"type": "ValueError", "message": reason}
-                names.clear()
+                image.regions.fail(index, ValueError(reason))
 
     def _reason_against(self, text: str) -> str | None:
         # Not in the threads that prepare: fast tokenizers are not made for several at once.
-        if text not in self._refused and self._prompts is not None:
+        if text not in self._refused:
             try:
-                self._prompts.question_ids(text)
+                self.engine.question_ids(text)
                 self._refused[text] = None
             except ValueError as error:
                 self._refused[text] = str(error)
@@ -354,14 +314,6 @@ def _position(item: ImageInput, index: int | None) -> int:
     if index is not None:
         return item.regions[index].position
     return item.regions[0].position - item.regions[0].region_index
-
-
-def _is_global(name: str) -> bool:
-    return normalise_name(name) == "global"
-
-
-def _described(error: Exception) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": str(error)}
 
 
 # --- which model -----------------------------------------------------------------------------------------------------
