@@ -7,12 +7,12 @@
 from typing import TYPE_CHECKING, Any
 
 from .errors import MetricError
-from .scores import METRICS, Scores, score_captions
+from .scores import METRICS, CaptionScorer, Scores, score_captions
 
 if TYPE_CHECKING:
     from .module import RegionCaptionMetrics, trainer_metrics
 
-__all__ = ["METRICS", "MetricError", "RegionCaptionMetrics", "Scores", "score_captions", "trainer_metrics"]
+__all__ = ["METRICS", "CaptionScorer", "MetricError", "RegionCaptionMetrics", "Scores", "score_captions", "trainer_metrics"]
 
 
 def __getattr__(name: str) -> Any:
