@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 from . import ngrams
 from .bertscore import BertScorer, find_model
@@ -106,7 +106,7 @@ class CaptionScorer:
         self.metrics = _checked_metrics(metrics)
         if tokenizer not in TOKENIZERS:
             raise MetricError(f"The tokenizer is {tokenizer!r}. Choose from: {', '.join(TOKENIZERS)}.")
-        self._bert_options = {
+        self._bert_options: dict[str, Any] = {
             "model": bertscore_model,
             "layer": bertscore_layer,
             "baseline": bertscore_baseline,
@@ -125,10 +125,10 @@ class CaptionScorer:
         if "bertscore" in self.metrics:
             find_model(bertscore_model, bertscore_layer)
 
-    def __call__(
-        self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
-    ) -> Scores:
+    def __call__(self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> Scores:
         hypotheses, groups = checked_captions(predictions, references)
+        if not hypotheses:
+            raise MetricError("There are no captions. Give at least one prediction and its reference.")
         # Loaded first: whether it can be loaded should be known before METEOR has run for a minute.
         bert = BertScorer(**self._bert_options) if "bertscore" in self.metrics else None
         seconds: dict[str, float] = {}
@@ -160,7 +160,9 @@ class CaptionScorer:
         }
         if self._tokens is not None:
             parts["tokenizer"] = self._tokens.name
-            parts["+".join(name for name in self.metrics if name != "bertscore")] = f"pycocoevalcap-{version('pycocoevalcap')}"
+            parts["+".join(name for name in self.metrics if name != "bertscore")] = (
+                f"pycocoevalcap-{version('pycocoevalcap')}"
+            )
         if "meteor" in self.metrics:
             parts["meteor"] = f"jar-{ngrams.METEOR_VERSION},-l en -norm"
         if self._java is not None:
@@ -184,7 +186,7 @@ def checked_captions(
     """Predictions and lists of references, each on one line.
 
     Raises:
-        MetricError: If their numbers differ or are 0, something is no valid text, or a reference is missing or empty.
+        MetricError: If their numbers differ, something is no valid text, or a reference is missing or empty.
     """
     for name, given in (("predictions", predictions), ("references", references)):
         if isinstance(given, str | bytes) or not isinstance(given, Iterable):
@@ -192,11 +194,9 @@ def checked_captions(
     predictions, references = list(predictions), list(references)
     if len(predictions) != len(references):
         raise MetricError(
-            f"There are {len(predictions)} predictions and {len(references)} references. Give one entry of references, a "
-            "string or a list of strings, per prediction; an empty string where a model said nothing."
+            f"There are {len(predictions)} predictions and {len(references)} references. Give one entry of references, "
+            "a string or a list of strings, per prediction; an empty prediction where a model said nothing."
         )
-    if not predictions:
-        raise MetricError("There are no captions. Give at least one prediction and its reference.")
     groups = []
     for number, entry in enumerate(references):
         if not isinstance(entry, str | Iterable):
@@ -204,7 +204,8 @@ def checked_captions(
         group = [_line(text, f"references[{number}]") for text in ([entry] if isinstance(entry, str) else entry)]
         if not group or not all(group):
             raise MetricError(
-                f"references[{number}] is {entry!r}: without text there is nothing to compare with. Leave this caption out."
+                f"references[{number}] is {entry!r}: without text there is nothing to compare with. Leave this caption "
+                "out, its prediction too."
             )
         groups.append(group)
     return [_line(text, f"predictions[{number}]") for number, text in enumerate(predictions)], groups

@@ -8,9 +8,11 @@ from .java import Java
 
 _PTB_VERSION = "3.4.1"
 # What pycocoevalcap drops after tokenizing.
-_PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+_PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
 # The same in the spelling of the Python tokenizer, which keeps brackets and typographic marks as they are.
-_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset("( ) { } “ ” ‘ ’ – — …".split()) | {'"'}
+_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset(["(", ")", "{", "}", "“", "”", "‘", "’", "–", "—", "…", '"'])
 
 
 def pycocoevalcap_folder() -> Path:
@@ -44,7 +46,7 @@ class PTBTokens:
         """One string of words, joined by spaces, per caption; a caption must be a single line."""
         if not captions:
             return []
-        arguments = ["-cp", self._jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+        arguments = ["-cp", str(self._jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
         out, _ = self._java.run(arguments, "".join(f"{caption}\n" for caption in captions))
         lines = out.replace("\r\n", "\n").removesuffix("\n").split("\n")
         if len(lines) != len(captions):
