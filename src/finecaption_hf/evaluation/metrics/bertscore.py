@@ -107,7 +107,8 @@ class BertScorer:
                 hidden = self._model(**batch.to(self._device)).last_hidden_state
             hidden = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
             ids, present = batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool()
-            special = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
+            marks = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
+            special = torch.tensor([mark for mark in marks if mark is not None], dtype=ids.dtype)
             weights = (~torch.isin(ids, special)).float()
             for row, text in enumerate(some):
                 # A copy, or one caption would keep its whole batch in memory.

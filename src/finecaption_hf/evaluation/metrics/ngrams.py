@@ -65,19 +65,8 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], java
         hypothesis, reference = Path(folder) / "hypotheses", Path(folder) / "references"
         _write_lines(hypothesis, predictions)
         _write_lines(reference, padded)
-        arguments = [
-            "-Xmx2G",
-            "-jar",
-            str(meteor_jar()),
-            str(hypothesis),
-            str(reference),
-            "-l",
-            "en",
-            "-norm",
-            "-q",
-            "-r",
-            str(width),
-        ]
+        files = [str(hypothesis), str(reference)]
+        arguments = ["-Xmx2G", "-jar", str(meteor_jar()), *files, "-l", "en", "-norm", "-q", "-r", str(width)]
         out, err = java.run(arguments)
     corpus, segments = _numbers(out), _numbers(err)
     if len(corpus) != 1 or len(segments) != len(predictions):
