@@ -10,6 +10,7 @@ from importlib.metadata import version
 from os import PathLike
 from typing import Any, Literal
 
+from ... import __version__
 from . import ngrams
 from .bertscore import BertScorer, find_model
 from .errors import MetricError
@@ -155,14 +156,17 @@ class CaptionScorer:
     def _signature(self, hypotheses: list[str], groups: list[list[str]], bert: BertScorer | None) -> str:
         counts = sorted({len(group) for group in groups})
         parts = {
+            "finecaption_hf": __version__,
             "captions": str(len(hypotheses)),
             "references": "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
         }
         if self._tokens is not None:
             parts["tokenizer"] = self._tokens.name
-            parts["+".join(name for name in self.metrics if name != "bertscore")] = (
-                f"pycocoevalcap-{version('pycocoevalcap')}"
-            )
+        if "rouge_l" in self.metrics:
+            parts["rouge_l"] = f"beta-{ngrams.ROUGE_BETA}"
+        for name in ("bleu", "cider"):
+            if name in self.metrics:
+                parts[name] = f"pycocoevalcap-{version('pycocoevalcap')}"
         if "meteor" in self.metrics:
             parts["meteor"] = f"jar-{ngrams.METEOR_VERSION},-l en -norm"
         if self._java is not None:

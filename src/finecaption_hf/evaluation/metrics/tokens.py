@@ -11,8 +11,10 @@ _PTB_VERSION = "3.4.1"
 _PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-# The same in the spelling of the Python tokenizer, which keeps brackets and typographic marks as they are.
-_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset(["(", ")", "{", "}", "“", "”", "‘", "’", "–", "—", "…", '"'])
+# What of it the Python tokenizer leaves as it is written.
+_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset(["“", "”", "‘", "’", "–", "—", "…", '"'])
+# The Stanford tokenizer's names of brackets. In lower case they escape the list above, so that they count as words.
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def pycocoevalcap_folder() -> Path:
@@ -73,7 +75,8 @@ class PythonTokens:
 
     def __call__(self, captions: Sequence[str]) -> list[str]:
         """One string of words, joined by spaces, per caption."""
-        return [_without(self._tokenizer.tokenize(caption.lower()), _PYTHON_PUNCTUATION) for caption in captions]
+        split = (self._tokenizer.tokenize(caption.lower()) for caption in captions)
+        return [_without([_BRACKETS.get(word, word) for word in words], _PYTHON_PUNCTUATION) for words in split]
 
 
 def _without(words: Sequence[str], punctuation: frozenset[str]) -> str:
