@@ -12,7 +12,8 @@ _PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 # What of it the Python tokenizer leaves as it is written.
-_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset(["“", "”", "‘", "’", "–", "—", "…", '"'])
+_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset(["“", "”", "–", "—", '"'])
+_TYPEWRITTEN = str.maketrans({"‘": "'", "’": "'", "…": "..."})
 # The Stanford tokenizer's names of brackets. In lower case they escape the list above, so that they count as words.
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
@@ -75,7 +76,7 @@ class PythonTokens:
 
     def __call__(self, captions: Sequence[str]) -> list[str]:
         """One string of words, joined by spaces, per caption."""
-        split = (self._tokenizer.tokenize(caption.lower()) for caption in captions)
+        split = (self._tokenizer.tokenize(caption.lower().translate(_TYPEWRITTEN)) for caption in captions)
         return [_without([_BRACKETS.get(word, word) for word in words], _PYTHON_PUNCTUATION) for words in split]
 
 
