@@ -1,0 +1,1 @@
+"""Evaluation: captions against references, with the paper's metrics."""
