@@ -9,8 +9,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -317,7 +318,7 @@ class PredictionWriter:
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.done: set[str] = set()
-        self._file: BinaryIO = open(self.path, "ab")  # noqa: SIM115
+        self._file = self._open(self.path)
         try:
             self._lock()
             if overwrite:
@@ -378,35 +379,40 @@ class PredictionWriter:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             tell(
-                f"Repaired {self.path.name}: its last line was not written to the end ({len(data) - whole} bytes); that "
-                "prediction is made again."
+                f"Repaired {self.path.name}: its last line was not written to the end ({len(data) - whole} bytes); "
+                "that prediction is made again."
             )
             os.truncate(self.path, whole)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         start = self.path.stat().st_size
         try:
-            self._file.write(_line(row))
-            self._file.flush()
+            rest = memoryview(_line(row))
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
         except BaseException:
             os.truncate(self.path, start)
             raise
 
     def _replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
-        file = open(partial, "ab")  # noqa: SIM115
         try:
-            file.truncate(0)
-            file.writelines(map(_line, rows))
-            file.flush()
-            os.fsync(file.fileno())
-            previous, self._file = self._file, file
+            with open(partial, "wb") as file:
+                file.writelines(map(_line, rows))
+                file.flush()
+                os.fsync(file.fileno())
+            replaced = self._file
+            self._file = self._open(partial)
             self._lock()
             os.replace(partial, self.path)
-            previous.close()
+            replaced.close()
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+    @staticmethod
+    def _open(path: Path) -> FileIO:
+        return open(path, "ab", buffering=0)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
