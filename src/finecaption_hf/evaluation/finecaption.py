@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..branching_finecaption import BranchAnswer, BranchEngine, BranchRequest
 from ..fingerprint import model_fingerprint
@@ -67,7 +68,10 @@ class FineCaptionDescriber:
         answers: dict[int, list[BranchAnswer]] = {}
         if asked:
             images: dict[int, int] = {}
-            pictures, masks, indices, branches = [], [], [], []
+            pictures: list[Image.Image] = []
+            masks: list[np.ndarray] = []
+            indices: list[int] = []
+            branches: list[list[BranchRequest]] = []
             for number in asked:
                 request = requests[number]
                 if id(request.image) not in images:

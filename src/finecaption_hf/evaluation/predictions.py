@@ -167,7 +167,7 @@ class Prediction:
         """
         if not isinstance(row, dict):
             raise ValueError(f"{type(row).__name__} arrived, an object is needed.")
-        values = {}
+        values: dict[str, Any] = {}
         for name, (kinds, needed) in _FIELDS.items():
             value = row.get(name)
             if value is None and not needed:
@@ -176,13 +176,12 @@ class Prediction:
                 raise ValueError(f"{name!r} is {_shown(value)}; {kinds[0].__name__} is needed.")
             values[name] = value
         for name, length, kind in (("references", None, str), ("image_size", 2, int), ("box_xyxy", 4, int)):
+            entries = values.get(name, ())
+            wrong_length = name in values and length not in (None, len(entries))
+            if wrong_length or not all(isinstance(entry, kind) for entry in entries):
+                raise ValueError(f"{name!r} is {_shown(entries)}, which is not what belongs there.")
             if name in values:
-                if not all(isinstance(entry, kind) for entry in values[name]) or length not in (
-                    None,
-                    len(values[name]),
-                ):
-                    raise ValueError(f"{name!r} is {_shown(values[name])}, which is not what belongs there.")
-                values[name] = tuple(values[name])
+                values[name] = tuple(entries)
         if "log_prob" in values and not math.isfinite(values["log_prob"]):
             raise ValueError(f"'log_prob' is {values['log_prob']}; a finite number is needed.")
         if "error" in values:

@@ -88,9 +88,11 @@ def walk(dataset: Iterable[Record], limit: int | None = None) -> Iterator[AskedR
 
 
 def describe_data(dataset: Iterable[Record], name: str, limit: int | None = None) -> dict[str, Any]:
-    """What a header says about data: its name, how much it is, and a fingerprint of all but the pictures' content."""
+    """What is known of data: its name, how much it is, the names of branches without a question, and a fingerprint of
+    all but the pictures' content."""
     digest = hashlib.sha256()
     counts: Counter[str] = Counter(records=0, regions=0, branches=0)
+    names: dict[str, None] = {}
     for asked in walk(dataset, limit):
         counts["records"] += 1
         for region in asked.regions:
@@ -98,11 +100,20 @@ def describe_data(dataset: Iterable[Record], name: str, limit: int | None = None
             counts["branches"] += len(region.branches)
             digest.update(_digestible(region.region.mask))
             for branch in region.branches:
+                if branch.question is None and branch.name is not None:
+                    names[branch.name] = None
                 digest.update(json.dumps([branch.key, branch.name, branch.question, branch.references]).encode())
     if not counts["branches"]:
         raise DataError(name, "it holds no record, so there is nothing to evaluate.")
     rejected = getattr(dataset, "num_rejected", 0)
-    return {"name": name, **counts, "rejected_records": rejected, "limit": limit, "fingerprint": digest.hexdigest()}
+    return {
+        "name": name,
+        **counts,
+        "names": list(names),
+        "rejected_records": rejected,
+        "limit": limit,
+        "fingerprint": digest.hexdigest(),
+    }
 
 
 def _digestible(mask: Any) -> bytes:
@@ -159,6 +170,8 @@ def run_predictions(
     settings = dict(describer.settings)
     if not describer.independent:
         settings["batch_size"] = batch_size
+    prompts = {name: find_question(name, questions) for name in data.pop("names")}
+    settings["questions"] = {name: text for name, text in prompts.items() if text is not None}
     header = Header(describer.name, settings, data, dict(made_with or {}))
     total = data["branches"]
     with PredictionWriter(output, header, overwrite=overwrite, retry_failed=retry_failed, tell=tell) as writer:
@@ -235,8 +248,7 @@ def _describe(
                 continue
             text, log_prob, failure = None, None, None
             if place in plan.failures:
-                error = plan.failures[place]
-                failure = {"type": type(error).__name__, "message": str(error)}
+                failure = {"type": type(plan.failures[place]).__name__, "message": str(plan.failures[place])}
             else:
                 number = plan.places.index(place)
                 text = description.texts[number]
@@ -262,7 +274,9 @@ def _describe(
 def _plan(
     asked: AskedRecord, region: AskedRegion, picture: Image.Image | Exception, questions: Mapping[str, str]
 ) -> _Planned:
-    texts, failures, about = [], {}, {}
+    texts: list[str] = []
+    failures: dict[int, Exception] = {}
+    about: dict[str, Any] = {}
     for place, branch in enumerate(region.branches):
         text = branch.question or find_question(branch.name or "", questions)
         texts.append(text or branch.name or "")
@@ -277,7 +291,7 @@ def _plan(
         mask = as_mask(region.region.mask, picture.height, picture.width)
         about.update(box_xyxy=mask_to_box(mask), area=int(mask.sum()))
     except (DataError, MaskError, OSError) as error:
-        failures = dict.fromkeys(range(len(texts)), error)
+        failures = {place: error for place in range(len(texts))}
     places = [place for place in range(len(texts)) if place not in failures]
     return _Planned(asked, region, texts, about, failures, places)
 
