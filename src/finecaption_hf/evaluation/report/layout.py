@@ -91,9 +91,12 @@ def layout(report: Mapping[str, Any]) -> list[Block]:
     blocks += _examples(report)
     for part in report.get("diagnostics") or ():
         blocks.append(Heading(str(part["title"]), 2))
-        if part.get("text"):
-            blocks.append(Paragraph(str(part["text"])))
-        blocks.append(_table_of(part["table"]))
+        blocks.append(
+            Table(
+                [str(name) for name in part["table"]["columns"]], [list(map(str, row)) for row in part["table"]["rows"]]
+            )
+        )
+        blocks += [Paragraph(str(note)) for note in part.get("notes") or ()]
     return blocks + _card(report) + _origin(report)
 
 
@@ -203,19 +206,6 @@ def _examples(report: Mapping[str, Any]) -> list[Block]:
     if blocks and (missing := report["examples"].get("pictures_missing")):
         blocks.append(Paragraph(missing))
     return blocks
-
-
-def _table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(columns, [[_cell(row.get(name)) for name in columns] for row in rows])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(it, (int, float)) for it in value):
-        return f"[{value[0]:.4g}, {value[1]:.4g}]"
-    return "" if value is None else str(value)
 
 
 def _card(report: Mapping[str, Any]) -> list[Block]:
