@@ -126,6 +126,20 @@ def evaluate(
     with errors_in_one_line():
         if data is None and from_predictions is None:
             raise ValueError("Give --data, described regions to evaluate on, or --from-predictions.")
+        if from_predictions is not None:
+            given = {
+                "--model": model,
+                "--limit": limit,
+                "--max-new-tokens": max_new_tokens,
+                "--temperature": temperature or None,
+                "--overwrite": overwrite or None,
+                "--retry-failed": retry_failed or None,
+            }
+            if useless := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    f"{', '.join(useless)} have no effect with --from-predictions, which is judged as it is. Leave "
+                    "them out."
+                )
         from ..evaluation.evaluating import PREDICTIONS, report_on
         from ..evaluation.metrics import CaptionScorer
 
