@@ -78,8 +78,7 @@ def known_answers(
             continue
         known = truth[index]
         if all(name in known and is_right(answer, known[name]) for name, answer in references.items()):
-            with_masks = number[0] != "image"
-            return {name: known[name] for name in known if with_masks != (name == "global") or len(truth) == 1}
+            return {"global": known["global"]} if number[0] == "image" and len(truth) > 1 else known
     return {}
 
 

@@ -113,7 +113,9 @@ class AnswerScorer:
             branches: for each region its branches, as `encode` gives them; may be none.
         """
         if len(image_tokens) != len(branches):
-            raise ValueError(f"Branches of {len(branches)} regions arrived for {len(image_tokens)}. Give those of each.")
+            raise ValueError(
+                f"Branches of {len(branches)} regions arrived for {len(image_tokens)}. Give those of each."
+            )
         scores: list[list[AnswerScore]] = [[AnswerScore(0.0, 0)] * len(row) for row in branches]
         sequences: list[tuple[int, PackedSequence]] = []
         packed = self._can_pack(branches)

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,12 +53,27 @@ class _Row:
 
 @dataclass
 class _Asked:
-    """A branch that can be scored: its region's place in the record, its name, its tokens, all wordings of its answer."""
+    """A branch that can be scored.
+
+    Attributes:
+        region: its place in the record.
+        wordings: all that count as the same answer.
+    """
 
     region: int
     label: str
     branch: Branch
     wordings: frozenset[str]
+
+
+class _Planned(NamedTuple):
+    """A branch before its answer is settled; `wordings` are empty where the answer itself decides."""
+
+    region: int
+    label: str
+    question: str
+    answer: str
+    wordings: tuple[str, ...]
 
 
 def mask_sensitivity(
@@ -89,7 +104,7 @@ def mask_sensitivity(
         dataset: records; their answers are scored, the first reference of each branch.
         answers: "reference", or "own" for the greedy answer that the model itself gives under the region's own mask.
         truth: where it knows right answers, all wordings decide whether two regions have different ones; elsewhere the
-            references do.
+            references, or the model's own answers, do.
         limit: only so many records, the first.
         max_others: of more other regions, so many are drawn.
         seed: of the shuffled masks, of drawn regions (together with image and region) and of the intervals.
@@ -234,61 +249,45 @@ class _Probe:
         self, asked: AskedRecord, picture: Image.Image, vision: Mapping[str, Any], own: dict[int, int]
     ) -> list[_Asked]:
         """What can be scored: the branches of regions that have a mask of their own."""
-        planned: list[tuple[int, str, str, str, frozenset[str]]] = []
+        planned: list[_Planned] = []
         for place in own:
             region = asked.regions[place]
             known: Mapping[str, Any] = {}
             if self.truth is not None:
                 references = {it.name: it.references[0] for it in region.branches if it.name is not None}
-                known = self.truth(
-                    asked.record.id, region.region.id, (picture.height, picture.width), references
-                )
+                size = (picture.height, picture.width)
+                known = self.truth(asked.record.id, region.region.id, size, references)
             for branch in region.branches:
                 question = branch.question or find_question(branch.name or "", self.processor.questions)
                 if question is None:
                     self.left_out["the model knows no question of that name"] += 1
                     continue
-                wordings = known.get(branch.name or "") or branch.references
-                planned.append(
-                    (
-                        place,
-                        branch.name or question,
-                        question,
-                        branch.references[0],
-                        frozenset(map(plain_text, wordings)),
-                    )
-                )
+                wordings = known.get(branch.name or "") or (branch.references if self.engine is None else ())
+                label = branch.name or question
+                planned.append(_Planned(place, label, question, branch.references[0], tuple(wordings)))
         if self.engine is not None:
             planned = self._own_answers(planned, vision, own)
         found = []
-        for place, label, question, answer, wordings in planned:
+        for it in planned:
             try:
-                found.append(_Asked(place, label, self.scorer.encode(question, answer), wordings))
+                tokens = self.scorer.encode(it.question, it.answer)
             except ValueError:
                 self.left_out["the answer is empty, or a text holds a special token"] += 1
+                continue
+            wordings = it.wordings or (it.answer,)
+            found.append(_Asked(it.region, it.label, tokens, frozenset(map(plain_text, wordings))))
         return found
 
-    def _own_answers(
-        self,
-        planned: list[tuple[int, str, str, str, frozenset[str]]],
-        vision: Mapping[str, Any],
-        own: dict[int, int],
-    ) -> list[tuple[int, str, str, str, frozenset[str]]]:
+    def _own_answers(self, planned: list[_Planned], vision: Mapping[str, Any], own: dict[int, int]) -> list[_Planned]:
         """The same branches with the model's answers in place of the references."""
         assert self.engine is not None
         only = {name: value for name, value in vision.items() if name not in ("mask_values", "image_indices")}
         only["image_indices"] = torch.zeros(len(own), dtype=torch.long)
         if "mask_values" in vision:
             only["mask_values"] = vision["mask_values"][: len(own)]
-        requests = [
-            [BranchRequest(question) for at, _, question, _, _ in planned if at == place] for place in own
-        ]
-        told_by_region = self.engine.answer(only, requests)
-        texts = iter(answer.text for row in told_by_region for answer in row)
-        return [
-            (place, label, question, text, frozenset([plain_text(text)]))
-            for (place, label, question, _, _), text in zip(planned, texts, strict=True)
-        ]
+        requests = [[BranchRequest(it.question) for it in planned if it.region == place] for place in own]
+        texts = iter(answer.text for row in self.engine.answer(only, requests) for answer in row)
+        return [it._replace(answer=text) for it, text in zip(planned, texts, strict=True)]
 
     def _others(self, asked: AskedRecord, masks: dict[int, np.ndarray], place: int) -> list[int]:
         """The regions whose masks are put in the place of one's own."""
@@ -356,9 +355,7 @@ def _compare(row: _Row, swap: str, best: str, likelihoods: list[float], reason: 
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
-def _result(
-    rows: list[_Row], left_out: Mapping[str, int], answers: str, max_others: int, seed: int
-) -> dict[str, Any]:
+def _result(rows: list[_Row], left_out: Mapping[str, int], answers: str, max_others: int, seed: int) -> dict[str, Any]:
     labels = list(dict.fromkeys(row.label for row in rows))
     values: dict[str, Any] = {
         "answers": answers,
@@ -390,9 +387,9 @@ def _result(
             values["by_question"][label] = record
     whose = "the references" if answers == "reference" else "the model's own greedy answers"
     notes = [
-        f"Mean log-likelihood per token (natural logarithm; the token that ends the answer counts) of {whose} under the "
-        "region's own mask, minus that under the swapped mask. 0 means that the mask does not matter. 95 % intervals, "
-        "resampled by image.",
+        f"Mean log-likelihood per token (natural logarithm; the token that ends the answer counts) of {whose} under "
+        "the region's own mask, minus that under the swapped mask. 0 means that the mask does not matter. 95 % "
+        "intervals, resampled by image.",
         "Shuffled mask: the mask-aware tower's patches permuted among those that lie in the picture, "
         f"seed {seed} with image and region; the area stays the same.",
     ]
@@ -400,8 +397,8 @@ def _result(
         chance = values["all"][f"{name}_by_chance"]
         if chance is not None:
             notes.append(
-                f"{_BEST[name][0].capitalize()}: share of answers that are likeliest under the own mask, {among}; a tie "
-                f"counts in parts. By chance it would be {chance:.3f}."
+                f"{_BEST[name][0].capitalize()}: share of answers that are likeliest under the own mask, {among}; a "
+                f"tie counts in parts. By chance it would be {chance:.3f}."
             )
     for name, title in SWAPS.items():
         reasons = values["all"][f"{name}_not_applicable"]
