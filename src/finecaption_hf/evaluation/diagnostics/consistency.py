@@ -22,60 +22,10 @@ CAPTIONS = ("region", "dense", "One-Sentence Description")
 _RECORDS_AT_ONCE = 4
 _MAX_EXAMPLES = 20
 _FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "from",
-        "with",
-        "by",
-        "for",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "here",
-        "which",
-        "who",
-        "whose",
-        "what",
-        "has",
-        "have",
-        "had",
-        "having",
-        "do",
-        "does",
-        "some",
-        "any",
-        "very",
-        "also",
-        "both",
-        "his",
-        "her",
-        "their",
-        "he",
-        "she",
-        "they",
-        "them",
-    ]
+    words_of(
+        "a an the and or but of in on at to from with by for as is are was were be been it its this that these those "
+        "there here which who whose what has have had having do does some any very also both his her their he she they"
+    )
 )
 
 
