@@ -34,6 +34,7 @@ HUB_FILES = {
         "pipeline",
         "processing",
         "prompts",
+        "records",
     )
 }
 SAVED_FILES = HUB_FILES | {

@@ -539,17 +539,24 @@ class BranchEngine:
         if isinstance(request, str):
             request = BranchRequest(request)
         config = self.model.generation_config
-        text = find_question(request.question, self.processor.questions) or request.question
-        question_ids = self._whole_prompt(text) if self._prompts is None else self._prompts.question_ids(text)
         return _Branch(
             region,
             index,
             request,
-            question_ids,
+            self.question_ids(request.question),
             request.max_new_tokens or config.max_new_tokens or 64,
             request.repetition_penalty or config.repetition_penalty or 1.0,
             [] if log_probs else None,
         )
+
+    def question_ids(self, question: str) -> tuple[int, ...]:
+        """Tokens of a question, given by its name or in own words, behind `prefix_ids`.
+
+        Raises:
+            ValueError: If the question holds a special token, such as that of an image.
+        """
+        text = find_question(question, self.processor.questions) or question
+        return self._whole_prompt(text) if self._prompts is None else self._prompts.question_ids(text)
 
     def _whole_prompt(self, text: str) -> tuple[int, ...]:
         """Tokens of a prompt whose template does not split into a prefix and a question."""

@@ -4,11 +4,10 @@ Dimension letters: B regions that the engine gets, R regions of one image, H W p
 reference is whatever `as_mask` takes.
 """
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,12 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .branching_finecaption import BranchEngine, BranchRequest
-from .image_processing_finecaption import flatten_regions, join_vision
-from .masks_finecaption import MaskError, as_mask, is_region_reference, mask_to_box
-from .prompts_finecaption import normalise_name, resolve_questions
+from .image_processing_finecaption import flatten_regions
+from .masks_finecaption import is_region_reference
+from .prompts_finecaption import resolve_questions
+from .records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
 
 TASK = "region-captioning"
-_Branch = tuple[int, int | None, str]
-"""Position of an image in the call, position of a region in the image (`None`: the whole image), name of a question."""
 
 
 class ImageError(ValueError):
@@ -48,21 +46,10 @@ class _Item:
 
 @dataclass
 class _PreparedImage:
-    """One image, ready for the engine.
-
-    Args:
-        image_index: its position in the call.
-        names: of the questions, in the order of the answers.
-        records: of its R regions: the index, and box and area or the error that reading the region ended in.
-        branches: what is asked, for each region that the engine gets: region index (`None`: the whole image) and name.
-        vision: what the image processor makes of the image and these regions; `None` where there are none.
-    """
+    """An image, its position in the call, and the records of its regions."""
 
     image_index: int
-    names: tuple[str, ...]
-    records: list[dict[str, Any]]
-    branches: list[list[tuple[int | None, str]]] = field(default_factory=list)
-    vision: Mapping[str, Any] | None = None
+    regions: RegionRecords
 
 
 class _NumberedItems(Dataset):
@@ -253,42 +240,22 @@ class RegionCaptioningPipeline(Pipeline):
         asked = questions if item.questions is None else item.questions
         names = tuple(resolve_questions(asked, self.processor.questions))
         references = _references(item.regions)
-        prepared = _PreparedImage(item.image_index, names, [{"region_index": n} for n in range(len(references))])
-        if not references:
-            return prepared
-        try:
-            picture = self._read_image(item.image)
-        except ImageError as error:
-            for record in prepared.records:
-                record["error"] = _describe(error)
-            return prepared
-
-        regional = [name for name in names if not _is_global(name)]
-        whole: list[tuple[int | None, str]] = [(None, name) for name in names if _is_global(name)]
-        masks: list[np.ndarray | None] = []
-        for record, reference in zip(prepared.records, references):
+        picture, size = None, (0, 0)
+        if references:
             try:
-                mask = as_mask(reference, *picture.shape[1:])
-            except MaskError as error:
-                record["error"] = _describe(error)
-                continue
-            record.update(box_xyxy=list(mask_to_box(mask)), area=int(mask.sum()))
-            if not regional:
-                continue
-            masks.append(mask)
-            prepared.branches.append([(record["region_index"], name) for name in regional])
-            if reference is None:
-                # The whole image is a region anyway.
-                prepared.branches[-1] += whole
-                whole = []
-        if whole and any("error" not in record for record in prepared.records):
-            masks.append(None)
-            prepared.branches.append(whole)
-        if masks:
-            prepared.vision = self.processor.image_processor(
-                picture, masks=masks, input_data_format="channels_first", return_tensors="pt"
-            )
-        return prepared
+                picture = self._read_image(item.image)
+                size = (picture.shape[1], picture.shape[2])
+            except ImageError as error:
+                references = [error] * len(references)
+        regions = RegionRecords.prepare(
+            self.processor.image_processor,
+            picture,
+            size,
+            references,
+            [names] * len(references),
+            input_data_format="channels_first",
+        )
+        return _PreparedImage(item.image_index, regions)
 
     def _forward(
         self, images: list[_PreparedImage], log_probs: bool = False, max_batch_tokens: int | None = None, **options: Any
@@ -298,20 +265,8 @@ class RegionCaptioningPipeline(Pipeline):
         if vision is not None:
             answers = self._engine(max_batch_tokens).answer(vision, requests, log_probs=log_probs)
             told = dict(zip(itertools.chain(*branches), itertools.chain(*answers)))
-        for image in images:
-            for record in image.records:
-                if "error" in record:
-                    continue
-                answers_by_name = {
-                    name: told[image.image_index, None if _is_global(name) else record["region_index"], name]
-                    for name in image.names
-                }
-                record["answers"] = {name: answer.text for name, answer in answers_by_name.items()}
-                if log_probs:
-                    record["log_probs"] = {
-                        name: list(answer.log_probs or ()) for name, answer in answers_by_name.items()
-                    }
-        return [image.records for image in images]
+        write_answers([image.regions for image in images], told, log_probs)
+        return [image.regions.records for image in images]
 
     def postprocess(self, model_outputs: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
         return model_outputs
@@ -351,22 +306,19 @@ class RegionCaptioningPipeline(Pipeline):
         **options: Any,
     ) -> Iterator[dict[str, Any]]:
         for images in batches:
-            good: dict[int, list[int]] = {}
             for image in images:
-                for record in image.records:
+                for record in image.regions.records:
                     if "error" in record:
                         yield {"image_index": image.image_index, **record}
-                    else:
-                        good.setdefault(image.image_index, []).append(record["region_index"])
             vision, branches, requests = _ask(images, options)
             if vision is None:
                 continue
             engine = self._engine(max_batch_tokens)
             for update in engine.stream(vision, requests, log_probs=log_probs, partial=partial):
-                image_index, region_index, name = branches[update.region][update.branch]
-                for index in good[image_index] if region_index is None else [region_index]:
+                number, region_index, name = branches[update.region][update.branch]
+                for index in images[number].regions.good if region_index is None else [region_index]:
                     piece = {
-                        "image_index": image_index,
+                        "image_index": images[number].image_index,
                         "region_index": index,
                         "question": name,
                         "text": update.answer.text,
@@ -402,38 +354,14 @@ class RegionCaptioningPipeline(Pipeline):
             raise ImageError(f"{shown} cannot be read as an image: {reason}") from error
 
 
-def _ask(
-    images: Sequence[_PreparedImage], options: Mapping[str, Any]
-) -> tuple[Any, list[list[_Branch]], list[list[BranchRequest]]]:
-    """What the engine gets for a batch of images, and what its answers will be about.
+def _ask(images: Sequence[_PreparedImage], options: Mapping[str, Any]) -> Any:
+    """See `ask`; what is drawn follows from the seed and the branch's place in the call."""
 
-    Returns:
-        The vision inputs of all B regions, `None` where B is 0; B lists of branches; their requests.
-    """
-    branches: list[list[_Branch]] = []
-    requests: list[list[BranchRequest]] = []
-    for image in images:
-        for pairs in image.branches:
-            branches.append([(image.image_index, region_index, name) for region_index, name in pairs])
-            requests.append(
-                [BranchRequest(branch[-1], **{**options, "seed": _seed(options, branch)}) for branch in branches[-1]]
-            )
-    parts = [image.vision for image in images if image.vision is not None]
-    return join_vision(parts) if parts else None, branches, requests
+    def request(branch: AskedBranch) -> BranchRequest:
+        place = (images[branch.image].image_index, branch.region, branch.name)
+        return BranchRequest(branch.name, **{**options, "seed": derived_seed(options.get("seed", 0), *place)})
 
-
-def _seed(options: Mapping[str, Any], branch: _Branch) -> int:
-    """A seed of its own for every branch, the same in every batch: equal ones would make like draws."""
-    text = repr((options.get("seed", 0), *branch))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def _is_global(name: str) -> bool:
-    return normalise_name(name) == "global"
-
-
-def _describe(error: Exception) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": str(error)}
+    return ask([image.regions for image in images], request)
 
 
 def _references(regions: Any) -> list[Any]:
