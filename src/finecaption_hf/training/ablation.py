@@ -22,6 +22,7 @@ import torch
 from ..captioning import load
 from ..configuration_finecaption import FineCaptionConfig
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
+from .arguments import num_processes
 from .checkpoints import write_atomically
 from .recipes import Recipe
 from .run import train
@@ -37,8 +38,8 @@ _ALPHA = "model.vision_tower.embeddings.alpha_embedding."
 _ADAPTER = "model.adapter."
 _ALL = "mean of all"
 
-Judge = Callable[["FineCaptionForConditionalGeneration", "FineCaptionProcessor"], Mapping[str, Any]]
-"""(model, processor) -> what is written into the result; `values` has a number for each question."""
+Judge = Callable[["FineCaptionForConditionalGeneration", "FineCaptionProcessor", Path], Mapping[str, Any]]
+"""(model, processor, folder of the run) -> what is written into the result; `values` has a number for each question."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ def ablate(
         )
     if recipe.model is None:
         raise StageError("There is no model to start from. Give --model, or model in the recipe.")
+    if num_processes() > 1:
+        raise StageError(
+            "An ablation is one process. To share the work, start several, each with its own configurations or seeds."
+        )
     # No matter in which order runs are done: one seed of all configurations after the other, so that each stretch of
     # time ends with something to compare.
     results = {}
@@ -156,8 +161,8 @@ def ablated(start: Any, configuration: Configuration, seed: int) -> Any:
     lacking = [name for name, used in configuration.towers.items() if used and not getattr(start.config, name)]
     if lacking:
         raise StageError(
-            f"{configuration.title!r} cannot be made from a model with {', '.join(f'{name}=false' for name in lacking)}. "
-            "Start from a checkpoint that has every tower and the mask."
+            f"{configuration.title!r} cannot be made from a model with {'=false and '.join(lacking)}=false. Start "
+            "from a checkpoint that has every tower and the mask."
         )
     torch.manual_seed(seed)
     model = FineCaptionForConditionalGeneration(
@@ -268,7 +273,7 @@ def _run(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_stages": [stage.name for stage in stages],
         "train_seconds": round(trained),
-        **judge(model, processor),
+        **judge(model, processor, folder),
         "made_with": made_with,
     }
     write_atomically(path, json.dumps(result, indent=2) + "\n")
