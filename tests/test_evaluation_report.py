@@ -287,6 +287,8 @@ def test_nothing_in_a_caption_becomes_markdown(hostile: Path) -> None:
     for table in re.findall(r"(?:^\|.*\n)+", outside, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert escape("# a | b") == r"\# a \| b"
+    assert escape("- a\n- b") == r"\- a - b"
+    assert escape("-1.5") == "-1.5"
 
 
 def test_a_report_holds_all_that_it_shows(hostile: Path) -> None:
@@ -415,6 +417,8 @@ def test_the_command_evaluates_and_goes_on(tmp_path: Path) -> None:
         (("--data", "x", "--metrics", "rouge"), "Unknown metrics: ['rouge']"),
         (("--from-predictions", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--from-predictions", "p.jsonl", "--model", "m", "--limit", 3), "--model, --limit have no effect"),
+        (("--from-predictions", "p.jsonl", "--diagnostics", "accuracy"), "--diagnostics need --data"),
+        (("--data", "x", "--diagnostics", "masks"), "Unknown diagnostics: masks. Known: accuracy, mask"),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path, arguments: Any, message: str) -> None:

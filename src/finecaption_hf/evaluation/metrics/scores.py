@@ -32,8 +32,8 @@ class Scores:
             `bertscore_rescaled` where a baseline is known; those that were asked for.
         segments (`dict[str, list[float]]`): the same names; one value per caption, in the order of the captions.
         signature (`str`): how the values were made: tokenizer, Java, models and versions.
-        bleu_counts (`list[list[int]]`, *optional*): with BLEU, what it sums over captions, see `ngrams.bleu_counts`: for
-            intervals, since BLEU is no mean.
+        bleu_counts (`list[list[int]]`, *optional*): with BLEU, what it sums over captions, see `ngrams.bleu_counts`:
+            for intervals, since BLEU is no mean.
         seconds (`dict[str, float]`): what "tokenizer" and each metric took.
     """
 
