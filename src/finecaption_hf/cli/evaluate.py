@@ -154,17 +154,22 @@ def evaluate(
                     "them out."
                 )
         from ..evaluation.evaluating import PREDICTIONS, report_on
-        from ..evaluation.metrics import CaptionScorer
+        from ..evaluation.metrics import CaptionScorer, MetricError
 
         # What the metrics need is looked for before anything is generated.
-        score = CaptionScorer(
-            [name.strip() for name in metrics.split(",") if name.strip()],
-            tokenizer=tokenizer.value,
-            bertscore_model=bertscore_model,
-            bertscore_layer=bertscore_layer,
-            java=java,
-            device=device,
-        )
+        try:
+            score = CaptionScorer(
+                [name.strip() for name in metrics.split(",") if name.strip()],
+                tokenizer=tokenizer.value,
+                bertscore_model=bertscore_model,
+                bertscore_layer=bertscore_layer,
+                java=java,
+                device=device,
+            )
+        except MetricError as error:
+            raise ValueError(
+                f"{error} Here the options are --metrics, --tokenizer, --java, --bertscore-model and --bertscore-layer."
+            ) from error
         output.mkdir(parents=True, exist_ok=True)
         dataset = None
         if data is not None:
