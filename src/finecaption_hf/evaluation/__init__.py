@@ -1,0 +1,23 @@
+"""Evaluation that others can repeat: predictions kept on disk, metrics with intervals, comparisons, a report."""
+
+from .predictions import (
+    DescribeRequest,
+    Describer,
+    Description,
+    Header,
+    Prediction,
+    PredictionFileError,
+    PredictionWriter,
+    read_predictions,
+)
+
+__all__ = [
+    "DescribeRequest",
+    "Describer",
+    "Description",
+    "Header",
+    "Prediction",
+    "PredictionFileError",
+    "PredictionWriter",
+    "read_predictions",
+]
