@@ -90,7 +90,7 @@ class Referral:
 
     kind: str
     color: str = "red"
-    opacity: float = 0.5
+    opacity: float = 0.4
     margin: float = 0.5
     min_side: int = 32
     sentence: str | None = None
