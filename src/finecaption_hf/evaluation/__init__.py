@@ -1,8 +1,8 @@
 """Evaluation that others can repeat: predictions kept on disk, metrics with intervals, comparisons, a report."""
 
 from .predictions import (
-    DescribeRequest,
     Describer,
+    DescribeRequest,
     Description,
     Header,
     Prediction,

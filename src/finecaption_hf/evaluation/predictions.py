@@ -9,8 +9,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -166,7 +167,7 @@ class Prediction:
         """
         if not isinstance(row, dict):
             raise ValueError(f"{type(row).__name__} arrived, an object is needed.")
-        values = {}
+        values: dict[str, Any] = {}
         for name, (kinds, needed) in _FIELDS.items():
             value = row.get(name)
             if value is None and not needed:
@@ -175,13 +176,12 @@ class Prediction:
                 raise ValueError(f"{name!r} is {_shown(value)}; {kinds[0].__name__} is needed.")
             values[name] = value
         for name, length, kind in (("references", None, str), ("image_size", 2, int), ("box_xyxy", 4, int)):
+            entries = values.get(name, ())
+            wrong_length = name in values and length not in (None, len(entries))
+            if wrong_length or not all(isinstance(entry, kind) for entry in entries):
+                raise ValueError(f"{name!r} is {_shown(entries)}, which is not what belongs there.")
             if name in values:
-                if not all(isinstance(entry, kind) for entry in values[name]) or length not in (
-                    None,
-                    len(values[name]),
-                ):
-                    raise ValueError(f"{name!r} is {_shown(values[name])}, which is not what belongs there.")
-                values[name] = tuple(values[name])
+                values[name] = tuple(entries)
         if "log_prob" in values and not math.isfinite(values["log_prob"]):
             raise ValueError(f"'log_prob' is {values['log_prob']}; a finite number is needed.")
         if "error" in values:
@@ -317,7 +317,7 @@ class PredictionWriter:
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.done: set[str] = set()
-        self._file: BinaryIO = open(self.path, "ab")  # noqa: SIM115
+        self._file = self._open(self.path)
         try:
             self._lock()
             if overwrite:
@@ -378,35 +378,40 @@ class PredictionWriter:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             tell(
-                f"Repaired {self.path.name}: its last line was not written to the end ({len(data) - whole} bytes); that "
-                "prediction is made again."
+                f"Repaired {self.path.name}: its last line was not written to the end ({len(data) - whole} bytes); "
+                "that prediction is made again."
             )
             os.truncate(self.path, whole)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         start = self.path.stat().st_size
         try:
-            self._file.write(_line(row))
-            self._file.flush()
+            rest = memoryview(_line(row))
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
         except BaseException:
             os.truncate(self.path, start)
             raise
 
     def _replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
-        file = open(partial, "ab")  # noqa: SIM115
         try:
-            file.truncate(0)
-            file.writelines(map(_line, rows))
-            file.flush()
-            os.fsync(file.fileno())
-            previous, self._file = self._file, file
+            with open(partial, "wb") as file:
+                file.writelines(map(_line, rows))
+                file.flush()
+                os.fsync(file.fileno())
+            replaced = self._file
+            self._file = self._open(partial)
             self._lock()
             os.replace(partial, self.path)
-            previous.close()
+            replaced.close()
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+    @staticmethod
+    def _open(path: Path) -> FileIO:
+        return open(path, "ab", buffering=0)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,98 @@
+"""ROUGE-L, BLEU and CIDEr by pycocoevalcap, METEOR by the jar inside it. Values are fractions here, not x100.
+
+Each function takes tokenized captions and returns, by name, the value of the corpus and one value per caption. The
+corpus's METEOR and BLEU are not means of their segments.
+"""
+
+import math
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .errors import MetricError
+from .java import Java
+from .tokens import pycocoevalcap_folder
+
+METEOR_VERSION = "1.5"
+Values = dict[str, tuple[float, list[float]]]
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    _, segments = Rouge().compute_score(*_by_number(predictions, references))
+    # An empty caption counts as one word there, which would make it equal to a reference that is only punctuation.
+    found = [float(value) if words else 0.0 for value, words in zip(segments, predictions, strict=True)]
+    return {"rouge_l": (math.fsum(found) / len(found), found)}
+
+
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    corpus, segments = Bleu(4).compute_score(*_by_number(predictions, references), verbose=0)
+    return {f"bleu_{n}": (float(corpus[n - 1]), [float(value) for value in segments[n - 1]]) for n in range(1, 5)}
+
+
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
+    from pycocoevalcap.cider.cider import Cider
+
+    if not any(words for group in references for words in group):
+        # No n-gram occurs in any document, where pycocoevalcap fails.
+        return {"cider": (0.0, [0.0] * len(predictions))}
+    corpus, segments = Cider().compute_score(*_by_number(predictions, references))
+    return {"cider": (float(corpus), [float(value) for value in segments])}
+
+
+def meteor_jar() -> Path:
+    """The METEOR jar of pycocoevalcap.
+
+    Raises:
+        MetricError: If it is not there.
+    """
+    jar = pycocoevalcap_folder() / "meteor" / f"meteor-{METEOR_VERSION}.jar"
+    if not jar.is_file():
+        raise MetricError(f"{jar} is missing: pycocoevalcap is incomplete. Install it again.")
+    return jar
+
+
+def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java) -> Values:
+    """One run of the jar over files. Its interactive protocol, which pycocoevalcap uses, can wait for ever."""
+    width = max(len(group) for group in references)
+    # The best reference counts, so that repeating one fills the fixed number of lines without a change.
+    padded = [line for group in references for line in [*group, *[group[0]] * (width - len(group))]]
+    with tempfile.TemporaryDirectory(prefix="finecaption-meteor-") as folder:
+        hypothesis, reference = Path(folder) / "hypotheses", Path(folder) / "references"
+        _write_lines(hypothesis, predictions)
+        _write_lines(reference, padded)
+        arguments = ["-Xmx2G", "-jar", meteor_jar(), hypothesis, reference, "-l", "en", "-norm", "-q", "-r", str(width)]
+        out, err = java.run(arguments)
+    corpus, segments = _numbers(out), _numbers(err)
+    if len(corpus) != 1 or len(segments) != len(predictions):
+        raise MetricError(
+            f"METEOR printed {len(segments)} segment scores and {len(corpus)} totals for {len(predictions)} captions. "
+            f"It said: {err.strip()[-1000:]}"
+        )
+    return {"meteor": (corpus[0], segments)}
+
+
+def _by_number(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[Mapping[int, Sequence[str]], Mapping[int, Sequence[str]]]:
+    """What pycocoevalcap takes: references and predictions, by a key in the order of the captions."""
+    return (
+        {number: list(group) for number, group in enumerate(references)},
+        {number: [words] for number, words in enumerate(predictions)},
+    )
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _numbers(text: str) -> list[float]:
+    """The lines that are numbers: the runtime may add its own remarks. No number at all (0 of 0) is 0."""
+    found = [line.strip() for line in text.splitlines()]
+    values = [float(line) for line in found if re.fullmatch(r"\d+(\.\d*)?(E-?\d+)?|NaN", line)]
+    return [0.0 if math.isnan(value) else value for value in values]
