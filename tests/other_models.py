@@ -43,9 +43,9 @@ from transformers import (
 )
 
 TEMPLATE = """\
-{%- for message in messages %}{{ message['role'] + ': ' }}\
-{%- for part in message['content'] %}{% if part['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ part['text'] }}{% endif %}\
-{%- endfor %}{{ '\\n' }}{%- endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+{%- for message in messages %}{{ message['role'] + ': ' }}{%- for part in message['content'] %}\
+{% if part['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ part['text'] }}{% endif %}{%- endfor %}\
+{{ '\\n' }}{%- endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
 
 _TEXT = {
     "hidden_size": 32,
@@ -150,7 +150,10 @@ def _qwen_parts(processor_class: Any) -> tuple[Any, dict[str, Any]]:
     tokenizer = byte_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 8 * 28 * 28})
     processor = processor_class(
-        image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=_template("<|vision_start|><|image_pad|><|vision_end|>")
+        image_processor,
+        tokenizer,
+        Qwen2VLVideoProcessor(),
+        chat_template=_template("<|vision_start|><|image_pad|><|vision_end|>"),
     )
     ids = {
         name: tokenizer.convert_tokens_to_ids(token)

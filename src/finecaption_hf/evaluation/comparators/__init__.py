@@ -10,7 +10,7 @@ from .models import FilledBoxDescriber, TransformersDescriber
 from .paper import PAPER_TABLE_2, CitedRow, cited_row
 from .prompts import Prompts
 from .referral import Referral, ReferralError
-from .table import Row, RowResult, TableError, read_table, run_table
+from .table import Row, RowResult, TableError, read_table, report_table, run_table
 
 __all__ = [
     "AdapterDescriber",
@@ -30,5 +30,6 @@ __all__ = [
     "TransformersDescriber",
     "cited_row",
     "read_table",
+    "report_table",
     "run_table",
 ]

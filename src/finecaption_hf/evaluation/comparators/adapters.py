@@ -10,7 +10,7 @@ from PIL import Image
 from ..predictions import DescribeRequest, Description
 from .models import describe_error
 from .prompts import Prompts
-from .referral import BOX_FORMATS, Referral, ReferralError, write_box
+from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError, write_box
 
 
 class RegionModel(Protocol):
@@ -63,12 +63,11 @@ class AdapterDescriber:
         name: str,
         box_format: str = "pixels",
     ) -> None:
-        with_mask = referral.kind in ("mask", "filled_box")
-        if with_mask != model.takes_mask:
-            raise ReferralError(
-                f"{name} takes {'masks' if model.takes_mask else 'no masks'}, but the referral is {referral.kind!r}. Give "
-                f"{chr(39) + 'mask' + chr(39) if model.takes_mask else 'one in the picture or in the text'}."
+        if (referral.kind in WITH_MASK) != model.takes_mask:
+            takes, wanted = (
+                ("masks", "'mask'") if model.takes_mask else ("no masks", "one in the picture or in the text")
             )
+            raise ReferralError(f"{name} takes {takes}, but the referral is {referral.kind!r}. Give {wanted}.")
         if box_format not in BOX_FORMATS or BOX_FORMATS[box_format].units == "seen":
             raise ReferralError(f"The box format {box_format!r} cannot be used with an adapter. Give 'pixels', say.")
         self.name = name
@@ -131,7 +130,11 @@ class DescribeAnything:
     ) -> None:
         self._model = model
         self._options = {"temperature": temperature, "top_p": top_p, "num_beams": 1, "max_new_tokens": max_new_tokens}
-        self.settings: Mapping[str, Any] = {"adapter": "describe_anything", "decoding": self._options, **(settings or {})}
+        self.settings: Mapping[str, Any] = {
+            "adapter": "describe_anything",
+            "decoding": self._options,
+            **(settings or {}),
+        }
 
     @classmethod
     def from_pretrained(

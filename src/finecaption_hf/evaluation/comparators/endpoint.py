@@ -14,7 +14,8 @@ import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from http.client import HTTPException, HTTPMessage
+from email.message import Message
+from http.client import HTTPException
 from typing import Any
 
 from PIL import Image
@@ -52,9 +53,9 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class EndpointDescriber:
     """Answers of a model behind `POST {base_url}/chat/completions`.
 
-    Several requests run at once, answers come in the order of the questions. What fails for good becomes an error of its
-    question; time-outs, broken connections, malformed answers, HTTP 408, 409, 425, 429 and 5xx are tried again first,
-    after the time that the server asks for, or after a time that doubles.
+    Several requests run at once, answers come in the order of the questions. What fails for good becomes an error of
+    its question; time-outs, broken connections, malformed answers, HTTP 408, 409, 425, 429 and 5xx are tried again
+    first, after the time that the server asks for, or after a time that doubles.
 
     Args:
         model: as the endpoint calls it.
@@ -114,16 +115,16 @@ class EndpointDescriber:
             )
         if box_format not in BOX_FORMATS or BOX_FORMATS[box_format].units == "seen":
             raise ReferralError(
-                f"The box format {box_format!r} cannot be used with an endpoint, which does not tell what it makes of a "
-                "picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
+                f"The box format {box_format!r} cannot be used with an endpoint, which does not tell what it makes of "
+                "a picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
             )
         parts = urllib.parse.urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"base_url is {_without_secrets(base_url)!r}. Give an address such as https://host/v1.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
-                f"base_url holds more than an address ({_without_secrets(base_url)} ...). Give the key in an environment "
-                "variable, by api_key_env."
+                f"base_url holds more than an address ({_without_secrets(base_url)} ...). Give the key in an "
+                "environment variable, by api_key_env."
             )
         if image_format not in ("jpeg", "png"):
             raise ValueError(f"image_format is {image_format!r}. Give 'jpeg' or 'png'.")
@@ -141,8 +142,8 @@ class EndpointDescriber:
             self._key = os.environ.get(api_key_env, "").strip()
             if not self._key:
                 raise ValueError(
-                    f"The environment variable {api_key_env}, which should hold the key of {base_url}, is not set. Set it, "
-                    "or give api_key_env: null for an endpoint without keys."
+                    f"The environment variable {api_key_env}, which should hold the key of {base_url}, is not set. "
+                    "Set it, or give api_key_env: null for an endpoint without keys."
                 )
         self.name = name or model
         self.served: Counter[str] = Counter()
@@ -170,7 +171,8 @@ class EndpointDescriber:
         """See `Describer`.
 
         Raises:
-            EndpointError: If the endpoint refuses the key or has no quota left; descriptions of the requests before that are given first.
+            EndpointError: If the endpoint refuses the key or has no quota left; descriptions of the requests before
+                that are given first.
         """
         stop = threading.Event()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="endpoint")
@@ -313,7 +315,9 @@ class EndpointDescriber:
             content, reason = message.get("content"), choice.get("finish_reason")
             refusal = message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Failure("MalformedAnswer", f"there is no message in {_start(json.dumps(answer))}", retry=True) from error
+            raise _Failure(
+                "MalformedAnswer", f"there is no message in {_start(json.dumps(answer))}", retry=True
+            ) from error
         if isinstance(content, list):
             parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
             content = "".join(part for part in parts if isinstance(part, str)) if parts else None
@@ -364,7 +368,7 @@ def _read(response: Any, deadline: float) -> bytes:
     return b"".join(parts)
 
 
-def _retry_after(headers: HTTPMessage) -> float | None:
+def _retry_after(headers: Message) -> float | None:
     """Seconds that a server asks to wait: a number or a date."""
     value = (headers.get("Retry-After") or "").strip()
     if not value:

@@ -26,8 +26,8 @@ from .referral import (
 _GREY = (127, 127, 127)
 
 _ONE_BY_ONE = ("kosmos-2",)
-"""Model types whose generation counts the padding of a batch as positions (transformers 5.19 to 5.23), so that an answer
-would depend on what is asked beside it."""
+"""Model types whose generation counts the padding of a batch as positions (transformers 5.19 to 5.23), so that an
+answer would depend on what is asked beside it."""
 
 
 @dataclass
@@ -53,8 +53,8 @@ class TransformersDescriber:
         prompts: what is asked.
         name: for reports.
         box_format: a name of `BOX_FORMATS`; `None` means that of the model's type.
-        square: pad pictures to a square; `None` means where the model's type was trained so (`SQUARE`), or where the image
-            processor would cut off the ends of the longer side.
+        square: pad pictures to a square; `None` means where the model's type was trained so (`SQUARE`), or where the
+            image processor would cut off the ends of the longer side.
         batch_size: questions at once; Kosmos-2 answers one at a time, see `_ONE_BY_ONE`.
         max_new_tokens: the longest answer.
         generation: further options of `generate`, such as `repetition_penalty`.
@@ -256,7 +256,7 @@ class TransformersDescriber:
 
     def _messages(self, text: str, image: Image.Image | None = None) -> list[dict[str, Any]]:
         picture = {"type": "image"} if image is None else {"type": "image", "image": image}
-        messages = [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
         if self._prompts.system is not None:
             system = {"role": "system", "content": [{"type": "text", "text": self._prompts.system}]}
             messages.insert(0, system)

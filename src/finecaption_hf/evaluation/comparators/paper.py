@@ -47,4 +47,6 @@ def cited_row(model: str) -> CitedRow:
     for row in PAPER_TABLE_2:
         if row.model.casefold() == model.casefold():
             return row
-    raise ValueError(f"No figures of {model!r} are cited; there are those of {', '.join(r.model for r in PAPER_TABLE_2)}.")
+    raise ValueError(
+        f"No figures of {model!r} are cited; there are those of {', '.join(r.model for r in PAPER_TABLE_2)}."
+    )

@@ -12,8 +12,8 @@ _FIELDS = ("question", "referral", "box", "name")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Templates with `{question}` (that of the dataset), `{referral}` (the sentence that points out the region), `{box}`
-    (its box as the model writes it) and `{name}` (of the task or attribute).
+    """Templates with `{question}` (that of the dataset), `{referral}` (the sentence that points out the region),
+    `{box}` (its box as the model writes it) and `{name}` (of the task or attribute).
 
     Args:
         default: for every question about a region.
@@ -31,7 +31,11 @@ class Prompts:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        templates = {"default": self.default, "whole": self.whole, **{f"by_name.{k}": v for k, v in self.by_name.items()}}
+        templates = {
+            "default": self.default,
+            "whole": self.whole,
+            **{f"by_name.{k}": v for k, v in self.by_name.items()},
+        }
         for name, template in templates.items():
             check_fields(template, _FIELDS, f"The prompt {name}")
 
@@ -60,7 +64,9 @@ def read_prompts(value: Any) -> Prompts:
     given = {name: entry for name, entry in value.items() if entry is not None}
     by_name = given.get("by_name", {})
     if not isinstance(by_name, Mapping):
-        raise ReferralError(f"by_name of the prompts is {by_name!r}. Give templates by the names of tasks or attributes.")
+        raise ReferralError(
+            f"by_name of the prompts is {by_name!r}. Give templates by the names of tasks or attributes."
+        )
     texts = {name: entry for name, entry in given.items() if name != "by_name"} | dict(by_name)
     for name, entry in texts.items():
         if not isinstance(entry, str):

@@ -1,7 +1,7 @@
 """How a region is pointed out to a model: in the picture, in the text, or by a mask.
 
-Legend: H W height and width of the picture in pixels. A box is box_xyxy: x and y of its left, top, right and bottom edges,
-so the right and bottom ends are exclusive, and the box of the whole picture is (0, 0, W, H).
+Legend: H W height and width of the picture in pixels. A box is box_xyxy: x and y of its left, top, right and bottom
+edges, so the right and bottom ends are exclusive, and the box of the whole picture is (0, 0, W, H).
 """
 
 import math
@@ -178,7 +178,8 @@ def read_referral(value: Any) -> Referral:
         return Referral(value)
     if not isinstance(value, Mapping) or "kind" not in value:
         raise ReferralError(
-            f"{value!r} is no referral. Give a name ({', '.join(KINDS)}) or a mapping such as {{kind: box_drawn, color: red}}."
+            f"{value!r} is no referral. Give a name ({', '.join(KINDS)}) or a mapping such as "
+            "{kind: box_drawn, color: red}."
         )
     known = Referral.__dataclass_fields__
     unknown = [str(name) for name in value if name not in known]
@@ -187,7 +188,9 @@ def read_referral(value: Any) -> Referral:
     for name, entry in value.items():
         wanted = {"opacity": (int, float), "margin": (int, float), "min_side": (int,)}.get(name, (str,))
         if isinstance(entry, bool) or not isinstance(entry, wanted):
-            raise ReferralError(f"{name} of a referral is {entry!r}; {'text' if wanted == (str,) else 'a number'} is needed.")
+            raise ReferralError(
+                f"{name} of a referral is {entry!r}; {'text' if wanted == (str,) else 'a number'} is needed."
+            )
     return Referral(**value)
 
 
@@ -337,7 +340,7 @@ BOX_FORMATS: dict[str, BoxFormat] = {
         "InternVL's chat data format, grounding",
     ),
     "kosmos2": BoxFormat(
-        "<phrase>it</phrase><object><patch_index_{first:04d}><patch_index_{last:04d}></object>",
+        "<phrase> it</phrase><object><patch_index_{first:04d}><patch_index_{last:04d}></object>",
         "grid",
         "Kosmos-2, arXiv 2306.14824, section 2",
     ),
