@@ -10,7 +10,8 @@ from .models import FilledBoxDescriber, TransformersDescriber
 from .paper import PAPER_TABLE_2, CitedRow, cited_row
 from .prompts import Prompts
 from .referral import Referral, ReferralError
-from .table import Row, RowResult, TableError, read_table, report_table, run_table
+from .summary import report_table
+from .table import Row, RowResult, TableError, read_table, run_table
 
 __all__ = [
     "AdapterDescriber",

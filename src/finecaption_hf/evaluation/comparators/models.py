@@ -144,7 +144,7 @@ class TransformersDescriber:
             device: `None` means CUDA where there is one, else the CPU.
             dtype: such as `"bfloat16"`; `None` means the one in which the weights were saved.
             trust_remote_code: run code that lies beside the weights.
-            processor_options: of the processor's `from_pretrained`, such as `max_pixels`.
+            processor_options: of the processor's `from_pretrained`, such as `size`.
             **options: of the class.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
