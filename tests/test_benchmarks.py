@@ -1,12 +1,17 @@
 """The benchmarks run, compare like with like, and report what the documentation quotes."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
+
+from finecaption_hf import FineCaptionForConditionalGeneration
 
 
 def test_processor_benchmark_compares_the_same_work_and_reports_both_ratios(tmp_path: Path) -> None:
@@ -32,6 +37,62 @@ def test_training_benchmark_compares_the_same_work_and_reports_its_ratios(tmp_pa
     assert 2 < figures["token_ratio"] < 4
     assert figures["step_time_ratio"] > 0 and figures["memory_ratio"] > 1
     assert figures["seconds"]["packed"].keys() == figures["seconds"]["separate"].keys()
+
+
+def test_regions_benchmark_compares_the_same_answers_and_reports_its_ratios(tmp_path: Path) -> None:
+    """It refuses contestants whose answers differ; at tiny sizes and one round nothing is judged."""
+    result = tmp_path / "result.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "regions.py"),
+        "--tiny",
+        "--device",
+        "cpu",
+        "--json",
+        str(result),
+    ]
+    sizes = {"--regions": 2, "--questions": 3, "--new-tokens": 4, "--most-regions": 2, "--rounds": 1}
+    options = [str(word) for option in sizes.items() for word in option]
+    subprocess.run([*command, *options, "--forward-rounds", "1"], check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    contestants = ("naive", "batched", "engine")
+    assert figures["image_tokens"] == 64
+    assert all(figures["agreement"][name]["answers"] == 6 for name in ("batched", "engine"))
+    assert all(figures["agreement"][name]["largest_gap"] <= 1e-4 for name in ("batched", "engine"))
+    # Answers that were all the same would prove nothing.
+    assert figures["different_answers"] > 1
+    for name in contestants:
+        assert figures["peak_memory_bytes"][name] > 0
+        assert sum(figures["phase_seconds"][name].values()) == pytest.approx(figures[f"{name}_s"])
+    assert 0 < figures["bound_s"] < min(figures[f"{name}_s"] for name in contestants)
+    assert figures["times_naive"] > 1 and figures["forward_ratio"] > 0
+    assert [point["regions"] for point in figures["growth"]["regions"]] == [1, 2]
+    assert [point["questions"] for point in figures["growth"]["questions"]] == [1, 2, 3]
+
+
+def test_bound_counts_the_language_model_as_its_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one question and an answer of two tokens it is the forward pass, less what is never looked at."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    training = importlib.import_module("training")
+    processor = training.make_processor(True)
+    model = FineCaptionForConditionalGeneration(training.make_config(processor.tokenizer, True))
+    bound = importlib.import_module("bound").Bound(model, processor, 2, ["dense"])
+    counts = bound.of(1, ["dense"])
+    length = bound.prefix + len(bound.questions["dense"]) + 1
+    language_model = model.model.language_model
+    language_model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hidden = language_model(inputs_embeds=torch.zeros(1, length, 256), use_cache=False).last_hidden_state
+        model.lm_head(hidden[:, -2:])
+    # The last layer gives keys and values everywhere, but the rest of it only where the two logits are needed, and each
+    # token attends to those before it and to itself only.
+    pairs = length * (length + 1) // 2
+    needed = 2 * length - 1
+    attention = bound.attended * (pairs * (bound.num_layers - 1) + needed - length * length * bound.num_layers)
+    unused = 2 * (length - 2) * bound.last
+    assert sum(counts[phase][0] for phase in ("prefixes", "questions", "tokens")) == (
+        counter.get_total_flops() + attention - unused
+    )
 
 
 def test_scenes_benchmark_reports_pictures_per_second(tmp_path: Path) -> None:

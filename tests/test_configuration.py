@@ -154,7 +154,7 @@ def test_transformers_outside_the_range_are_refused_by_name(version):
         check_transformers_version(version)
 
 
-@pytest.mark.parametrize("module", ["modeling", "processing", "image_processing", "configuration"])
+@pytest.mark.parametrize("module", ["modeling", "processing", "image_processing", "configuration", "pipeline"])
 def test_every_hub_file_checks_the_version_before_it_needs_it(module):
     code = f"import transformers; transformers.__version__ = '5.18.0'; import finecaption_hf.{module}_finecaption"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -377,7 +377,7 @@ def test_running_out_of_memory_halves_the_work_and_goes_on(
     expected = BranchEngine(model, processor).answer(vision, requests, log_probs=True)
     engine = BranchEngine(model, processor)
     if plain:
-        engine.fallback_reason = "for this test"
+        engine._obstacle = "For this test."
     with Memory(model, 9, error) as memory:
         updates = list(engine.stream(vision, requests, log_probs=True))
     assert memory.failures >= 1
@@ -412,17 +412,18 @@ def drawn(seed: int, **options: Any) -> BranchRequest:
     return BranchRequest("color", max_new_tokens=10, temperature=1.0, seed=seed, **options)
 
 
-def test_draws_follow_the_seed_whatever_else_is_answered(small: Any) -> None:
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_draws_follow_the_seed_whatever_else_is_answered(small: Any, top_p: float) -> None:
     model, processor = small
     vision = vision_of(processor, [0, 1, 0])
     engine = BranchEngine(model, processor)
-    alone = [engine.answer(vision, [[], [drawn(seed, top_p=0.9)], []])[1][0] for seed in range(6)]
-    among = [BranchRequest("shape", temperature=2.0, seed=3), "Which shape?"]
-    row = [drawn(seed, top_p=0.9) for seed in reversed(range(6))]
+    alone = [engine.answer(vision, [[], [drawn(seed, top_p=top_p)], []])[1][0] for seed in range(6)]
+    among = [BranchRequest("shape", temperature=2.0, top_p=1.9 - top_p, seed=3), "Which shape?"]
+    row = [drawn(seed, top_p=top_p) for seed in reversed(range(6))]
     together = engine.answer(vision, [among * 3, [among[0], *row, among[1]], among])[1][1:7]
     assert together[::-1] == alone
     assert len({answer.token_ids for answer in alone}) >= 5
-    engine.fallback_reason = "for this test"
+    engine._obstacle = "For this test."
     assert engine.answer(vision, [[], row, []])[1][::-1] == alone
 
 
@@ -684,7 +685,7 @@ def test_the_plain_way_gives_the_answers_of_the_shared_prefix(embedded: Any) -> 
     ]
     engine = BranchEngine(model, processor)
     expected = engine.answer(vision, requests, log_probs=True)
-    engine.fallback_reason = "for this test"
+    engine._obstacle = "For this test."
     for row, others in zip(engine.answer(vision, requests, log_probs=True), expected, strict=True):
         for answer, other in zip(row, others, strict=True):
             assert answer.token_ids == other.token_ids and answer.text == other.text

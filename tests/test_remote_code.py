@@ -24,7 +24,18 @@ FOLDER = finecaption_hf.EMBEDDED_CHECKPOINT
 PACKAGE = Path(finecaption_hf.__file__).parent
 HUB_FILES = {
     f"{name}_finecaption.py"
-    for name in ("branching", "configuration", "image_processing", "masks", "modeling", "processing", "prompts")
+    for name in (
+        "branch_attention",
+        "branching",
+        "configuration",
+        "image_processing",
+        "masks",
+        "modeling",
+        "pipeline",
+        "processing",
+        "prompts",
+        "records",
+    )
 }
 SAVED_FILES = HUB_FILES | {
     "chat_template.jinja",

@@ -61,7 +61,7 @@ def tiny_config(**changes: Any) -> FineCaptionConfig:
     """The tiny configuration; a dict given for a part is merged into it."""
     parts = copy.deepcopy(_PARTS)
     for name, value in changes.items():
-        parts[name] = {**parts[name], **value} if isinstance(value, dict) else value
+        parts[name] = {**parts.get(name, {}), **value} if isinstance(value, dict) else value
     return FineCaptionConfig(**parts)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .image_processing_finecaption import FineCaptionImageProcessor
     from .masks_finecaption import MaskError, as_mask, decode_mask, encode_mask
     from .modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionModel
+    from .pipeline_finecaption import RegionCaptioningPipeline
     from .processing_finecaption import FineCaptionProcessor
 
 __version__ = "0.1.0"
@@ -27,12 +28,13 @@ _CLASSES = {
     "FineCaptionForConditionalGeneration": "modeling_finecaption",
     "FineCaptionProcessor": "processing_finecaption",
     "FineCaptionImageProcessor": "image_processing_finecaption",
+    "RegionCaptioningPipeline": "pipeline_finecaption",
 }
 _MASK_NAMES = ("as_mask", "encode_mask", "decode_mask", "MaskError")
 
 
 def register() -> None:
-    """Make the Auto classes of transformers load FineCaption checkpoints with the classes of this package.
+    """Make the Auto classes and pipelines of transformers use the classes of this package for FineCaption checkpoints.
 
     Needed only by code that goes through the Auto classes without having used a class of this package before; doing it
     again changes nothing. From then on `save_pretrained` copies the Hub files beside the weights.
@@ -42,9 +44,11 @@ def register() -> None:
     """
     from .configuration_finecaption import FineCaptionConfig  # isort: skip  (checks the version of transformers)
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from .image_processing_finecaption import FineCaptionImageProcessor
     from .modeling_finecaption import FineCaptionForConditionalGeneration
+    from .pipeline_finecaption import TASK, RegionCaptioningPipeline
     from .processing_finecaption import FineCaptionProcessor
 
     AutoConfig.register(FineCaptionConfig.model_type, FineCaptionConfig, exist_ok=True)
@@ -59,6 +63,12 @@ def register() -> None:
     FineCaptionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
     FineCaptionProcessor.register_for_auto_class("AutoProcessor")
     FineCaptionImageProcessor.register_for_auto_class("AutoImageProcessor")
+    if TASK not in FineCaptionConfig.registered_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, RegionCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+        )
+        # From now on configurations do not send `pipeline` to a checkpoint's copy of the code.
+        FineCaptionConfig.registered_tasks |= {TASK}
 
 
 def __getattr__(name: str) -> Any:
@@ -85,6 +95,7 @@ __all__ = [
     "FineCaptionModel",
     "FineCaptionProcessor",
     "MaskError",
+    "RegionCaptioningPipeline",
     "as_mask",
     "decode_mask",
     "encode_mask",

@@ -1,4 +1,4 @@
-"""`finecaption caption`: regions of a picture, and questions about them."""
+"""`finecaption caption`: regions of a picture, and questions about them; or a whole dataset (caption_dataset.py)."""
 
 import json
 import os
@@ -45,11 +45,16 @@ def _in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple
 
 
 _REGIONS, _QUESTIONS = "Regions (repeatable; none: the whole picture)", "Questions (repeatable; none: --task region)"
+_DATASET = "Whole datasets: --input and --output"
+_OF_A_PICTURE = ("image", "mask", "box", "polygon", "rle", "out")
+_OF_A_DATASET = ("images", "split", "log_probs", "batch_size", "num_workers", "overwrite", "retry_failed")
 
 
 def caption(
     ctx: typer.Context,
-    image: Annotated[Path, typer.Argument(help="Picture file. Its EXIF orientation is applied.", show_default=False)],
+    image: Annotated[
+        Path | None, typer.Argument(help="Picture file. Its EXIF orientation is applied.", show_default=False)
+    ] = None,
     mask: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,7 +85,7 @@ def caption(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="An attribute that the checkpoint knows, such as color; a wrong name lists them.",
+            help="An attribute that the checkpoint knows, such as color, or all; a wrong name lists them.",
             rich_help_panel=_QUESTIONS,
         ),
     ] = None,
@@ -91,17 +96,103 @@ def caption(
     device: Device = None,
     dtype: DtypeOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token; above it tokens are drawn.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that are held at once.", show_default="by free memory")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the picture with outlined regions and captions.")
     ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DIR|ID",
+            help="JSON Lines of regions, a folder of pictures with masks, or a dataset.",
+            rich_help_panel=_DATASET,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines to make, one line per region. The same command goes on after an interruption.",
+            rich_help_panel=_DATASET,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|ZIP|TAR", help="Pictures.", show_default="the folder of FILE", rich_help_panel=_DATASET
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a dataset.", rich_help_panel=_DATASET)] = None,
+    log_probs: Annotated[
+        bool, typer.Option("--log-probs", help="Write the log-probability of each token.", rich_help_panel=_DATASET)
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Pictures that are described together.", rich_help_panel=_DATASET)
+    ] = 4,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Threads that read pictures ahead.", rich_help_panel=_DATASET)
+    ] = 4,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Start anew, and replace the output at the end.", rich_help_panel=_DATASET),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Of a finished output, describe the regions again that failed.",
+            rich_help_panel=_DATASET,
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Caption regions of a picture.
+    """Caption regions of a picture, or of a whole dataset.
 
     Regions and questions are numbered as they stand on the command line. Every question is asked about every region,
     but for the global caption, which is about the whole picture.
+
+    For several processes: accelerate launch -m finecaption_hf.cli caption --input ... --output ...
     """
+    asked = _in_order(ctx, task=task, attribute=attribute, question=question) or [("task", Task.region)]
+    decoding: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "max_batch_tokens": max_batch_tokens,
+    }
     with errors_in_one_line():
+        _check_mode(ctx, image, input, output)
+    if input is not None and output is not None:
+        from .caption_dataset import caption_dataset
+
+        caption_dataset(
+            input,
+            output,
+            [(kind, value.value if isinstance(value, Task) else value) for kind, value in asked],
+            images=images,
+            split=split,
+            model=model,
+            device=device,
+            dtype=dtype,
+            options={**decoding, "log_probs": log_probs, "batch_size": batch_size},
+            num_workers=num_workers,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            as_json=as_json,
+        )
+        return
+    assert image is not None
+    with errors_in_one_line():
+        from ..branching_finecaption import BranchRequest
+        from ..prompts_finecaption import resolve_questions
+
+        BranchRequest("region", temperature=temperature, top_p=top_p)  # refuses what makes no sense
         _check_writable(out)
         picture = _open_picture(image)
         given = _in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle)
@@ -111,11 +202,13 @@ def caption(
         ]
         regions = [_region(where, it, picture) for where, it in references or [("whole picture", None)]]
         checkpoint, processor = load_checkpoint(model, device, dtype)
-        asked = _in_order(ctx, task=task, attribute=attribute, question=question) or [("task", Task.region)]
-        prompts = {}
+        prompts: dict[str, str] = {}
         for kind, value in asked:
             name = value.value if isinstance(value, Task) else value
-            prompts[name] = name if kind == "question" else processor.question(name)
+            if kind == "attribute" and name.strip().casefold() == "all":
+                prompts |= resolve_questions("all", processor.questions)
+            else:
+                prompts[name] = name if kind == "question" else processor.question(name)
 
     from ..captioning import caption_regions
     from ..masks_finecaption import mask_to_box
@@ -125,7 +218,7 @@ def caption(
         if not names:
             return [[] for _ in about]
         texts = [prompts[name] for name in names]
-        return caption_regions(checkpoint, processor, picture, about, texts, max_new_tokens=max_new_tokens)
+        return caption_regions(checkpoint, processor, picture, about, texts, **decoding)
 
     # The global caption is about the whole picture, whichever regions are asked about otherwise.
     whole = [name for name in prompts if name == Task.whole.value]
@@ -150,6 +243,20 @@ def caption(
         _print_answers(records)
     if out is not None:
         _write_picture(out, picture, regions, records)
+
+
+def _check_mode(ctx: typer.Context, image: Path | None, source: str | None, output: Path | None) -> None:
+    """One picture, or a dataset; and no option of the other."""
+    if (source is None) != (output is None):
+        raise ValueError("--input and --output go together: what to describe, and the file to make.")
+    if source is None and image is None:
+        raise ValueError("Nothing to caption. Give a picture, or a dataset with --input and --output.")
+    others = _OF_A_DATASET if source is None else _OF_A_PICTURE
+    sources = {name: ctx.get_parameter_source(name) for name in others}
+    given = [name for name, where in sources.items() if where is not None and where.name == "COMMANDLINE"]
+    if given:
+        names = ", ".join("IMAGE" if name == "image" else f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names} cannot be given {'without' if source is None else 'with'} --input.")
 
 
 def _print_answers(records: list[dict[str, Any]]) -> None:

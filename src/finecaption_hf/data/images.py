@@ -50,16 +50,27 @@ class ImageStore(ABC):
             DataError: If the name leads out of the store, there is no such file, it is no picture or truncated, or it
                 has too many pixels.
         """
-        where = f"image {name[:200]!r}" if isinstance(name, str) else "image"
+        return decode_image(self.read_bytes(name), _where(name), self.max_pixels)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The file as it is, of a picture or of what lies beside pictures, such as a mask.
+
+        Raises:
+            DataError: If the name leads out of the store, there is no such file, or it is too large for any picture.
+        """
+        where = _where(name)
         try:
-            data = self._bytes(_checked(name))
-        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            # RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile does not know
+            return self._bytes(_checked(name))
+        except (
+            *(OSError, RuntimeError, EOFError, UnicodeError),
+            *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+        ) as error:
+            # RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile does not know;
+            # UnicodeError: a name with half of a surrogate pair
             reason = "it is not there" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else str(error)
             raise DataError(where, f"{reason} (in {self.path}).") from error
         except DataError as error:
             raise DataError(where, error.reason) from error
-        return _decode(data, where, self.max_pixels)
 
     @abstractmethod
     def _bytes(self, name: str) -> bytes: ...
@@ -168,6 +179,10 @@ class TarImages(ImageStore):
         return data
 
 
+def _where(name: Any) -> str:
+    return f"image {name[:200]!r}" if isinstance(name, str) else "image"
+
+
 def _checked(name: Any) -> str:
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError("image", "its name has to be text that is not empty.")
@@ -183,7 +198,12 @@ def _check_size(size: int) -> None:
         raise DataError("image", f"its file has {size} bytes, more than any picture that is accepted ({_MAX_BYTES}).")
 
 
-def _decode(data: bytes, where: str, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture of a file's content, in RGB, upright, what is transparent on white.
+
+    Raises:
+        DataError: If it is no picture, truncated or too large.
+    """
     try:
         with warnings.catch_warnings():
             # PIL warns from half of its limit on; the limit here is ours.
@@ -212,5 +232,5 @@ def to_rgb(picture: Image.Image, where: str = "image") -> Image.Image:
 
     try:
         return Image.fromarray(_pil_to_rgb(picture))
-    except Exception as error:  # see _decode; EXIF data may be damaged, too
+    except Exception as error:  # see decode_image; EXIF data may be damaged, too
         raise DataError(where, f"it cannot be decoded ({error}).") from error

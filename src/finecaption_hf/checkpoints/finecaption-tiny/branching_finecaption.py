@@ -289,9 +289,15 @@ def _choose(logits: torch.Tensor, branches: Sequence[_Branch], prefix_ids: Seque
             scores = own[number, seen]
             own[number, seen] = torch.where(scores < 0, scores * branch.penalty, scores / branch.penalty)
     chosen = own.argmax(dim=-1)
-    drawn = [number for number, branch in enumerate(branches) if branch.request.temperature > 0]
-    if drawn:
-        chosen[drawn] = _draw(own[drawn], [branches[number] for number in drawn])
+    # Apart: in which order probabilities are summed must not depend on the other branches.
+    for cut in (False, True):
+        drawn = [
+            number
+            for number, branch in enumerate(branches)
+            if branch.request.temperature > 0 and (branch.request.top_p < 1) == cut
+        ]
+        if drawn:
+            chosen[drawn] = _draw(own[drawn], [branches[number] for number in drawn], cut)
     asked = [number for number, branch in enumerate(branches) if branch.log_probs is not None]
     if asked:
         found = logits[asked].log_softmax(dim=-1).gather(1, chosen[asked, None])[:, 0].tolist()
@@ -303,13 +309,16 @@ def _choose(logits: torch.Tensor, branches: Sequence[_Branch], prefix_ids: Seque
     return tokens
 
 
-def _draw(logits: torch.Tensor, branches: Sequence[_Branch]) -> torch.Tensor:
-    """One token of each row `(branches, V)`, where a branch's own number falls in the summed probabilities."""
+def _draw(logits: torch.Tensor, branches: Sequence[_Branch], cut: bool) -> torch.Tensor:
+    """One token of each row `(branches, V)`, where a branch's own number falls in the summed probabilities.
+
+    With `cut`, only the likeliest tokens take part that together have the probability `top_p`.
+    """
     temperatures = torch.tensor([branch.request.temperature for branch in branches], device=logits.device)
     probabilities = (logits / temperatures[:, None]).softmax(dim=-1).double()
     order = None
-    top_p = torch.tensor([branch.request.top_p for branch in branches], device=logits.device, dtype=torch.float64)
-    if bool((top_p < 1).any()):
+    if cut:
+        top_p = torch.tensor([branch.request.top_p for branch in branches], device=logits.device, dtype=torch.float64)
         probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p[:, None], 0)
@@ -390,7 +399,7 @@ class BranchEngine:
             half of the free memory takes. When memory runs out nevertheless, it is halved, and work goes on.
 
     Attributes:
-        fallback_reason (`str`, *optional*): why the plain way is used.
+        fallback_reason (`str`, *optional*): why the plain way is used, since construction or in the last call.
         counts (`Counter[str]`): of `images` and `regions` encoded, `prefixes` and `branches` computed, `steps`, and
             `cache_bytes`, the most memory that keys and values took.
         seconds (`dict[str, float]`): spent so far on `images`, `regions`, `prefixes`, `questions` and `tokens`.
@@ -413,33 +422,40 @@ class BranchEngine:
         self._language_model = model.model.language_model
         self._prompts: PromptEncoder | None = None
         self.prefix_ids: tuple[int, ...] = ()
+        self._obstacle = self._find_obstacle()
         self.fallback_reason: str | None = None
+        self._fall_back(self._obstacle)
+
+    def _find_obstacle(self) -> str | None:
         try:
-            self._prompts = PromptEncoder(processor)
+            self._prompts = PromptEncoder(self.processor)
             self.prefix_ids = self._prompts.prefix_ids
         except ValueError as error:
-            self._fall_back(str(error))
-        only_in_generate = [name for name in _ONLY_IN_GENERATE if getattr(model.generation_config, name, None)]
+            return str(error)
+        only_in_generate = [name for name in _ONLY_IN_GENERATE if getattr(self.model.generation_config, name, None)]
         if only_in_generate:
-            self._fall_back(f"The model's generation configuration sets {', '.join(only_in_generate)}.")
-        obstacle = branch_support(model).obstacle
+            return f"The model's generation configuration sets {', '.join(only_in_generate)}."
+        obstacle = branch_support(self.model).obstacle
         if obstacle is not None:
-            self._fall_back(f"The language model ({self._language_model.config.model_type}) {obstacle}.")
+            return f"The language model ({self._language_model.config.model_type}) {obstacle}."
+        return None
 
-    def _fall_back(self, reason: str) -> None:
-        self.fallback_reason = reason
-        logger.warning_once(
-            f"Branches are decoded in the plain way, each with a prefix of its own, which is much slower. {reason}"
-        )
-
-    def _fall_back_where_too_long(self, branches: Sequence[_Branch]) -> None:
+    def _obstacle_of_length(self, branches: Sequence[_Branch]) -> str | None:
         """Where positions or masks of long sequences are not those of short ones, branches cannot stand for them."""
         limit = length_limit(self._language_model)
         longest = max((len(self.prefix_ids) + branch.num_tokens for branch in branches), default=0)
-        if self.fallback_reason is None and limit is not None and longest > limit:
-            self._fall_back(
-                f"A prefix and one of its branches take up to {longest} tokens, more than the {limit} within which "
-                "every layer of the language model sees all."
+        if limit is None or longest <= limit:
+            return None
+        return (
+            f"A prefix and one of its branches take up to {longest} tokens, more than the {limit} within which every "
+            "layer of the language model sees all."
+        )
+
+    def _fall_back(self, reason: str | None) -> None:
+        self.fallback_reason = reason
+        if reason is not None:
+            logger.warning_once(
+                f"Branches are decoded in the plain way, each with a prefix of its own, which is much slower. {reason}"
             )
 
     def answer(
@@ -487,7 +503,7 @@ class BranchEngine:
             for region, of_region in enumerate(requests)
             for index, request in enumerate(of_region)
         ]
-        self._fall_back_where_too_long(pending)
+        self._fall_back(self._obstacle or self._obstacle_of_length(pending))
         budget = self.max_batch_tokens or self._tokens_of_free_memory()
         while pending:
             wave = self._next_wave(pending, budget)
@@ -505,7 +521,8 @@ class BranchEngine:
             if failure is not None:
                 # Behind the except clause, whose traceback holds the tensors.
                 held = max(wave.num_tokens(len(self.prefix_ids)), 2)
-                budget = min(budget, held) // 2
+                # It stays for later calls.
+                budget = self.max_batch_tokens = max(min(budget, held) // 2, 1)
                 logger.warning(
                     f"Memory ran out ({failure}). What is left is done with {budget} tokens at once instead of {held}."
                 )
@@ -522,17 +539,24 @@ class BranchEngine:
         if isinstance(request, str):
             request = BranchRequest(request)
         config = self.model.generation_config
-        text = find_question(request.question, self.processor.questions) or request.question
-        question_ids = self._whole_prompt(text) if self._prompts is None else self._prompts.question_ids(text)
         return _Branch(
             region,
             index,
             request,
-            question_ids,
+            self.question_ids(request.question),
             request.max_new_tokens or config.max_new_tokens or 64,
             request.repetition_penalty or config.repetition_penalty or 1.0,
             [] if log_probs else None,
         )
+
+    def question_ids(self, question: str) -> tuple[int, ...]:
+        """Tokens of a question, given by its name or in own words, behind `prefix_ids`.
+
+        Raises:
+            ValueError: If the question holds a special token, such as that of an image.
+        """
+        text = find_question(question, self.processor.questions) or question
+        return self._whole_prompt(text) if self._prompts is None else self._prompts.question_ids(text)
 
     def _whole_prompt(self, text: str) -> tuple[int, ...]:
         """Tokens of a prompt whose template does not split into a prefix and a question."""

@@ -4,7 +4,7 @@ Dimension letters: C channels, N image tokens, D language-model width. Sizes are
 says grid; every FineCaption input is square, so one integer stands for both sides.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from packaging.version import Version
@@ -138,6 +138,9 @@ class FineCaptionConfig(PreTrainedConfig):
         initializer_range (`float`): standard deviation of adapter weights that are not loaded.
         tie_word_embeddings (`bool`): whether the output layer shares the language model's embeddings; follows
             `text_config` when that ties.
+        custom_pipelines (`dict`, *optional*): pipelines whose code `transformers.pipeline` takes from the checkpoint,
+            by task, in the library's form. A saved configuration always names `region-captioning`; in memory it is
+            absent where this task is registered with the library, so that the registered code is used.
 
     Raises:
         ValueError: If sizes do not fit together; the message names both numbers.
@@ -150,6 +153,8 @@ class FineCaptionConfig(PreTrainedConfig):
         "sam_config": AutoConfig,
         "text_config": AutoConfig,
     }
+    registered_tasks: ClassVar[frozenset[str]] = frozenset()
+    """Tasks whose pipeline is registered with the library; set where that is done."""
 
     vision_config: Any = None
     convnext_config: Any = None
@@ -178,6 +183,7 @@ class FineCaptionConfig(PreTrainedConfig):
     image_token_id: int = 128256
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    custom_pipelines: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _sub_config(self.vision_config, "clip_vision_model", _CLIP_L_336)
@@ -194,7 +200,17 @@ class FineCaptionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # Saving a model writes the entry of one Auto class only; users load through either.
         self.auto_map = {**_AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        pipelines = {**_CUSTOM_PIPELINES, **(self.custom_pipelines or {})}
+        # Copies: the library replaces the names of classes in them by the classes.
+        self.custom_pipelines = {
+            task: dict(entry) for task, entry in pipelines.items() if task not in self.registered_tasks
+        }
         self._check_sizes()
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        values["custom_pipelines"] = {**_CUSTOM_PIPELINES, **values["custom_pipelines"]}
+        return values
 
     def _check_sizes(self) -> None:
         vision, sam, convnext = self.vision_config, self.sam_config, self.convnext_config
@@ -308,6 +324,14 @@ _AUTO_MAP = {
     "AutoConfig": "configuration_finecaption.FineCaptionConfig",
     "AutoModel": "modeling_finecaption.FineCaptionForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_finecaption.FineCaptionForConditionalGeneration",
+}
+
+_CUSTOM_PIPELINES = {
+    "region-captioning": {
+        "impl": "pipeline_finecaption.RegionCaptioningPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    },
 }
 
 _STATISTICS = (

@@ -766,6 +766,16 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
         """See [`FineCaptionModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    def as_pipeline(self, processor: Any, **kwargs: Any) -> Any:
+        """The `region-captioning` pipeline of this model and its processor; `kwargs` are the pipeline's.
+
+        For a model that is in memory: `transformers.pipeline` finds the pipeline of a checkpoint by its name only.
+        """
+        # Saving and loading follow this import, so that the pipeline's file travels with the model's.
+        from .pipeline_finecaption import RegionCaptioningPipeline
+
+        return RegionCaptioningPipeline(model=self, processor=processor, **kwargs)
+
     @can_return_tuple
     def forward(
         self,

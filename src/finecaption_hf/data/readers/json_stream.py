@@ -59,11 +59,12 @@ def json_lines(path: str | os.PathLike[str], max_bytes: int = MAX_ELEMENT_BYTES)
                 length += len(rest)
                 yield number, offset, length, DataError(f"{name}:{number}", f"the line has {length} bytes, too many.")
             elif line.strip():
-                yield number, offset, length, _line(line, f"{name}:{number}", first=number == 1)
+                yield number, offset, length, parse_line(line, f"{name}:{number}", first=number == 1)
             offset += length
 
 
-def _line(line: bytes, where: str, first: bool) -> Any:
+def parse_line(line: bytes, where: str, first: bool) -> Any:
+    """One line of JSONL, or a `DataError` in its place; before the `first` there may be a byte order mark."""
     try:
         return parse(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:

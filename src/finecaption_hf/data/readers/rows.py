@@ -41,7 +41,7 @@ def row_record(row: Any, where: str, keys: Keys, left_out: Counter[str]) -> Reco
 
     Arrow fills what a row does not have with None, so None counts as absent throughout.
     """
-    row = _without_none(as_object(row, "row"))
+    row = without_none(as_object(row, "row"))
     image = _image(keys.get(row, "image"))
     if image is None:
         raise DataError("image", f"there is no image. Needed is a column {' or '.join(map(repr, keys.image))}.")
@@ -83,7 +83,8 @@ def _image(value: Any) -> Any:
     raise DataError("image", f"{type(value).__name__} arrived; a picture or a path is needed.")
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """A row without what Arrow filled in for keys that it does not have."""
     if isinstance(value, dict):
-        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
-    return [_without_none(entry) for entry in as_list(value, "list")] if isinstance(value, list) else value
+        return {key: without_none(entry) for key, entry in value.items() if entry is not None}
+    return [without_none(entry) for entry in as_list(value, "list")] if isinstance(value, list) else value

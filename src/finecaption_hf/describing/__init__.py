@@ -1,0 +1,24 @@
+"""Captions for whole datasets: images read ahead of the model, one line per region, and work that survives a stop.
+
+>>> from finecaption_hf.captioning import load
+>>> from finecaption_hf.describing import Options, describe_dataset, open_inputs
+>>> result = describe_dataset(load, open_inputs("regions.jsonl"), "captions.jsonl", ["color", "dense"], Options(seed=1))
+"""
+
+from .inputs import RegionInputs, open_inputs
+from .journal import JournalError, Result, UnfinishedError, check_output
+from .processes import Processes, ProcessLostError
+from .run import Options, describe_dataset
+
+__all__ = [
+    "UnfinishedError",
+    "JournalError",
+    "Options",
+    "ProcessLostError",
+    "Processes",
+    "RegionInputs",
+    "Result",
+    "check_output",
+    "describe_dataset",
+    "open_inputs",
+]

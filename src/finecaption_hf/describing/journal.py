@@ -1,0 +1,505 @@
+"""Finished work on disk, so that a run that ends at any point, by SIGKILL or a full disk, goes on where it was.
+
+While a run goes on there is `OUTPUT.parts/` with `manifest.json`, which says what the work belongs to, and one
+`part-<rank>.jsonl` for each process, to which it appends a line per finished batch. At the end they are merged in input
+order: `OUTPUT` appears as a whole, and the manifest stays beside it as `OUTPUT.manifest.json`.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # a system without it: two runs on the same output are not told apart there
+    fcntl = None  # type: ignore[assignment]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class JournalError(ValueError):
+    """What is on disk does not go with what is asked for, is damaged, or is in use."""
+
+
+class UnfinishedError(RuntimeError):
+    """The work cannot go on, as on a disk that is full. What was finished before is kept."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished output holds.
+
+    Attributes:
+        regions, failed (`int`): lines, and those among them that hold an error.
+        places (`list[str]`): the first failures with their reasons.
+    """
+
+    regions: int
+    failed: int
+    places: list[str]
+
+
+MAX_PLACES = 20
+"""Failures that are named; of more, the number is told."""
+
+
+def check_output(output: str | os.PathLike[str]) -> None:
+    """Find out whether a file can be made there, before anything costly.
+
+    Raises:
+        OSError, JournalError: If it cannot.
+    """
+    path = Path(os.path.realpath(output))
+    if path.exists() and not path.is_file():
+        raise JournalError(f"{path} is no file. Give the name of a file to make, such as captions.jsonl.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {path.parent} of the output does not exist. Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"The folder {path.parent} of the output may not be written to.")
+
+
+def to_line(value: Mapping[str, Any]) -> bytes:
+    """A line of JSONL. Half a surrogate pair, as in file names that are no UTF-8, becomes an escape."""
+    text = json.dumps(value, ensure_ascii=False, separators=(", ", ": ")) + "\n"
+    return text.encode("utf-8", "backslashreplace")
+
+
+class Journal:
+    """The work on one output.
+
+    Args:
+        output: the file that is to be made.
+        region_counts (`Sequence[int]`): the number of regions of each batch.
+    """
+
+    def __init__(self, output: str | os.PathLike[str], region_counts: Sequence[int]) -> None:
+        self.output = Path(os.path.realpath(output))  # a link is to stay one
+        self.folder = self.output.with_name(self.output.name + ".parts")
+        self.final_manifest = self.output.with_name(self.output.name + ".manifest.json")
+        self.region_counts = region_counts
+        self._manifest = self.folder / "manifest.json"
+        self._part: _Part | None = None
+        self._seen: dict[Path, int] = {}
+
+    # --- the main process ---------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take hold of the output for this run, before anything costly.
+
+        Raises:
+            JournalError: If another run works on it.
+            OSError: If it cannot be written.
+        """
+        check_output(self.output)
+        self._part = _Part.locked(self.folder / "part-0.jsonl")
+        for path in self._parts():  # a process of a run that was ended may still be there
+            if path != self._part.path:
+                _Part.locked(path).close()
+
+    def check(self, wanted: Mapping[str, Any]) -> Result | None:
+        """Compare what is on disk with what is asked for.
+
+        Args:
+            wanted: the manifest, or a part of it.
+
+        Returns:
+            `Result` if the output is finished, else None.
+
+        Raises:
+            JournalError: If it belongs to another run, or is damaged.
+        """
+        if self._manifest.is_file():
+            _compare(_read_manifest(self._manifest), wanted, self.folder)
+            return None
+        if self.final_manifest.is_file() and self.output.is_file():
+            found = _read_manifest(self.final_manifest)
+            _compare(found, wanted, self.output)
+            return self._finished(found)
+        if self.output.exists():
+            raise JournalError(
+                f"{self.output} is there already, without {self.final_manifest.name}, so it was not made by this "
+                "command. Give another name, or --overwrite."
+            )
+        if any(path.stat().st_size for path in self._parts()):
+            raise JournalError(
+                f"{self.folder} has finished work but no manifest.json, which says what it belongs to. Put it back, or "
+                "give --overwrite to start anew."
+            )
+        return None
+
+    def begin(self, manifest: Mapping[str, Any], tell: Callable[[str], None], *, overwrite: bool = False) -> list[int]:
+        """Start, or go on, after `check`.
+
+        Args:
+            manifest: all of it.
+            tell: gets a line about what was repaired.
+            overwrite: forget what was finished.
+
+        Returns:
+            The numbers of the batches that are not finished.
+
+        Raises:
+            JournalError: If a part is damaged other than by an end in the middle of its last line.
+        """
+        if overwrite:
+            self._manifest.unlink(missing_ok=True)
+            for path in self._parts():
+                os.truncate(path, 0)
+        places = self._scan(tell)
+        with _unwritable_named(self.folder):
+            if not self._manifest.is_file():
+                _write_whole(self._manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
+        self._seen = {path: path.stat().st_size for path in self._parts()}
+        return [batch for batch in range(len(self.region_counts)) if places.part[batch] < 0]
+
+    def reopen(self) -> None:
+        """Take a finished output up again, with all of its batches in which nothing failed; then comes `begin`.
+
+        As long as there is no manifest of the parts, the finished output counts.
+        """
+        assert self._part is not None
+        for path in self._parts():
+            os.truncate(path, 0)
+        with open(self.output, "rb") as file, _unwritable_named(self.folder):
+            for batch, count in enumerate(self.region_counts):
+                records = [json.loads(file.readline()) for _ in range(count)]
+                if not any("error" in record for record in records):
+                    self.append(batch, records)
+
+    def newly_finished(self) -> int:
+        """The regions that other processes finished since the last call."""
+        regions = 0
+        for path in self._parts():
+            if self._part is not None and path == self._part.path:
+                continue
+            start = self._seen.get(path, 0)
+            with open(path, "rb") as file:
+                file.seek(start)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._seen[path] = start + len(whole)
+            for match in re.finditer(rb'^\{"batch": (\d+)', whole, re.MULTILINE):
+                regions += self.region_counts[int(match[1])]
+        return regions
+
+    def finish(self) -> Result:
+        """Merge the parts; the output appears as a whole.
+
+        Raises:
+            JournalError: If a batch is missing or damaged.
+            UnfinishedError: If it cannot be written; the parts stay.
+        """
+        places = self._scan(lambda line: None)
+        if missing := sum(part < 0 for part in places.part):
+            raise JournalError(f"{missing} batches are not finished in {self.folder}. The same command goes on.")
+        merged = self.folder / "merged.jsonl"
+        digest, size, tally = hashlib.sha256(), 0, _Tally(self.output.name)
+        with _unwritable_named(self.folder):
+            try:
+                with open(merged, "wb") as target:
+                    for records in places.read():
+                        for record in records:
+                            line = to_line(record)
+                            digest.update(line)
+                            size += len(line)
+                            tally.add(record)
+                            target.write(line)
+                    target.flush()
+                    os.fsync(target.fileno())
+                manifest = _read_manifest(self._manifest)
+                manifest["result"] = {
+                    "regions": tally.regions,
+                    "failed": tally.failed,
+                    "bytes": size,
+                    "sha256": digest.hexdigest(),
+                }
+                # The manifest of what is being replaced must not be taken for that of what replaces it.
+                self.final_manifest.unlink(missing_ok=True)
+                os.replace(merged, self.output)
+                _write_whole(self.final_manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
+            except OSError:
+                merged.unlink(missing_ok=True)
+                raise
+        self.discard()
+        return tally.result()
+
+    def discard(self) -> None:
+        """Take the folder of parts away; without its manifest, nothing in it counts any more."""
+        self._manifest.unlink(missing_ok=True)
+        for path in self._parts():
+            os.truncate(path, 0)
+        self.close()
+
+    # --- every process ------------------------------------------------------------------------------------------------
+
+    def join(self, rank: int) -> None:
+        """Open the part of a process that is not the main one, after `begin`."""
+        self._part = _Part.locked(self.folder / f"part-{rank}.jsonl")
+
+    def append(self, batch: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a finished batch.
+
+        Raises:
+            UnfinishedError: If it cannot be written; what was kept before is as it was.
+        """
+        assert self._part is not None
+        assert len(records) == self.region_counts[batch]
+        with _unwritable_named(self.folder):
+            self._part.write(to_line({"batch": batch, "records": list(records)}))
+
+    def close(self) -> None:
+        """Let go of the output. A folder of parts in which nothing is kept goes, too."""
+        if self._part is None:
+            return
+        # While the main process holds its part, no other run begins here.
+        holds = self._part.path.name == "part-0.jsonl" and self._part.is_there()
+        if holds and not self._manifest.exists() and not any(path.stat().st_size for path in self._parts()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._part.close()
+        self._part = None
+
+    # --- what is on disk ----------------------------------------------------------------------------------------------
+
+    def _parts(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if re.fullmatch(r"part-\d+\.jsonl", path.name))
+
+    def _scan(self, tell: Callable[[str], None]) -> "_Places":
+        """Where each finished batch is. A last line that was not written to its end is taken away."""
+        places = _Places(self._parts(), len(self.region_counts))
+        for number, path in enumerate(places.paths):
+            offset = 0
+            with open(path, "rb") as file:
+                for index, line in enumerate(file, start=1):
+                    if not line.endswith(b"\n"):
+                        tell(
+                            f"Repaired {path.name}: its last line was not written to the end ({len(line)} bytes); "
+                            "the regions of that batch are described again."
+                        )
+                        os.truncate(path, offset)
+                        break
+                    batch = self._checked(line, f"{path}:{index}")
+                    if places.part[batch] < 0:
+                        places.part[batch], places.offset[batch] = number, offset
+                    elif places.line(batch) != line:
+                        raise _damaged(f"{path}:{index}", f"batch {batch} is there a second time with another content")
+                    offset += len(line)
+        return places
+
+    def _checked(self, line: bytes, where: str) -> int:
+        try:
+            entry = json.loads(line)
+            batch, records = entry["batch"], entry["records"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _damaged(where, f"the line is none of a finished batch ({type(error).__name__}: {error})") from error
+        if not isinstance(batch, int) or not 0 <= batch < len(self.region_counts):
+            raise _damaged(where, f"there is no batch {batch!r:.40}")
+        if not isinstance(records, list) or len(records) != self.region_counts[batch]:
+            raise _damaged(where, f"batch {batch} does not hold its {self.region_counts[batch]} regions")
+        for record in records:
+            if not isinstance(record, dict) or ("answers" in record) == ("error" in record):
+                raise _damaged(where, f"a record of batch {batch} has neither answers nor an error, or both")
+        return batch
+
+    def _finished(self, manifest: Mapping[str, Any]) -> Result:
+        digest, tally = hashlib.sha256(), _Tally(self.output.name)
+        with open(self.output, "rb") as file:
+            for line in file:
+                digest.update(line)
+                try:
+                    tally.add(json.loads(line))
+                except (ValueError, AttributeError):
+                    break
+        if manifest.get("result", {}).get("sha256") != digest.hexdigest():
+            raise JournalError(
+                f"{self.output} is not any more what was written: it was changed, or cut off. Put the right one back, "
+                "or give --overwrite to start anew."
+            )
+        return tally.result()
+
+
+class _Places:
+    """Which part holds a batch, and where in it."""
+
+    def __init__(self, paths: list[Path], num_batches: int) -> None:
+        self.paths = paths
+        self.part = array("q", [-1]) * num_batches
+        self.offset = array("q", [0]) * num_batches
+
+    def line(self, batch: int) -> bytes:
+        with open(self.paths[self.part[batch]], "rb") as file:
+            file.seek(self.offset[batch])
+            return file.readline()
+
+    def read(self) -> Iterable[list[dict[str, Any]]]:
+        """The records of all batches, in their order."""
+        files: list[BinaryIO] = []
+        try:
+            files += [open(path, "rb") for path in self.paths]  # noqa: SIM115
+            for part, offset in zip(self.part, self.offset, strict=True):
+                files[part].seek(offset)
+                yield json.loads(files[part].readline())["records"]
+        finally:
+            for file in files:
+                file.close()
+
+
+class _Tally:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.regions = self.failed = 0
+        self.places: list[str] = []
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self.regions += 1
+        error = record.get("error")
+        if error is None:
+            return
+        self.failed += 1
+        if len(self.places) < MAX_PLACES:
+            where = f"{self.name}:{self.regions}"
+            if record.get("image") is not None:
+                where += f" ({record['image']}, region {record['region_index']})"
+            self.places.append(f"{where}: {error['type']}: {error['message']}")
+
+    def result(self) -> Result:
+        return Result(self.regions, self.failed, self.places)
+
+
+class _Part:
+    """A file that one process appends to, as long as it lives: the system lets go of the lock with the process."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path = path
+        self._handle = handle
+
+    @classmethod
+    def locked(cls, path: Path) -> "_Part":
+        """Open and lock a part; it is made if it is not there.
+
+        Raises:
+            JournalError: If another process holds it.
+        """
+        while True:
+            path.parent.mkdir(exist_ok=True)
+            try:
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            except FileNotFoundError:  # a run that finished just now took the folder away
+                continue
+            try:
+                if fcntl is None:
+                    return cls(path, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (part := cls(path, handle)).is_there():
+                    return part
+            except BlockingIOError as error:
+                os.close(handle)
+                raise JournalError(
+                    f"Another run is working on the same output ({path.parent}). Wait for its end, or give another "
+                    "name."
+                ) from error
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+
+    def is_there(self) -> bool:
+        """Whether the file that is held is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def write(self, line: bytes) -> None:
+        """Append all of a line, or nothing."""
+        start = os.fstat(self._handle).st_size
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+        except BaseException:
+            os.ftruncate(self._handle, start)
+            raise
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+class _unwritable_named:
+    """Turns an error of the system, a full disk above all, into `UnfinishedError`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError):
+            remedy = " Make room." if error.errno in _FULL else ""
+            raise UnfinishedError(
+                f"Nothing more can be written to {self.folder.parent} ({error.strerror}).{remedy}"
+            ) from error
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, path)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise _damaged(str(path), str(error)) from error
+    return found
+
+
+def _damaged(where: str, reason: str) -> JournalError:
+    return JournalError(f"{where} is damaged: {reason}. Mend it, or give --overwrite to start anew.")
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
+    changes = []
+    for name, value in wanted.items():
+        there = found.get(name)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            changes += [
+                f"{name}: {key} was {_shown(there.get(key))}, now it is {_shown(value.get(key))}"
+                for key in dict.fromkeys((*there, *value))
+                if there.get(key) != value.get(key)
+            ]
+        elif there != value:
+            changes.append(f"{name} was {_shown(there)}, now it is {_shown(value)}")
+    if changes:
+        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
+        raise JournalError(
+            f"{place} was made by another command. {'; '.join(changes[:4])}{more}. Give the same as then, another "
+            "--output, or --overwrite to start anew."
+        )
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return "nothing" if value is None else text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,349 @@
+"""Describe all regions of an input, in fixed batches, so that a run that goes on says the same as one in one go."""
+
+import hashlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from .. import __version__
+from ..branching_finecaption import BranchEngine, BranchRequest
+from ..data.records import DataError
+from ..prompts_finecaption import resolve_questions
+from ..records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
+from .inputs import ImageInput, RegionInputs
+from .journal import Journal, Result, UnfinishedError
+from .processes import Processes
+
+_FORMAT = 1
+_SAMPLES = 16
+_VOLATILE = ("transformers_version", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "device")
+
+Checkpoint = tuple[Any, Any]
+"""A model and its processor."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the texts, besides model, input and questions.
+
+    Attributes:
+        max_new_tokens, temperature, top_p, seed, log_probs, max_batch_tokens: as for the engine. What is drawn follows
+            from the seed, the position of the region in the input, and the question.
+        batch_size (`int`): images that are described together.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    log_probs: bool = False
+    max_batch_tokens: int | None = None
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        self.request("region", 0)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}. Give at least 1.")
+
+    def request(self, question: str, position: int) -> BranchRequest:
+        seed = derived_seed(self.seed, position, question)
+        return BranchRequest(question, self.max_new_tokens, self.temperature, self.top_p, seed=seed)
+
+
+def describe_dataset(
+    load: Callable[[], Checkpoint],
+    inputs: RegionInputs,
+    output: Any,
+    questions: str | Sequence[str] = "region",
+    options: Options = Options(),
+    *,
+    model_name: str = "",
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    num_workers: int = 4,
+    processes: Processes | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Describe all regions; called again after an interruption, it goes on.
+
+    Args:
+        load: gives model and processor. It is called after the output and the input were checked.
+        inputs: see `open_inputs`.
+        output: the JSONL file to make, with one line per region in the input's order; see docs/captioning.md.
+        questions: about regions that have none of their own: names that the processor knows, own words, `"all"`.
+        options: what decides the texts.
+        model_name: for the manifest.
+        overwrite: forget what was finished, and replace the output at the end.
+        retry_failed: if the output is finished, describe the regions again that could not be described.
+        num_workers: threads that read pictures ahead of the model.
+        processes: those that share the work; `None` means this one alone.
+        on_progress: gets the number of regions that are done, and of all, in the main process.
+        tell: gets lines about what was found on disk, in the main process.
+
+    Returns:
+        `Result`, in every process.
+
+    Raises:
+        JournalError: If the output belongs to another command, is damaged or in use.
+        UnfinishedError: If nothing more can be written, or the input changed. What was finished is kept.
+        ValueError: If there is no question, or a setting makes no sense.
+        ProcessLostError: If another process ended early.
+    """
+    processes = processes or Processes()
+    if not processes.is_main:
+        on_progress, tell = (lambda done, total: None), (lambda line: None)
+    batches = _Batches(inputs, options.batch_size)
+    with closing(Journal(output, batches.region_counts)) as journal:
+        manifest: dict[str, Any] = {
+            "format": _FORMAT,
+            "input": {"fingerprint": inputs.fingerprint, "regions": inputs.num_regions},
+            "options": asdict(options),
+        }
+
+        def look() -> str:
+            journal.open()
+            if not overwrite:
+                journal.check(manifest)
+            return inputs.fingerprint
+
+        if processes.first(look) != inputs.fingerprint:
+            raise ValueError(f"The input {inputs.name} is not the same in all processes. Give each the same.")
+        worker = _loaded(load, questions, options, processes)
+
+        def begin() -> Result | list[int]:
+            model = worker.model
+            manifest["model"] = {"fingerprint": fingerprint(model, worker.processor), "dtype": str(model.dtype)}
+            manifest["questions"] = worker.asked
+            about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
+            versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+            if not overwrite and (finished := journal.check(manifest)) is not None:
+                if not (retry_failed and finished.failed):
+                    journal.discard()
+                    tell(f"{journal.output.name} was finished before; nothing is left to do.")
+                    return finished
+                journal.reopen()
+            return journal.begin({**manifest, "made_with": {**about, **versions}}, tell, overwrite=overwrite)
+
+        left = processes.first(begin)
+        if isinstance(left, Result):
+            return left
+        if not processes.is_main:
+            journal.join(processes.rank)
+        total = inputs.num_regions
+        done = total - sum(batches.region_counts[batch] for batch in left)
+        if done:
+            tell(f"{done} of {total} regions were described before; going on.")
+        on_progress(done, total)
+
+        def look_around(own: int = 0) -> None:
+            nonlocal done
+            if processes.is_main:
+                done += own + (journal.newly_finished() if processes.count > 1 else 0)
+                on_progress(done, total)
+
+        failure: str | None = None
+        try:
+            own = left[processes.rank :: processes.count]
+            with closing(_read_ahead(batches, own, worker.prepare, num_workers)) as prepared:
+                for batch, images in prepared:
+                    journal.append(batch, worker.answer(images))
+                    look_around(batches.region_counts[batch])
+        except (UnfinishedError, DataError, OSError) as error:
+            failure = str(error)
+        failures = [each for each in processes.gather(failure, look_around) if each is not None]
+        look_around()
+
+        def finish() -> Result:
+            if failures:
+                raise UnfinishedError(failures[0])
+            return journal.finish()
+
+        return processes.first(finish)
+
+
+class _Batches:
+    """Fixed numbers of images of the input, wherever a run starts."""
+
+    def __init__(self, inputs: RegionInputs, batch_size: int) -> None:
+        self.inputs = inputs
+        self.size = batch_size
+        counts = inputs.region_counts()
+        self.region_counts = [sum(counts[start : start + batch_size]) for start in range(0, len(counts), batch_size)]
+
+    def items(self, batch: int) -> range:
+        return range(batch * self.size, min((batch + 1) * self.size, len(self.inputs)))
+
+
+def _loaded(
+    load: Callable[[], Checkpoint], questions: str | Sequence[str], options: Options, processes: Processes
+) -> "_Worker":
+    """What turns images into records; where it fails in one process, all of them end, and the main one can say why."""
+    failure: Exception | None = None
+    try:
+        model, processor = load()
+        worker = _Worker(model, processor, resolve_questions(questions, processor.questions), options)
+    except (ImportError, OSError, ValueError) as error:
+        failure = error
+    for rank, reason in enumerate(processes.gather(None if failure is None else str(failure), lambda: None)):
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            raise ValueError(f"Process {rank}: {reason}")
+    return worker
+
+
+def _read_ahead(
+    batches: _Batches, chosen: Sequence[int], prepare: Callable[[ImageInput], Any], num_workers: int
+) -> Generator[tuple[int, list[Any]], None, None]:
+    """The chosen batches, prepared by threads while the model works on earlier ones."""
+    num_ahead = 1 + -(-num_workers // batches.size)
+    waiting: deque[tuple[int, list[Future[Any]]]] = deque()
+    left = iter(chosen)
+    pool = ThreadPoolExecutor(num_workers)
+    try:
+        while True:
+            for batch in itertools.islice(left, num_ahead + 1 - len(waiting)):
+                waiting.append(
+                    (batch, [pool.submit(lambda n: prepare(batches.inputs[n]), n) for n in batches.items(batch)])
+                )
+            if not waiting:
+                return
+            batch, images = waiting.popleft()
+            yield batch, [image.result() for image in images]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass
+class _Prepared:
+    """An image as the input has it, the records of its regions, and the texts of the questions about each."""
+
+    item: ImageInput
+    regions: RegionRecords
+    texts: list[list[str]]
+
+
+class _Worker:
+    """Turns images with regions into records."""
+
+    def __init__(self, model: Any, processor: Any, asked: Mapping[str, str], options: Options) -> None:
+        self.model = model
+        self.processor = processor
+        self.asked = dict(asked)
+        self.options = options
+        self.engine = BranchEngine(model, processor, max_batch_tokens=options.max_batch_tokens)
+        self._refused: dict[str, str | None] = {}
+        for text in self.asked.values():
+            if reason := self._reason_against(text):
+                raise ValueError(reason)
+
+    def prepare(self, item: ImageInput) -> _Prepared:
+        """Read an image and its regions; runs in threads."""
+        asked = [
+            self.asked if region.questions is None else resolve_questions(region.questions, self.processor.questions)
+            for region in item.regions
+        ]
+        picture, size = None, (0, 0)
+        unreadable: DataError | None = None
+        if any(region.error is None for region in item.regions):
+            try:
+                picture = item.load()
+                size = (picture.height, picture.width)
+            except DataError as error:
+                unreadable = error
+        references = []
+        for region in item.regions:
+            reference = region.error or unreadable
+            try:
+                references.append(item.reference(region) if reference is None else reference)
+            except DataError as error:
+                references.append(error)
+        heads = [
+            {"image": item.name, **(region.ids or {}), "region_index": region.region_index} for region in item.regions
+        ]
+        names = [list(of_region) for of_region in asked]
+        regions = RegionRecords.prepare(self.processor.image_processor, picture, size, references, names, heads)
+        return _Prepared(item, regions, [list(of_region.values()) for of_region in asked])
+
+    def answer(self, images: Sequence[_Prepared]) -> list[dict[str, Any]]:
+        """The records of all regions of a batch."""
+        for image in images:
+            self._refuse_questions(image)
+        regions = [image.regions for image in images]
+
+        def request(branch: AskedBranch) -> BranchRequest:
+            return self.options.request(branch.name, _position(images[branch.image].item, branch.region))
+
+        told = {}
+        vision, branches, requests = ask(regions, request)
+        if vision is not None:
+            answers = self.engine.answer(vision, requests, log_probs=self.options.log_probs)
+            told = dict(zip(itertools.chain(*branches), itertools.chain(*answers), strict=True))
+        write_answers(regions, told, self.options.log_probs)
+        return [record for image in regions for record in image.records]
+
+    def _refuse_questions(self, image: _Prepared) -> None:
+        """A question that cannot be asked fails its region, not the batch."""
+        for index in image.regions.good:
+            reason = next(filter(None, map(self._reason_against, image.texts[index])), None)
+            if reason is not None:
+                image.regions.fail(index, ValueError(reason))
+
+    def _reason_against(self, text: str) -> str | None:
+        # Not in the threads that prepare: fast tokenizers are not made for several at once.
+        if text not in self._refused:
+            try:
+                self.engine.question_ids(text)
+                self._refused[text] = None
+            except ValueError as error:
+                self._refused[text] = str(error)
+        return self._refused.get(text)
+
+
+def _position(item: ImageInput, index: int | None) -> int:
+    """Where in the input a region stands; for the whole image, its first region."""
+    if index is not None:
+        return item.regions[index].position
+    return item.regions[0].position - item.regions[0].region_index
+
+
+# --- which model -----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(model: Any, processor: Any) -> str:
+    """Tells models apart by their settings and by a few values of every tensor, without reading all of them."""
+    digest = hashlib.sha256()
+    settings = [
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+        processor.image_processor.to_dict(),
+        processor.chat_template,
+        dict(processor.questions),
+        processor.tokenizer(list(processor.questions.values()))["input_ids"],
+    ]
+    digest.update(json.dumps(_lasting(settings), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].to(device="cpu", dtype=torch.float32)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _lasting(value: Any) -> Any:
+    """Settings without what differs between machines and library versions."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): _lasting(entry)
+            for key, entry in value.items()
+            if not str(key).startswith("_") and key not in _VOLATILE
+        }
+    return [_lasting(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,415 @@
+"""`pipeline("region-captioning")`: images with regions, and questions about them -> a record of each region.
+
+Dimension letters: B regions that the engine gets, R regions of one image, H W pixels of an image as displayed. A region
+reference is whatever `as_mask` takes.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from .configuration_finecaption import FineCaptionConfig
+
+# isort: split
+from transformers import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from .branching_finecaption import BranchEngine, BranchRequest
+from .image_processing_finecaption import flatten_regions
+from .masks_finecaption import is_region_reference
+from .prompts_finecaption import resolve_questions
+from .records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
+
+TASK = "region-captioning"
+
+
+class ImageError(ValueError):
+    """What was given as an image cannot be read as one."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One image of a call, as given. `questions` are its own; `None` means those of the call."""
+
+    image_index: int
+    image: Any
+    regions: Any
+    questions: str | Sequence[str] | None = None
+
+
+@dataclass
+class _PreparedImage:
+    """An image, its position in the call, and the records of its regions."""
+
+    image_index: int
+    regions: RegionRecords
+
+
+class _NumberedItems(Dataset):
+    """The items of a dataset, with their positions."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _Item:
+        return _item(index, self.dataset[index], None)
+
+
+class _PerImage(Iterator[list[dict[str, Any]]]):
+    """The records of each image in turn; as long as the dataset of the batches, where that has a length."""
+
+    def __init__(self, batches: DataLoader, answer: Callable[[Any], list[list[dict[str, Any]]]]) -> None:
+        self._dataset = batches.dataset
+        self._records = (records for images in batches for records in answer(images))
+
+    def __next__(self) -> list[dict[str, Any]]:
+        return next(self._records)
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+
+class RegionCaptioningPipeline(Pipeline):
+    """Asks questions about regions of images: each image and each region is encoded once for all its questions.
+
+    Args:
+        model (`FineCaptionForConditionalGeneration`): answers.
+        processor (`FineCaptionProcessor`): the model's own.
+        batch_size, num_workers, device, ..: as in every pipeline. What a call takes by name may be given here as well,
+            as the default of calls.
+
+    Raises:
+        ValueError: If the model is no FineCaption, or comes without its processor.
+
+    ```python
+    >>> from transformers import pipeline
+
+    >>> describe = pipeline("region-captioning", model=folder, trust_remote_code=True)
+    >>> describe("photo.jpg", [{"box_xyxy": [40, 60, 200, 180]}], ["color", "shape"])
+    [{'region_index': 0, 'box_xyxy': [40, 60, 200, 180], 'area': 19200, 'answers': {'Color': ..., 'Shape': ...}}]
+    ```
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _pipeline_calls_generate = False
+
+    def __init__(self, model: Any, processor: Any = None, *args: Any, task: str = TASK, **kwargs: Any) -> None:
+        if model.config.model_type != FineCaptionConfig.model_type:
+            raise ValueError(f"A model of type {model.config.model_type!r} arrived; {TASK} needs a FineCaption model.")
+        if processor is None:
+            raise ValueError(
+                f"{TASK} needs the model's processor: give processor=AutoProcessor.from_pretrained(...) of the same "
+                "checkpoint."
+            )
+        kwargs.pop("local_files_only", None)  # `transformers.pipeline` hands it on, after its own use of it
+        self._engines: dict[int | None, BranchEngine] = {}
+        super().__init__(model, *args, processor=processor, task=task, **kwargs)
+
+    def __call__(
+        self, images: Any, regions: Any = None, questions: str | Sequence[str] | None = None, **kwargs: Any
+    ) -> Any:
+        """Answer every question about every region.
+
+        Args:
+            images: one image (path, URL, PIL image, array, ..: whatever the image processor takes), or a dict
+                `{"image": .., "regions": .., "questions": ..}`, of which the last two may be absent; or a list, a
+                dataset or an iterable of such.
+            regions: for one image a region reference, a list of R of them or a `(R, H, W)` array; `None` is the whole
+                image, `[]` no region. For a list of images, a list with one such entry per image. Datasets and
+                iterables hold their regions in dicts.
+            questions: one or several: names of tasks or attributes that the processor knows, own words, or `"all"`,
+                every attribute. `None` means what the pipeline was made with, else `"region"`. `"global"` is asked once
+                about the whole image, and its answer is in the record of every region.
+            log_probs (`bool`): whether records hold the log-probability of each token of the answers.
+            max_new_tokens (`int`): the longest answer; without it the checkpoint's own limit.
+            temperature (`float`): 0, the default, is greedy decoding; above it tokens are drawn.
+            top_p, repetition_penalty, stop_strings: as in `generate`.
+            seed (`int`): what is drawn follows from it, from the positions of image and region in the call and from the
+                question, and from nothing else, such as `batch_size`.
+            max_batch_tokens (`int`): how many tokens may be worked on at once; without it the engine looks at the free
+                memory. Greedy answers do not depend on it.
+            batch_size (`int`): images that go through the model together.
+            num_workers (`int`): processes that read and prepare images ahead of the model.
+
+        Returns:
+            For one image a list of R records `{"region_index", "box_xyxy", "area", "answers": {name: text}}`, with
+            `"log_probs": {name: [..]}` on request. For a list of images a list of such lists; for a dataset or an
+            iterable an iterator over them. A region that cannot be one, or any region of an unreadable image, has the
+            record `{"region_index", "error": {"type", "message"}}`; the others are answered.
+
+        Raises:
+            ValueError: If there is no question, or what was given has another form than the above.
+        """
+        if questions is not None:
+            kwargs["questions"] = questions
+        items = _items(images, regions)
+        return super().__call__(items, **kwargs) if items else []
+
+    def stream(
+        self,
+        images: Any,
+        regions: Any = None,
+        questions: str | Sequence[str] | None = None,
+        *,
+        partial: bool = True,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """Answers while they grow, by region and question.
+
+        Args:
+            images, regions, questions, batch_size, num_workers, **kwargs: as for a call.
+            partial (`bool`): whether to give unfinished answers as well, or only each answer when it is finished.
+
+        Returns:
+            Iterator of `{"image_index", "region_index", "question", "text", "finish_reason"}`, with `"log_probs"` on
+            request. `text` is all of the answer so far; `finish_reason` is `None` until it is finished, then `"end"`,
+            `"stop_string"` or `"length"`. Answers of a batch of images grow together. A region that fails comes as
+            `{"image_index", "region_index", "error": {"type", "message"}}`, before the answers of its batch.
+
+        Raises:
+            ValueError: As a call.
+        """
+        if questions is not None:
+            kwargs["questions"] = questions
+        preprocess_params, forward_params, _ = self._sanitize_parameters(**kwargs)
+        items = _items(images, regions)
+        batches = self._batches(
+            [items] if isinstance(items, _Item) else items,
+            self._num_workers or 0 if num_workers is None else num_workers,
+            self._batch_size or 1 if batch_size is None else batch_size,
+            {**self._preprocess_params, **preprocess_params},
+        )
+        return self._stream(batches, partial=partial, **{**self._forward_params, **forward_params})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the model and its processor with all their code, this pipeline's too: a complete checkpoint."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    # --- what the library calls ---------------------------------------------------------------------------------------
+
+    def _sanitize_parameters(
+        self,
+        questions: str | Sequence[str] | None = None,
+        log_probs: bool | None = None,
+        max_batch_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Sort parameters by the step that takes them, and refuse wrong ones before any work is done."""
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "stop_strings": stop_strings,
+            "seed": seed,
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+        BranchRequest("region", **options)
+        if questions is not None:
+            resolve_questions(questions, self.processor.questions)
+        if max_batch_tokens is not None:
+            self._engine(max_batch_tokens)
+        steps = {"questions": questions}, {"log_probs": log_probs, "max_batch_tokens": max_batch_tokens, **options}
+        preprocess, forward = ({name: value for name, value in step.items() if value is not None} for step in steps)
+        return preprocess, forward, {}
+
+    def preprocess(self, item: _Item, questions: str | Sequence[str] = "region") -> _PreparedImage:
+        """Read one image and its regions; what cannot be read ends in records of errors."""
+        asked = questions if item.questions is None else item.questions
+        names = tuple(resolve_questions(asked, self.processor.questions))
+        references = _references(item.regions)
+        picture, size = None, (0, 0)
+        if references:
+            try:
+                picture = self._read_image(item.image)
+                size = (picture.shape[1], picture.shape[2])
+            except ImageError as error:
+                references = [error] * len(references)
+        regions = RegionRecords.prepare(
+            self.processor.image_processor,
+            picture,
+            size,
+            references,
+            [names] * len(references),
+            input_data_format="channels_first",
+        )
+        return _PreparedImage(item.image_index, regions)
+
+    def _forward(
+        self, images: list[_PreparedImage], log_probs: bool = False, max_batch_tokens: int | None = None, **options: Any
+    ) -> list[list[dict[str, Any]]]:
+        told = {}
+        vision, branches, requests = _ask(images, options)
+        if vision is not None:
+            answers = self._engine(max_batch_tokens).answer(vision, requests, log_probs=log_probs)
+            told = dict(zip(itertools.chain(*branches), itertools.chain(*answers)))
+        write_answers([image.regions for image in images], told, log_probs)
+        return [image.regions.records for image in images]
+
+    def postprocess(self, model_outputs: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+        return model_outputs
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[list[dict[str, Any]]]:
+        batches = self._batches(inputs, num_workers, batch_size, preprocess_params)
+        return _PerImage(batches, lambda images: self.postprocess(self.forward(images, **forward_params)))
+
+    def run_single(self, inputs: _Item, *params: dict[str, Any]) -> list[dict[str, Any]]:
+        return next(self.get_iterator([inputs], 0, 1, *params))
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _batches(self, items: Any, num_workers: int, batch_size: int, preprocess_params: dict[str, Any]) -> DataLoader:
+        """Lists of up to `batch_size` prepared images. The library's own way pads them to one tensor."""
+        if isinstance(items, Sized):
+            prepared = PipelineDataset(items, self.preprocess, preprocess_params)
+        else:
+            # Every further worker would start the iterable anew.
+            prepared, num_workers = PipelineIterator(items, self.preprocess, preprocess_params), min(num_workers, 1)
+        return DataLoader(prepared, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+
+    def _stream(
+        self,
+        batches: Iterable[list[_PreparedImage]],
+        partial: bool,
+        log_probs: bool = False,
+        max_batch_tokens: int | None = None,
+        **options: Any,
+    ) -> Iterator[dict[str, Any]]:
+        for images in batches:
+            for image in images:
+                for record in image.regions.records:
+                    if "error" in record:
+                        yield {"image_index": image.image_index, **record}
+            vision, branches, requests = _ask(images, options)
+            if vision is None:
+                continue
+            engine = self._engine(max_batch_tokens)
+            for update in engine.stream(vision, requests, log_probs=log_probs, partial=partial):
+                number, region_index, name = branches[update.region][update.branch]
+                for index in images[number].regions.good if region_index is None else [region_index]:
+                    piece = {
+                        "image_index": images[number].image_index,
+                        "region_index": index,
+                        "question": name,
+                        "text": update.answer.text,
+                        "finish_reason": update.answer.finish_reason,
+                    }
+                    if log_probs:
+                        piece["log_probs"] = list(update.answer.log_probs or ())
+                    yield piece
+
+    def _engine(self, max_batch_tokens: int | None) -> BranchEngine:
+        """The engine with this budget; it is kept, since it learns the processor's prompts on construction."""
+        if max_batch_tokens not in self._engines:
+            self._engines[max_batch_tokens] = BranchEngine(
+                self.model, self.processor, max_batch_tokens=max_batch_tokens
+            )
+        return self._engines[max_batch_tokens]
+
+    def _read_image(self, image: Any) -> torch.Tensor:
+        """Whatever the image processor takes as an image -> `(3, H, W)`, uint8, upright.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        image_processor = self.processor.image_processor
+        name = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        try:
+            return image_processor.process_image(image_processor.fetch_images(image if name is None else name))
+        except Exception as error:  # decoders of damaged files and clients of networks raise nearly anything
+            reason = str(error)[:500]
+            if name is not None and not name.startswith(("http:", "https:", "data:")) and not os.path.exists(name):
+                reason = "there is no such file"
+            shown = f"A {type(image).__name__}" if name is None else repr(name[:200])
+            raise ImageError(f"{shown} cannot be read as an image: {reason}") from error
+
+
+def _ask(images: Sequence[_PreparedImage], options: Mapping[str, Any]) -> Any:
+    """See `ask`; what is drawn follows from the seed and the branch's place in the call."""
+
+    def request(branch: AskedBranch) -> BranchRequest:
+        place = (images[branch.image].image_index, branch.region, branch.name)
+        return BranchRequest(branch.name, **{**options, "seed": derived_seed(options.get("seed", 0), *place)})
+
+    return ask([image.regions for image in images], request)
+
+
+def _references(regions: Any) -> list[Any]:
+    """The region references of one image."""
+    if not is_region_reference(regions) and isinstance(regions, Sized) and len(regions) == 0:
+        return []
+    return flatten_regions(regions, None, 1, is_list=False)[0]
+
+
+def _items(images: Any, regions: Any) -> Any:
+    """The images of a call with their regions and positions: one item, a list, a dataset or a generator of items."""
+    if isinstance(images, list | tuple):
+        per_image = [None] * len(images) if regions is None else regions
+        is_container = isinstance(per_image, list | tuple) or getattr(per_image, "ndim", 0) >= 3
+        if not is_container or len(per_image) != len(images):
+            raise ValueError(
+                f"The regions of {len(images)} images are a {type(regions).__name__}"
+                f"{f' of {len(regions)}' if isinstance(regions, Sized) else ''}. Give a list with one entry per image: "
+                "a region reference, a list of them, or None for the whole image."
+            )
+        return [_item(index, image, entry) for index, (image, entry) in enumerate(zip(images, per_image))]
+    is_one = isinstance(
+        images, str | bytes | bytearray | os.PathLike | Mapping | Image.Image | np.ndarray | torch.Tensor
+    )
+    is_dataset = hasattr(images, "__getitem__") and hasattr(images, "__len__")
+    if is_one or not (is_dataset or isinstance(images, Iterable)):
+        return _item(0, images, regions)
+    if regions is not None:
+        raise ValueError(
+            f"Regions were given beside a {type(images).__name__}. Put them into its items: "
+            "{'image': .., 'regions': ..}."
+        )
+    if is_dataset:
+        return _NumberedItems(images)
+    return (_item(index, image, None) for index, image in enumerate(images))
+
+
+def _item(image_index: int, image: Any, regions: Any) -> _Item:
+    if not isinstance(image, Mapping):
+        return _Item(image_index, image, regions)
+    if "image" not in image or not image.keys() <= {"image", "regions", "questions"}:
+        raise ValueError(
+            f"A dict with the keys {', '.join(map(repr, image))} arrived as image {image_index}. Give 'image', and if "
+            "need be 'regions' and 'questions', and nothing else."
+        )
+    if regions is not None:
+        raise ValueError(f"The regions of image {image_index} were given beside a dict. Put them into it.")
+    return _Item(image_index, image["image"], image.get("regions"), image.get("questions"))
+
+
+__all__ = ["ImageError", "RegionCaptioningPipeline"]
