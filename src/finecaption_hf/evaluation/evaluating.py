@@ -1,15 +1,15 @@
 """All of an evaluation: predictions, metrics, report."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.records import Record
 from .intervals import RESAMPLES
-from .judging import check_same_branches, judge
+from .judging import Score, check_same_branches, judge
 from .predictions import Header, Prediction, PredictionFileError, read_predictions
 from .report import build_report, write_report
+from .run import Records
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -18,10 +18,8 @@ def report_on(
     predictions: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    score: Callable[..., Any] | None = None,
-    metrics: Sequence[str] | None = None,
-    metric_options: Mapping[str, Any] | None = None,
-    dataset: Iterable[Record] | None = None,
+    score: Score,
+    dataset: Records | None = None,
     compare_with: str | os.PathLike[str] | None = None,
     diagnostics: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
@@ -35,8 +33,7 @@ def report_on(
     Args:
         predictions: the file, see `run_predictions`.
         output: folder of the report.
-        score: in the place of `metrics.score_captions`.
-        metrics, metric_options: for `score`; by default all metrics.
+        score: such as `metrics.CaptionScorer(..)`; it gets predictions and lists of references, and gives `Scores`.
         dataset: what the predictions are about, for pictures of examples.
         compare_with: another file of predictions about the same branches, or the folder of an evaluation.
         diagnostics, seed, resamples, num_examples, examples_by, command: as for `build_report`.
@@ -49,19 +46,14 @@ def report_on(
         ComparisonError: If the two files are about different branches.
         MetricError: If a metric cannot be computed.
     """
-    if score is None:
-        from .metrics import score_captions as score
-    options = dict(metric_options or {})
-    if metrics is not None:
-        options["metrics"] = tuple(metrics)
     header, found = read_finished(predictions)
     other = None
     if compare_with is not None:
         path = Path(compare_with)
         other_header, other_found = read_finished(path / PREDICTIONS if path.is_dir() else path)
         check_same_branches(found, other_found)
-        other = other_header, judge(other_found, score, **options)
-    judged = judge(found, score, **options)
+        other = other_header, judge(other_found, score)
+    judged = judge(found, score)
     report = build_report(
         header,
         judged,

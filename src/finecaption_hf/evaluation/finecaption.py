@@ -1,7 +1,5 @@
 """A FineCaption checkpoint as a `Describer`: through the engine, each image, region and prefix computed once."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from PIL import Image
 from ..branching_finecaption import BranchAnswer, BranchEngine, BranchRequest
 from ..fingerprint import model_fingerprint
 from ..prompts_finecaption import PromptEncoder
+from ..records_finecaption import derived_seed
 from .predictions import DescribeRequest, Description
 
 
@@ -101,9 +100,7 @@ class FineCaptionDescriber:
             )
 
     def _request(self, question: str, key: str) -> BranchRequest:
-        text = json.dumps([self._seed, key, question])
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        return BranchRequest(question, **self._decoding, seed=seed)  # type: ignore[arg-type]
+        return BranchRequest(question, **self._decoding, seed=derived_seed(self._seed, key, question))  # type: ignore[arg-type]
 
     def _reason_against(self, question: str) -> str | None:
         if self._prompts is None:

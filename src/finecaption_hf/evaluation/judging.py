@@ -3,13 +3,16 @@
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..prompts_finecaption import normalise_name
 from .intervals import RESAMPLES, Interval, Statistic, differences, intervals
 from .predictions import Prediction
+
+if TYPE_CHECKING:
+    from .metrics import Scores
 
 LABELS: Mapping[str, str] = {
     "rouge_l": "ROUGE-L",
@@ -46,6 +49,8 @@ _NOTES = {
     "meteor_segments": "mean of the captions' METEOR, beside the corpus value, for intervals and parts",
 }
 
+Score = Callable[[Sequence[str], Sequence[Sequence[str]]], "Scores"]
+
 _TINY, _SMALL = 1e-15, 1e-9  # as pycocoevalcap's BLEU adds them
 
 
@@ -77,21 +82,21 @@ class Judged:
         return [prediction.image for prediction in self.predictions]
 
 
-def judge(predictions: Sequence[Prediction], score: Callable[..., Any], **options: Any) -> Judged:
+def judge(predictions: Sequence[Prediction], score: Score) -> Judged:
     """Compute the metrics.
 
     Args:
         predictions: at least one; those with an error count as empty text.
-        score: `metrics.score_captions`, or what gives the same.
-        **options: for `score`.
+        score: gets predictions and lists of references, and gives `metrics.Scores`.
 
     Raises:
         ValueError: If there is no prediction, or a metric cannot be computed.
     """
     if not predictions:
         raise ValueError("There are no predictions to judge.")
-    texts = [prediction.prediction or "" for prediction in predictions]
-    scores = score(texts, [list(prediction.references) for prediction in predictions], **options)
+    # Half a surrogate pair is no text that metrics take.
+    texts = [(it.prediction or "").encode("utf-8", "replace").decode() for it in predictions]
+    scores = score(texts, [list(prediction.references) for prediction in predictions])
     statistics = {}
     for name, values in scores.segments.items():
         if name.startswith("bleu_"):

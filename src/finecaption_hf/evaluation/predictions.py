@@ -9,17 +9,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-try:
-    import fcntl
-except ImportError:  # a system without it: two runs on the same file are not told apart there
-    fcntl = None  # type: ignore[assignment]
+from ..appending import AppendedFile, FileInUseError, write_whole
 
 FORMAT = 1
 _MARK = "finecaption_predictions"
@@ -317,11 +313,10 @@ class PredictionWriter:
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.done: set[str] = set()
-        self._file = self._open(self.path)
+        self._file = self._locked()
         try:
-            self._lock()
             if overwrite:
-                self._file.truncate(0)
+                os.truncate(self.path, 0)
             self._repair(tell)
             if self.path.stat().st_size == 0:
                 self._append(header.to_json())
@@ -362,12 +357,10 @@ class PredictionWriter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
+    def _locked(self) -> AppendedFile:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            return AppendedFile.locked(self.path)
+        except FileInUseError as error:
             raise PredictionFileError(
                 f"Another run is writing to {self.path}. Wait for its end, or give another output."
             ) from error
@@ -384,34 +377,13 @@ class PredictionWriter:
             os.truncate(self.path, whole)
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        start = self.path.stat().st_size
-        try:
-            rest = memoryview(_line(row))
-            while rest:
-                rest = rest[os.write(self._file.fileno(), rest) :]
-        except BaseException:
-            os.truncate(self.path, start)
-            raise
+        self._file.write(_line(row))
 
     def _replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        partial = self.path.with_name(self.path.name + ".partial")
-        try:
-            with open(partial, "wb") as file:
-                file.writelines(map(_line, rows))
-                file.flush()
-                os.fsync(file.fileno())
-            replaced = self._file
-            self._file = self._open(partial)
-            self._lock()
-            os.replace(partial, self.path)
-            replaced.close()
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-
-    @staticmethod
-    def _open(path: Path) -> FileIO:
-        return open(path, "ab", buffering=0)
+        # Nobody else writes: who opens the new file meanwhile finds the predictions of this run, and a lock soon.
+        write_whole(self.path, b"".join(map(_line, rows)))
+        self._file.close()
+        self._file = self._locked()
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

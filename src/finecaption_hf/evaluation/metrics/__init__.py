@@ -12,7 +12,15 @@ from .scores import METRICS, CaptionScorer, Scores, score_captions
 if TYPE_CHECKING:
     from .module import RegionCaptionMetrics, trainer_metrics
 
-__all__ = ["METRICS", "CaptionScorer", "MetricError", "RegionCaptionMetrics", "Scores", "score_captions", "trainer_metrics"]
+__all__ = [
+    "METRICS",
+    "CaptionScorer",
+    "MetricError",
+    "RegionCaptionMetrics",
+    "Scores",
+    "score_captions",
+    "trainer_metrics",
+]
 
 
 def __getattr__(name: str) -> Any:

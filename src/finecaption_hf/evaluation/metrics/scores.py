@@ -31,12 +31,15 @@ class Scores:
             `bertscore_rescaled` where a baseline is known; those that were asked for.
         segments (`dict[str, list[float]]`): the same names; one value per caption, in the order of the captions.
         signature (`str`): how the values were made: tokenizer, Java, models and versions.
+        bleu_counts (`list[list[int]]`, *optional*): with BLEU, what it sums over captions, see `ngrams.bleu_counts`: for
+            intervals, since BLEU is no mean.
         seconds (`dict[str, float]`): what "tokenizer" and each metric took.
     """
 
     corpus: dict[str, float]
     segments: dict[str, list[float]]
     signature: str
+    bleu_counts: list[list[int]] | None = None
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
@@ -125,9 +128,7 @@ class CaptionScorer:
         if "bertscore" in self.metrics:
             find_model(bertscore_model, bertscore_layer)
 
-    def __call__(
-        self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
-    ) -> Scores:
+    def __call__(self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> Scores:
         hypotheses, groups = checked_captions(predictions, references)
         # Loaded first: whether it can be loaded should be known before METEOR has run for a minute.
         bert = BertScorer(**self._bert_options) if "bertscore" in self.metrics else None
@@ -149,6 +150,7 @@ class CaptionScorer:
             corpus={name: 100 * corpus for name, (corpus, _) in values.items()},
             segments={name: [100 * value for value in segments] for name, (_, segments) in values.items()},
             signature=self._signature(hypotheses, groups, bert),
+            bleu_counts=ngrams.bleu_counts(tokens, groups_of_tokens) if "bleu" in self.metrics else None,
             seconds=seconds,
         )
 
@@ -160,7 +162,9 @@ class CaptionScorer:
         }
         if self._tokens is not None:
             parts["tokenizer"] = self._tokens.name
-            parts["+".join(name for name in self.metrics if name != "bertscore")] = f"pycocoevalcap-{version('pycocoevalcap')}"
+            parts["+".join(name for name in self.metrics if name != "bertscore")] = (
+                f"pycocoevalcap-{version('pycocoevalcap')}"
+            )
         if "meteor" in self.metrics:
             parts["meteor"] = f"jar-{ngrams.METEOR_VERSION},-l en -norm"
         if self._java is not None:

@@ -34,7 +34,8 @@ def build_report(
     Args:
         header, judged: the run.
         other: a run on the same branches to compare with.
-        diagnostics: further tables: `title`, `table` (rows, each a mapping from column to value), perhaps `text`.
+        diagnostics: further tables: `title`, `table` (`columns`, and `rows` of text), perhaps `notes` (texts); whatever
+            else they hold goes into report.json.
         seed, resamples: of the intervals.
         num_examples: how many of the best and of the worst.
         examples_by: the metric that chooses them; by default the first there is of ROUGE-L, METEOR, BERTScore, CIDEr.

@@ -65,7 +65,8 @@ def _block(block: Block, files: Mapping[str, bytes]) -> str:
     if isinstance(block, Example):
         image = _image(block.picture, block.title, files) if block.picture else ""
         lines = "".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>" for label, text in block.lines)
-        return f"<figure>{image}<figcaption><strong>{html.escape(block.title)}</strong><dl>{lines}</dl></figcaption></figure>"
+        title = f"<strong>{html.escape(block.title)}</strong>"
+        return f"<figure>{image}<figcaption>{title}<dl>{lines}</dl></figcaption></figure>"
     return _table(block)
 
 
@@ -79,7 +80,7 @@ def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         found = []
         for index, cell in enumerate(cells):
-            number = ' class="number"' if index >= table.numbers and len(cell) < 40 else ""
+            number = ' class="number"' if table.is_number(index) else ""
             found.append(f"<{tag}{number}>{html.escape(cell)}</{tag}>")
         return f"<tr>{''.join(found)}</tr>"
 

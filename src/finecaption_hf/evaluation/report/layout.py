@@ -31,11 +31,14 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns from `numbers` on are numbers."""
+    """The last `texts` columns are texts, as is the first; the others are numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numbers: int = 1
+    texts: int = 0
+
+    def is_number(self, column: int) -> bool:
+        return 0 < column < len(self.columns) - self.texts
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,13 @@ def layout(report: Mapping[str, Any]) -> list[Block]:
     if counts["errors"] or counts["empty"] or rejected:
         blocks.append(
             Paragraph(
-                f"{counts['errors']:,} captions could not be made and count as empty texts; {counts['empty']:,} more are "
-                f"empty. {rejected or 0:,} records of the data could not be read and are not among the captions."
+                f"{counts['errors']:,} captions could not be made and count as empty texts; {counts['empty']:,} more "
+                f"are empty. {rejected or 0:,} records of the data could not be read and are not among the captions."
             )
         )
     if report["errors"]:
-        rows = [[it["type"], it["message"], f"{it['captions']:,}", it["first"]] for it in report["errors"]]
-        blocks += [Heading("What could not be described", 2), Table(("error", "message", "captions", "first"), rows, 4)]
+        rows = [[f"{it['captions']:,}", it["type"], it["message"], it["first"]] for it in report["errors"]]
+        blocks += [Heading("What could not be described", 2), Table(("captions", "error", "message", "first"), rows, 3)]
     blocks += _metrics(report)
     if report.get("comparison"):
         blocks += _comparison(report["comparison"])
@@ -88,9 +91,12 @@ def layout(report: Mapping[str, Any]) -> list[Block]:
     blocks += _examples(report)
     for part in report.get("diagnostics") or ():
         blocks.append(Heading(str(part["title"]), 2))
-        if part.get("text"):
-            blocks.append(Paragraph(str(part["text"])))
-        blocks.append(_table_of(part["table"]))
+        blocks.append(
+            Table(
+                [str(name) for name in part["table"]["columns"]], [list(map(str, row)) for row in part["table"]["rows"]]
+            )
+        )
+        blocks += [Paragraph(str(note)) for note in part.get("notes") or ()]
     return blocks + _card(report) + _origin(report)
 
 
@@ -101,7 +107,7 @@ def _metrics(report: Mapping[str, Any]) -> list[Block]:
     ]
     blocks: list[Block] = [
         Heading("Metrics", 2),
-        Table(("metric", "value", "95 % interval", "captions", "what the interval is about"), rows),
+        Table(("metric", "value", "95 % interval", "captions", "what the interval is about"), rows, 1),
     ]
     if not report["plots"]:
         blocks.append(Paragraph(report["plots_missing"]))
@@ -150,10 +156,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[Block]:
         [
             group["name"],
             f"{group['captions']:,}",
-            *(
-                f"{group['metrics'][name]['difference']:+.2f} {_bounds(group['metrics'][name]['interval_95'], sign=True)}"
-                for name in names
-            ),
+            *(_difference(group["metrics"][name]) for name in names),
         ]
         for group in comparison["by_attribute"]
     ]
@@ -205,19 +208,6 @@ def _examples(report: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(columns, [[_cell(row.get(name)) for name in columns] for row in rows])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(it, (int, float)) for it in value):
-        return f"[{value[0]:.4g}, {value[1]:.4g}]"
-    return "" if value is None else str(value)
-
-
 def _card(report: Mapping[str, Any]) -> list[Block]:
     return [
         Heading("For a model card", 2),
@@ -227,11 +217,11 @@ def _card(report: Mapping[str, Any]) -> list[Block]:
 
 
 def _origin(report: Mapping[str, Any]) -> list[Block]:
-    prompts = [[name or "", text, f"{count:,}"] for name, text, count in report["prompts"]]
+    prompts = [[name or "", f"{count:,}", text] for name, text, count in report["prompts"]]
     return [
         Heading("How this was made", 2),
         Code("\n".join(filter(None, report["commands"].values())) or "(from Python)", "sh"),
-        Table(("", "version"), [[name, str(version)] for name, version in report["versions"].items()]),
+        Table(("", "version"), [[name, str(version)] for name, version in report["versions"].items()], 1),
         Paragraph("Signature of the metrics:"),
         Code(report["signature"]),
         Paragraph("Settings of the model, and data:"),
@@ -239,7 +229,7 @@ def _origin(report: Mapping[str, Any]) -> list[Block]:
             json.dumps({"settings": report["settings"], "data": report["data"]}, ensure_ascii=False, indent=2), "json"
         ),
         Heading("Prompts", 3),
-        Table(("name", "question", "captions"), prompts, 2),
+        Table(("name", "captions", "question"), prompts, 1),
     ]
 
 
@@ -250,8 +240,16 @@ def _number(value: float) -> str:
 def _bounds(bounds: Sequence[float] | None, *, sign: bool = False) -> str:
     if bounds is None:
         return ""
-    return f"[{bounds[0]:+.2f}, {bounds[1]:+.2f}]" if sign else f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
+    return f"{bounds[0]:+.2f} to {bounds[1]:+.2f}" if sign else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    bounds = _bounds(row["interval_95"], sign=True)
+    return f"{row['difference']:+.2f}" + (f" ({bounds})" if bounds else "")
 
 
 def _with_bounds(metric: Mapping[str, Any] | None) -> str:
-    return "" if metric is None else f"{_number(metric['value'])} {_bounds(metric['interval_95'])}".strip()
+    if metric is None:
+        return ""
+    bounds = _bounds(metric["interval_95"])
+    return _number(metric["value"]) + (f" ({bounds})" if bounds else "")

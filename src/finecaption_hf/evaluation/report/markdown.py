@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def escape(text: str) -> str:
     """A text on one line that no Markdown reader takes for markup, HTML or a cell's end."""
     text = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", text)
+    return re.sub(r"^([#>+-])|([\\`*_\[\]|~$])", r"\\\g<0>", text)
 
 
 def to_markdown(blocks: Sequence["Block"]) -> str:
@@ -41,6 +41,6 @@ def to_markdown(blocks: Sequence["Block"]) -> str:
 
 
 def _table(table: "Table") -> str:
-    rule = ["---:" if index >= table.numbers else "---" for index in range(len(table.columns))]
+    rule = ["---:" if table.is_number(index) else "---" for index in range(len(table.columns))]
     rows = [[escape(cell) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [[escape(name) for name in table.columns], rule, *rows])

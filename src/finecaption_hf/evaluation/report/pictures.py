@@ -1,21 +1,21 @@
 """Pictures of examples: the region outlined on its image."""
 
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 from PIL import Image
 
-from ...data.records import DataError, Record
-from ...drawing import draw_regions
+from ...data.records import DataError
+from ...drawing import COLORS, draw_regions
 from ...masks_finecaption import MaskError, as_mask
-from ..run import walk
+from ..run import Records, walk
 
 _LONGER_SIDE = 640  # pixels; enough to see a region, and some 60 kB
 _QUALITY = 85
 
 
-def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+def example_pictures(dataset: Records, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
     """JPEG pictures of regions, by image and index of the region; those that cannot be read are left out.
 
     Args:
@@ -47,7 +47,10 @@ def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, in
 
 
 def _drawn(picture: Image.Image, mask: np.ndarray) -> bytes:
-    sheet = draw_regions(picture, [mask])
+    # A red outline on a red sign shows nothing: the colour that differs most from the region.
+    inside = np.asarray(picture)[mask].mean(axis=0)
+    color = max(COLORS, key=lambda color: float(np.abs(inside - color).sum()))
+    sheet = draw_regions(picture, [mask], colors=[color])
     sheet.thumbnail((_LONGER_SIDE, _LONGER_SIDE), Image.Resampling.LANCZOS)
     target = io.BytesIO()
     sheet.save(target, "JPEG", quality=_QUALITY)
