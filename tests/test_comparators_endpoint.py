@@ -1,4 +1,4 @@
-"""The endpoint: a stub server on this machine that is slow, busy, wrong or gone; nothing is lost, and no key is told."""
+"""The endpoint: a stub server that is slow, busy, wrong or gone; no question is lost, and no key is told."""
 
 import base64
 import email.utils
@@ -56,7 +56,7 @@ class Stub:
                     stub.headers.append(dict(self.headers))
                     stub.times.append(time.monotonic())
                     reply = stub.replies.pop(0) if stub.replies else None
-                question = stub.question(-1 if reply else None, content)
+                question = json.loads(content)["messages"][-1]["content"][1]["text"]
                 try:
                     time.sleep(stub.delay(question))
                     if callable(reply):
@@ -82,10 +82,6 @@ class Stub:
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @staticmethod
-    def question(_: Any, content: bytes) -> str:
-        return json.loads(content)["messages"][-1]["content"][1]["text"]
 
 
 @pytest.fixture
@@ -141,7 +137,11 @@ def test_request_has_picture_text_and_greedy_settings(stub: Stub) -> None:
 
 
 def test_entry_of_the_body_can_be_taken_out_and_renamed(stub: Stub) -> None:
-    list(describer(stub, body={"max_tokens": None, "max_completion_tokens": 9, "temperature": None}).describe([request()]))
+    list(
+        describer(stub, body={"max_tokens": None, "max_completion_tokens": 9, "temperature": None}).describe(
+            [request()]
+        )
+    )
     assert "max_tokens" not in stub.requests[0] and "temperature" not in stub.requests[0]
     assert stub.requests[0]["max_completion_tokens"] == 9
 
@@ -370,7 +370,7 @@ def test_redirect_does_not_carry_the_key_away(stub: Stub) -> None:
 
 def test_missing_key_is_told_before_anything_is_sent(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STUB_KEY")
-    with pytest.raises(ValueError, match="environment variable STUB_KEY, .* is not set"):
+    with pytest.raises(ValueError, match=r"environment variable STUB_KEY, .* is not set"):
         describer(stub)
 
 

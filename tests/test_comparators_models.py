@@ -137,7 +137,9 @@ def test_boxes_of_qwen2_5_vl_are_in_the_pixels_that_it_sees(models: dict[str, An
     describer = TransformersDescriber(*models["qwen2_5_vl"], Referral("box_text"), name="it")
     image = picture(60, 90)
     marked = Referral("box_text").mark(image, region(image, (0, 0, 45, 60)))
-    _, rows, columns = models["qwen2_5_vl"][1].image_processor([image], return_tensors="pt")["image_grid_thw"][0].tolist()
+    _, rows, columns = (
+        models["qwen2_5_vl"][1].image_processor([image], return_tensors="pt")["image_grid_thw"][0].tolist()
+    )
     assert (rows * 14, columns * 14) != (60, 90)
     assert f"[0, 0, {columns * 7}, {rows * 14}]" in describer.prompt(marked, "What?")
 
@@ -209,9 +211,7 @@ def test_question_that_fails_loses_no_other(batch_size: int, models: dict[str, A
 
     describer._inputs = fail  # type: ignore[method-assign]
     descriptions = list(describer.describe(requests()))
-    assert descriptions[0] == Description(
-        (expected[0].texts[0], None), errors=(None, "RuntimeError: no memory left")
-    )
+    assert descriptions[0] == Description((expected[0].texts[0], None), errors=(None, "RuntimeError: no memory left"))
     assert descriptions[1:] == expected[1:]
 
 
@@ -247,7 +247,11 @@ def test_sampling_of_a_checkpoint_is_switched_off_and_asked_for_by_name(models: 
             model, processor, Referral("crop"), name="it", generation={"do_sample": True, "temperature": 0.5}
         )
         assert (greedy._generation.do_sample, greedy._generation.temperature) == (False, None)
-        assert (drawn._generation.do_sample, drawn._generation.temperature, drawn._generation.top_k) == (True, 0.5, None)
+        assert (drawn._generation.do_sample, drawn._generation.temperature, drawn._generation.top_k) == (
+            True,
+            0.5,
+            None,
+        )
         assert drawn.settings["decoding"]["temperature"] == 0.5
         assert model.generation_config.temperature == 0.7
         with pytest.raises(ValueError, match="no option beams"):

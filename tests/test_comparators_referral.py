@@ -284,7 +284,7 @@ def test_pixels_after_resizing_need_their_size() -> None:
 
 
 def test_unknown_box_format_lists_the_known() -> None:
-    with pytest.raises(ReferralError, match="no box format 'yolo'.*pixels, unit, qwen2_vl"):
+    with pytest.raises(ReferralError, match=r"no box format 'yolo'.*pixels, unit, qwen2_vl"):
         write_box((0, 0, 1, 1), (10, 10), "yolo")
 
 
@@ -338,7 +338,12 @@ def test_prompt_is_found_by_any_spelling_of_the_name() -> None:
     filled = {"referral": "R", "box": "[0]"}
     assert prompts.write("What?", "materials texture", **filled, whole=False) == "materials texture? [0]"
     assert prompts.write("What?", "Color", **filled, whole=False) == "R Q: What?"
-    assert prompts.write("What?", None, referral="", box="", whole=True) == "What?"
+
+
+def test_whole_image_is_asked_about_without_a_region() -> None:
+    whole = {"referral": "", "box": "", "whole": True}
+    assert Prompts("USER: {referral} {question}").write("What?", None, **whole) == "USER: What?"
+    assert Prompts("USER: {referral} {question}", whole="All: {question}").write("What?", None, **whole) == "All: What?"
 
 
 def test_braces_in_a_question_stay() -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ..predictions import Describer, DescribeRequest, Description
+from ..run import QUESTIONS
 from .prompts import Prompts
 from .referral import (
     BOX_FORMATS,
@@ -302,6 +303,7 @@ class FilledBoxDescriber:
         self._referral = Referral("filled_box")
         self.name = describer.name
         self.independent = describer.independent
+        self.questions = getattr(describer, "questions", QUESTIONS)
         self.settings: Mapping[str, Any] = {**describer.settings, "referral": self._referral.settings}
 
     def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:

@@ -16,8 +16,8 @@ class Prompts:
     `{box}` (its box as the model writes it) and `{name}` (of the task or attribute).
 
     Args:
-        default: for every question about a region.
-        whole: for questions about the whole image, where `{referral}` and `{box}` are empty.
+        default: for every question.
+        whole: for questions about the whole image, where `{referral}` and `{box}` are empty; `None` means `default`.
         by_name: templates for single tasks and attributes; case and separators of the names do not matter.
         system: a system message; `None` leaves it out.
 
@@ -26,24 +26,23 @@ class Prompts:
     """
 
     default: str = "{referral} {question}"
-    whole: str = "{question}"
+    whole: str | None = None
     by_name: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
 
     def __post_init__(self) -> None:
-        templates = {
-            "default": self.default,
-            "whole": self.whole,
-            **{f"by_name.{k}": v for k, v in self.by_name.items()},
-        }
-        for name, template in templates.items():
-            check_fields(template, _FIELDS, f"The prompt {name}")
+        templates = {"default": self.default, "whole": self.whole}
+        for name, template in [*templates.items(), *((f"by_name.{name}", text) for name, text in self.by_name.items())]:
+            if template is not None:
+                check_fields(template, _FIELDS, f"The prompt {name}")
 
     def write(self, question: str, name: str | None, *, referral: str, box: str, whole: bool) -> str:
         """The text for one question."""
         template = None if name is None else find_question(name, self.by_name)
         if template is None:
-            template = self.whole if whole else self.default
+            template = self.whole if whole and self.whole is not None else self.default
+        if not referral:
+            template = template.replace("{referral} ", "")  # with the space that would stand alone
         return template.format(question=question, referral=referral, box=box, name=name or "").strip()
 
     @property

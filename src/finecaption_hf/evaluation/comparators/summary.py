@@ -2,15 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...data.records import Record
 from ..evaluating import report_on
+from ..judging import Score
 from ..report.layout import Block, Code, Heading, Paragraph, Table
 from ..report.markdown import to_markdown
+from ..run import Records
 from .paper import METRIC_NAMES
 from .table import RowResult
 
@@ -19,7 +20,8 @@ def report_table(
     results: Sequence[RowResult],
     output: str | os.PathLike[str],
     *,
-    dataset: Iterable[Record] | None = None,
+    score: Score,
+    dataset: Records | None = None,
     command: str = "",
     **options: Any,
 ) -> dict[str, Any]:
@@ -29,9 +31,10 @@ def report_table(
     Args:
         results: as `run_table` gives them.
         output: folder of the table; each row's report goes into its own folder.
+        score: as for `report_on`.
         dataset: for pictures of examples.
         command: that makes the table.
-        **options: further ones of `report_on`, such as `metrics`.
+        **options: further ones of `report_on`, such as `seed`.
 
     Returns:
         The content of table.json.
@@ -41,7 +44,7 @@ def report_table(
         entry: dict[str, Any] = {**result.row.settings, "error": result.error, "served": dict(result.served)}
         if result.error is None and result.predictions is not None:
             report = report_on(
-                result.predictions, result.predictions.parent, dataset=dataset, command=command, **options
+                result.predictions, result.predictions.parent, score=score, dataset=dataset, command=command, **options
             )
             entry |= {name: report[name] for name in ("metrics", "counts", "data", "signature", "settings")}
             entry["folder"] = result.predictions.parent.name
@@ -70,14 +73,14 @@ def _blocks(content: Mapping[str, Any]) -> list[Block]:
         metrics, counts = entry.get("metrics", {}), entry.get("counts", {})
         numbers = [_measured(metrics.get(name)) for name in labels]
         failed = entry["error"] or str(counts.get("errors", ""))
-        rows.append([entry["name"], entry["referral"]["kind"], str(counts.get("captions", "")), failed, *numbers])
+        rows.append([entry["name"], str(counts.get("captions", "")), *numbers, entry["referral"]["kind"], failed])
     blocks: list[Block] = [
         Heading("Comparison of models", 1),
         Heading("Measured here", 2),
         Paragraph(
             "Metrics are x100, with 95 % intervals resampled by image; questions without an answer count as empty."
         ),
-        Table(("model", "referral", "captions", "errors", *labels.values()), rows, 4),
+        Table(("model", "captions", *labels.values(), "referral", "errors"), rows, texts=2),
     ]
     if cited:
         blocks += [
@@ -87,18 +90,18 @@ def _blocks(content: Mapping[str, Any]) -> list[Block]:
                 "difference to a measured figure is no result."
             ),
             Table(
-                ("model", "source", "data", *METRIC_NAMES, "note"),
+                ("model", *METRIC_NAMES, "data", "source", "note"),
                 [
                     [
                         row["model"],
-                        row["source"],
-                        row["data"],
                         *(f"{row['metrics'][name]:.2f}" if name in row["metrics"] else "" for name in METRIC_NAMES),
+                        row["data"],
+                        row["source"],
                         row["note"],
                     ]
                     for row in cited
                 ],
-                3,
+                texts=3,
             ),
         ]
     blocks.append(Heading("Prompts and settings of the measured rows", 2))

@@ -6,16 +6,15 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...data.records import Record
 from ..predictions import Describer
-from ..run import describe_data, run_predictions
+from ..run import QUESTIONS, Records, describe_data, run_predictions
 from .adapters import AdapterDescriber, DescribeAnything
 from .endpoint import EndpointDescriber
 from .models import FilledBoxDescriber, TransformersDescriber, describe_error
@@ -302,7 +301,7 @@ class RowResult:
 
 def run_table(
     rows: Sequence[Row],
-    dataset: Iterable[Record],
+    dataset: Records,
     output: str | os.PathLike[str],
     *,
     data_name: str = "",
@@ -351,6 +350,8 @@ def run_table(
                 dataset,
                 predictions,
                 data_name=data_name,
+                # A checkpoint of FineCaption may have been trained with other words for the same names.
+                questions=getattr(describer, "questions", QUESTIONS),
                 limit=limit,
                 retry_failed=retry_failed,
                 tell=tell,
