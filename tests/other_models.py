@@ -245,12 +245,11 @@ def mllama() -> tuple[Any, Any]:
 
 
 def kosmos2() -> tuple[Any, Any]:
-    tokenizer = byte_tokenizer("<unk>", *(f"<image_{number}>" for number in range(4)))
+    # The processor puts 64 tokens in the place of a picture: those after the unknown one.
+    tokenizer = byte_tokenizer("<unk>", *(f"<image_{number}>" for number in range(64)))
     tokenizer.unk_token = "<unk>"
     image_processor = CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False)
     processor = Kosmos2Processor(image_processor, tokenizer)
-    # The places of an image's tokens are those after the unknown token's.
-    processor.num_image_tokens = 4
     text = {
         "vocab_size": len(tokenizer),
         "embed_dim": 32,
@@ -263,7 +262,7 @@ def kosmos2() -> tuple[Any, Any]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    config = Kosmos2Config(text_config=text, vision_config=_VISION, latent_query_num=4)
+    config = Kosmos2Config(text_config=text, vision_config=_VISION, latent_query_num=64)
     return Kosmos2ForConditionalGeneration(config), processor
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from other_models import random_model
 from PIL import Image
+from typer.testing import CliRunner
 
+from finecaption_hf.cli import app
 from finecaption_hf.data.records import Branch, Record, Region
 from finecaption_hf.evaluation.comparators import (
     PAPER_TABLE_2,
@@ -143,12 +145,14 @@ def test_file_that_is_no_table_says_so(text: str, message: str, tmp_path: Path) 
 
 
 def test_unknown_table_lists_those_of_the_package() -> None:
-    with pytest.raises(TableError, match="nowhere.yaml is neither a file nor a table of the package; those are table2"):
+    with pytest.raises(
+        TableError, match=r"nowhere.yaml is neither a file nor a table of the package; those are table2"
+    ):
         read_table("nowhere.yaml")
 
 
 def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="row 2 .*its name is no other row's"):
+    with pytest.raises(TableError, match=r"row 2 .*its name is no other row's"):
         read_table(write(tmp_path, "{name: A b, kind: finecaption}", "{name: a-B, kind: finecaption}"))
 
 
@@ -350,3 +354,62 @@ def test_classes_of_the_kinds_are_what_the_rows_build(tmp_path: Path) -> None:
     )
     assert isinstance(rows[0].build(device="cpu"), TransformersDescriber)
     assert isinstance(rows[1].build(device="cpu"), FilledBoxDescriber)
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for number, record in enumerate(records()):
+        assert isinstance(record.image, Image.Image)
+        record.image.save(folder / "images" / f"{number}.png")
+        lines.append(json.dumps(Record(f"images/{number}.png", record.regions).to_json()))
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_command_makes_the_table_and_goes_on_with_rows_that_failed(tmp_path: Path, scenes: Path) -> None:
+    table = write(
+        tmp_path,
+        "{name: mask, kind: finecaption, options: {max_new_tokens: 6}, cites: FineCaption-8B}",
+        f"{{name: later, kind: transformers, model: '{tmp_path / 'llava'}', referral: crop}}",
+    )
+    arguments = ["evaluate", "--table", str(table), "--data", str(scenes), "--output", str(tmp_path / "out")]
+    arguments += ["--metrics", "rouge_l", "--tokenizer", "python", "--resamples", "10", "--device", "cpu"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1, result.output
+    assert "1 of 2 rows have not come to their end: later. The same command goes on with them." in result.output
+    assert (tmp_path / "out" / "mask" / "report.html").is_file()
+
+    model, processor = random_model("llava")
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Row 1 of 2, mask: finished before." in result.output
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert ["metrics" in entry for entry in content["measured"]] == [True, True]
+    assert content["measured"][0]["folder"] == "mask"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "here"], "--table does not go with --model: the table's rows say that themselves"),
+        (["--from-predictions", "file"], "--table does not go with --from-predictions"),
+        (["--temperature", "1", "--overwrite"], "--table does not go with --temperature, --overwrite"),
+    ],
+)
+def test_option_that_the_rows_decide_is_refused(
+    arguments: list[str], message: str, tmp_path: Path, scenes: Path
+) -> None:
+    table = write(tmp_path, "{name: mask, kind: finecaption}")
+    command = ["evaluate", "--table", str(table), "--data", str(scenes), "--output", str(tmp_path / "out"), *arguments]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
