@@ -445,3 +445,16 @@ def test_reader_that_goes_away_ends_the_requests(stub: Stub) -> None:
     made.close()  # type: ignore[attr-defined]
     time.sleep(0.05)
     assert len(stub.requests) <= 4
+
+
+def test_reader_that_goes_away_ends_the_waiting(stub: Stub) -> None:
+    stub.replies = [None, (429, "", {"Retry-After": "60"})]
+    made = describer(stub, concurrency=1).describe([request(f"Q{number}") for number in range(4)])
+    next(made)
+    while len(stub.requests) < 2:
+        time.sleep(0.01)
+    made.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("endpoint") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -128,6 +128,15 @@ def test_greedy_answer_is_that_of_the_models_own_generate(family: str, models: d
     assert describer.tokens == {text: made[0, inputs["input_ids"].shape[1] :].tolist()}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_answers(family: str) -> None:
+    model, processor = random_model(family)
+    describer = Watched(model.to(torch.bfloat16), processor, Referral("box_text"))
+    descriptions = list(describer.describe(requests()))
+    assert all(error is None for description in descriptions for error in description.errors or ())
+    assert describer.settings["dtype"] == "bfloat16"
+
+
 def test_types_of_the_table_are_those_of_their_configurations(models: dict[str, Any]) -> None:
     assert {model.config.model_type for model, _ in models.values()} == set(FAMILIES)
     assert set(FAMILIES) - set(CONVENTIONS) == {"mllama"}

@@ -272,9 +272,14 @@ def test_failed_answers_are_tried_again_on_request(tmp_path: Path) -> None:
     rows = stub_rows(tmp_path)
     log: list[str] = []
     run(rows[:1], tmp_path, log)
+    missing = [*records(), Record(str(tmp_path / "gone.png"), records()[0].regions)]
+    run_table(rows[1:2], missing, tmp_path, build=lambda row, device: Stub(row, log, None))
     log.clear()
     run(rows[:1], tmp_path, log, retry_failed=True)
-    assert log == ["build A"]
+    assert log == []  # there is nothing to try again
+    results = run_table(rows[1:2], missing, tmp_path, build=lambda row, device: Stub(row, log, None), retry_failed=True)
+    assert results[0].error is None
+    assert sum(entry.error is not None for entry in read_predictions(tmp_path / "b" / "predictions.jsonl")[1]) == 2
 
 
 def test_table_of_real_models_from_folders(tmp_path: Path, embedded: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..predictions import Describer
+from ..predictions import Describer, read_predictions
 from ..run import QUESTIONS, Records, describe_data, run_predictions
 from .adapters import AdapterDescriber, DescribeAnything
 from .endpoint import EndpointDescriber
@@ -335,7 +335,8 @@ def run_table(
         wanted = {"row": row.settings, "data": data["fingerprint"]}
         label = f"Row {number} of {len(rows)}, {row.name}"
         found = _read_note(note)
-        if {name: found.get(name) for name in wanted} == wanted and predictions.is_file() and not retry_failed:
+        finished = {name: found.get(name) for name in wanted} == wanted and predictions.is_file()
+        if finished and not (retry_failed and _has_errors(predictions)):
             tell(f"{label}: finished before.")
             results.append(RowResult(row, predictions, served=found.get("served", {})))
             continue
@@ -369,6 +370,10 @@ def run_table(
             torch.cuda.empty_cache()
         results.append(RowResult(row, predictions if predictions.is_file() else None, error, served))
     return results
+
+
+def _has_errors(predictions: Path) -> bool:
+    return any(prediction.error is not None for prediction in read_predictions(predictions)[1])
 
 
 def _read_note(path: Path) -> dict[str, Any]:
