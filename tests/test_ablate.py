@@ -287,6 +287,24 @@ def test_command_trains_scores_on_scenes_and_draws(setting: Recipe, tmp_path: Pa
     assert again.exit_code == 0 and (tmp_path / "ablation.md").read_text() == table
 
 
+def test_command_judges_by_a_metric_on_described_regions(setting: Recipe, tmp_path: Path) -> None:
+    held_out = write_records(tmp_path / "test", 2, seed=1, whole=False)
+    output = tmp_path / "out"
+    given = ("--output", output, "--model", setting.model, "--data", setting.data["records"], "--device", "cpu")
+    options = ("--max-steps", 1, "--per-device-train-batch-size", 1, "--gradient-accumulation-steps", 1)
+    which = ("--configuration", "mask", "--seeds", 1, "--dataloader-num-workers", 0)
+    found = command(*given, *options, *which, "--eval-data", held_out, "--metric", "rouge_l")
+    assert found.exit_code == 0, found.output
+    folder = output / "mask" / "seed-0"
+    values = json.loads((folder / "result.json").read_text())["values"]
+    report = json.loads((folder / "report.json").read_text())
+    assert values == {row["name"]: row["metrics"]["rouge_l"]["value"] for row in report["by_attribute"]}
+    assert "Color" in values and all(0 <= value <= 100 for value in values.values())
+    assert (folder / "predictions.jsonl").is_file()
+    refused = command(*given, *options, *which, "--scenes", 1)
+    assert refused.exit_code == 2 and "was made with judged_on" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -189,7 +189,10 @@ def test_what_a_swap_does_not_apply_to_is_counted(embedded: Any) -> None:
         alone.image,
         (
             Region(everything, (Branch("red", "Color"),)),  # its complement is empty
-            Region({"box_xyxy": [0, 0, 9, 9]}, (Branch("red", "taste"), Branch("red", question="<image>?"))),
+            Region(
+                {"box_xyxy": [0, 0, 9, 9]},
+                (Branch("red", "taste"), Branch("red", question="<image>?"), Branch("<image>", "Color")),
+            ),
             Region({"box_xyxy": [300, 0, 309, 9]}, (Branch("red", "Color"),)),
         ),
         "odd",
@@ -205,10 +208,13 @@ def test_what_a_swap_does_not_apply_to_is_counted(embedded: Any) -> None:
     assert found["left_out"] == {
         "the region is the whole image": 1,
         "the model knows no question of that name": 1,
-        "the answer is empty, or a text holds a special token": 1,
+        "the question holds a special token": 1,
+        "the answer is empty or holds a special token": 1,
         "the mask cannot be used (MaskError)": 1,
         "the picture cannot be read (DataError)": branches,
     }
+    own = mask_sensitivity(*embedded, [alone, odd], answers="own")["values"]
+    assert own["left_out"]["the question holds a special token"] == 1
     with pytest.raises(ValueError, match=r"No answer could be scored .* picture cannot be read"):
         mask_sensitivity(*embedded, [lost])
 

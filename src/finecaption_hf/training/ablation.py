@@ -25,7 +25,7 @@ from ..modeling_finecaption import FineCaptionForConditionalGeneration
 from .arguments import num_processes
 from .checkpoints import write_atomically
 from .recipes import Recipe
-from .run import train
+from .run import absolute, train
 from .stages import Stage, StageError
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _made_with(
                 "configuration": name,
                 "seed": seed,
                 "model": os.path.abspath(source) if os.path.isdir(source) else source,
-                "data": dict(recipe.data),
+                "data": {name: absolute(entry) for name, entry in recipe.data.items()},
                 "stages": [stage.to_dict() for stage in recipe.stages],
                 "training": dict(recipe.training),
                 "options": dict(options),

@@ -177,22 +177,7 @@ class _Probe:
         vision = dict(
             self.processor.image_processor([picture], masks=given, image_indices=[0] * len(given), return_tensors="pt")
         )
-        shuffled: dict[int, int | str] = {}
-        values = vision.get("mask_values")
-        for place in places:
-            if values is None:  # the model has no mask input
-                shuffled[place] = own[place]
-                continue
-            generator = np.random.default_rng([self.seed, _number(f"{asked.image}|{asked.regions[place].index}")])
-            moved = shuffle_patches(values[own[place]], values[whole_at], self.patch, generator)
-            if moved is None:
-                shuffled[place] = "the order of its patches makes no difference"
-            else:
-                shuffled[place] = len(vision["mask_values"])
-                vision["mask_values"] = torch.cat([vision["mask_values"], moved[None]])
-        if values is not None:
-            vision["image_indices"] = torch.zeros(len(vision["mask_values"]), dtype=torch.long)
-
+        shuffled = self._add_shuffled(asked, vision, own, whole_at)
         branches = self._branches(asked, picture, vision, own)
         tokens = self.scorer.image_tokens(vision)
         same = same_tokens(tokens)
@@ -221,6 +206,7 @@ class _Probe:
             for number, score in zip(needed[group], row, strict=True)
         }
 
+        wordings = {(it.region, it.label): it.wordings for it in branches}
         rows = []
         for number, it in enumerate(branches):
             by_mask = {mask: by_group[same[mask], number] for mask in swaps[it.region]}
@@ -228,10 +214,7 @@ class _Probe:
             differing = [
                 other
                 for other in others[it.region]
-                if any(
-                    known.region == other and known.label == it.label and not known.wordings & it.wordings
-                    for known in branches
-                )
+                if (other, it.label) in wordings and not wordings[other, it.label] & it.wordings
             ]
             for swap, best, regions, reason in (
                 ("other_region", "best", others[it.region], "there is no other region in the record"),
@@ -244,6 +227,27 @@ class _Probe:
             row.found["shuffled"] = moved_to if isinstance(moved_to, str) else row.own - by_mask[moved_to]
             rows.append(row)
         return rows
+
+    def _add_shuffled(
+        self, asked: AskedRecord, vision: dict[str, Any], own: dict[int, int], whole_at: int
+    ) -> dict[int, int | str]:
+        """Put shuffled masks behind the others; says for each region which it is, or why there is none."""
+        values = vision.get("mask_values")
+        if values is None:  # the model has no mask input
+            return {**own}
+        found: dict[int, int | str] = {}
+        added: list[torch.Tensor] = []
+        for place, number in own.items():
+            generator = np.random.default_rng([self.seed, _number(f"{asked.image}|{asked.regions[place].index}")])
+            moved = shuffle_patches(values[number], values[whole_at], self.patch, generator)
+            if moved is None:
+                found[place] = "the order of its patches makes no difference"
+            else:
+                found[place] = len(values) + len(added)
+                added.append(moved)
+        vision["mask_values"] = torch.stack([*values, *added])
+        vision["image_indices"] = torch.zeros(len(vision["mask_values"]), dtype=torch.long)
+        return found
 
     def _branches(
         self, asked: AskedRecord, picture: Image.Image, vision: Mapping[str, Any], own: dict[int, int]
@@ -262,6 +266,11 @@ class _Probe:
                 if question is None:
                     self.left_out["the model knows no question of that name"] += 1
                     continue
+                try:
+                    self.scorer.encode(question, "a")
+                except ValueError:
+                    self.left_out["the question holds a special token"] += 1
+                    continue
                 wordings = known.get(branch.name or "") or (branch.references if self.engine is None else ())
                 label = branch.name or question
                 planned.append(_Planned(place, label, question, branch.references[0], tuple(wordings)))
@@ -272,10 +281,10 @@ class _Probe:
             try:
                 tokens = self.scorer.encode(it.question, it.answer)
             except ValueError:
-                self.left_out["the answer is empty, or a text holds a special token"] += 1
+                self.left_out["the answer is empty or holds a special token"] += 1
                 continue
-            wordings = it.wordings or (it.answer,)
-            found.append(_Asked(it.region, it.label, tokens, frozenset(map(plain_text, wordings))))
+            same_answer = frozenset(map(plain_text, it.wordings or (it.answer,)))
+            found.append(_Asked(it.region, it.label, tokens, same_answer))
         return found
 
     def _own_answers(self, planned: list[_Planned], vision: Mapping[str, Any], own: dict[int, int]) -> list[_Planned]:
