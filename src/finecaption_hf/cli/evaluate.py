@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import Device, DtypeOption, Model, errors_in_one_line, load_checkpoint
+from .evaluate_diagnostics import ACCURACY, check_names, diagnose
 from .evaluate_table import compare_models
 
 if TYPE_CHECKING:
@@ -119,6 +120,14 @@ def evaluate(
     examples_by: Annotated[
         str | None, typer.Option(metavar="METRIC", help="What chooses them.", show_default="ROUGE-L")
     ] = None,
+    diagnostics: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Of accuracy (rendered scenes), mask, mask-own and consistency, with commas; see docs/evaluation.md.",
+            show_default="none",
+        ),
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all predictions anew.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try predictions again that hold an error.")
@@ -145,14 +154,35 @@ def evaluate(
                 "--max-new-tokens": max_new_tokens,
                 "--temperature": temperature,
                 "--overwrite": overwrite,
+                "--diagnostics": diagnostics,
             }
-            if given := [name for name, value in clashes.items() if value]:
-                raise ValueError(f"--table does not go with {', '.join(given)}: the table's rows say that themselves.")
+            if clashing := [name for name, value in clashes.items() if value]:
+                raise ValueError(
+                    f"--table does not go with {', '.join(clashing)}: the table's rows say that themselves."
+                )
             if data is None:
                 raise ValueError("--table needs --data, described regions to ask the models about.")
             from ..evaluation.comparators import read_table
 
             rows = read_table(table)
+        asked = check_names(diagnostics)
+        asks_model = bool(set(asked) - {ACCURACY})
+        if asked and data is None:
+            raise ValueError("--diagnostics need --data.")
+        if from_predictions is not None:
+            given = {
+                "--model": None if asks_model else model,
+                "--limit": None if asks_model else limit,
+                "--max-new-tokens": max_new_tokens,
+                "--temperature": temperature or None,
+                "--overwrite": overwrite or None,
+                "--retry-failed": retry_failed or None,
+            }
+            if useless := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    f"{', '.join(useless)} have no effect with --from-predictions, which is judged as it is. Leave "
+                    "them out."
+                )
         from ..evaluation.evaluating import PREDICTIONS, report_on
         from ..evaluation.metrics import CaptionScorer
 
@@ -184,6 +214,7 @@ def evaluate(
             limit=limit,
             retry_failed=retry_failed,
             batch_size=batch_size,
+            on_error=on_error.value,
             command=command,
             versions=_versions(),
             report={"seed": seed, "resamples": resamples, "num_examples": examples, "examples_by": examples_by},
@@ -191,11 +222,13 @@ def evaluate(
         return
     with errors_in_one_line():
         predictions = from_predictions
+        loaded = processor = None
+        if predictions is None or asks_model:
+            loaded, processor = load_checkpoint(model, device, dtype)
         if predictions is None:
             assert dataset is not None
             from ..evaluation.finecaption import FineCaptionDescriber
 
-            loaded, processor = load_checkpoint(model, device, dtype)
             describer = FineCaptionDescriber(
                 loaded,
                 processor,
@@ -208,7 +241,7 @@ def evaluate(
             )
     if predictions is None:
         predictions = output / PREDICTIONS
-        assert dataset is not None
+        assert dataset is not None and loaded is not None and processor is not None
         _predict(
             describer,
             dataset,
@@ -224,12 +257,18 @@ def evaluate(
             made_with={"command": command, "device": str(loaded.device), "versions": _versions()},
         )
     with errors_in_one_line():
+        tables = []
+        if asked:
+            assert dataset is not None
+            checkpoint = (loaded, processor) if asks_model else None
+            tables = diagnose(asked, predictions, dataset, checkpoint, err, limit=limit, seed=seed)
         report = report_on(
             predictions,
             output,
             score=score,
             dataset=dataset,
             compare_with=compare,
+            diagnostics=tables,
             seed=seed,
             resamples=resamples,
             num_examples=examples,

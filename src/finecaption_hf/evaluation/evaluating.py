@@ -1,15 +1,15 @@
 """All of an evaluation: predictions, metrics, report."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.records import Record
 from .intervals import RESAMPLES
 from .judging import Score, check_same_branches, judge
 from .predictions import Header, Prediction, PredictionFileError, read_predictions
 from .report import build_report, write_report
-from .run import Records
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -19,7 +19,7 @@ def report_on(
     output: str | os.PathLike[str],
     *,
     score: Score,
-    dataset: Records | None = None,
+    dataset: Iterable[Record] | None = None,
     compare_with: str | os.PathLike[str] | None = None,
     diagnostics: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,

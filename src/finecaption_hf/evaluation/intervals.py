@@ -88,10 +88,12 @@ def intervals(
     statistics: Sequence[Statistic], images: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Interval]:
     """`interval` of several statistics of the same segments, on the same draws."""
-    values = [statistic.value() for statistic in statistics]
     drawn = _resampled(statistics, images, seed, resamples)
     count = len(set(images))
-    return [_interval(value, of_resamples, count, len(images)) for value, of_resamples in zip(values, drawn)]
+    return [
+        _interval(statistic.value(), of_resamples, count, len(images))
+        for statistic, of_resamples in zip(statistics, drawn)
+    ]
 
 
 def differences(

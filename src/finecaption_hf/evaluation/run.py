@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..data.dataset import RecordDataset
 from ..data.records import DataError, Record, Region
 from ..masks_finecaption import MaskError, as_mask, mask_to_box
 from ..prompts_finecaption import ATTRIBUTES, TASKS, find_question, normalise_name
@@ -25,9 +24,6 @@ from .predictions import (
     Prediction,
     PredictionWriter,
 )
-
-Records = Iterable[Record] | RecordDataset
-"""Records that can be iterated several times: `RecordDataset`, `RecordReader` or a list."""
 
 QUESTIONS: Mapping[str, str] = {**TASKS, **ATTRIBUTES}
 """What names stand for, for models that have no questions of their own."""
@@ -65,14 +61,14 @@ class AskedRecord:
     regions: tuple[AskedRegion, ...]
 
 
-def walk(dataset: Records, limit: int | None = None) -> Iterator[AskedRecord]:
+def walk(dataset: Iterable[Record], limit: int | None = None) -> Iterator[AskedRecord]:
     """The records of a dataset with stable keys, the first `limit` of them.
 
     A key is `image|region|branch`. Where several records have the same image, their regions are counted on. A picture
     in memory goes under the id of its record, or under its number.
     """
     regions_of: Counter[str] = Counter()
-    for number, record in enumerate(itertools.islice(cast(Iterable[Record], dataset), limit)):
+    for number, record in enumerate(itertools.islice(dataset, limit)):
         image = record.image if isinstance(record.image, str) else record.id or f"record-{number}"
         regions = []
         for region in record.regions:
@@ -91,7 +87,7 @@ def walk(dataset: Records, limit: int | None = None) -> Iterator[AskedRecord]:
         yield AskedRecord(image, record, tuple(regions))
 
 
-def describe_data(dataset: Records, name: str, limit: int | None = None) -> dict[str, Any]:
+def describe_data(dataset: Iterable[Record], name: str, limit: int | None = None) -> dict[str, Any]:
     """What is known of data: its name, how much it is, the names of branches without a question, and a fingerprint of
     all but the pictures' content."""
     digest = hashlib.sha256()
@@ -129,7 +125,7 @@ def _digestible(mask: Any) -> bytes:
 
 def run_predictions(
     describer: Describer,
-    dataset: Records,
+    dataset: Iterable[Record],
     output: str | os.PathLike[str],
     *,
     data_name: str = "",
@@ -147,7 +143,7 @@ def run_predictions(
 
     Args:
         describer: the model.
-        dataset: records.
+        dataset: records, which can be iterated again: `RecordDataset`, `RecordReader` or a list.
         output: file of predictions; if it is there and belongs to the same run, it is gone on with.
         data_name: of the dataset, for the report.
         questions: what the names of branches without a question of their own stand for.

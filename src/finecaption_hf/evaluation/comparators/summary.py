@@ -2,16 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...data.records import Record
 from ..evaluating import report_on
 from ..judging import Score
 from ..report.layout import Block, Code, Heading, Paragraph, Table
 from ..report.markdown import to_markdown
-from ..run import Records
 from .paper import METRIC_NAMES
 from .table import RowResult
 
@@ -21,7 +21,7 @@ def report_table(
     output: str | os.PathLike[str],
     *,
     score: Score,
-    dataset: Records | None = None,
+    dataset: Iterable[Record] | None = None,
     command: str = "",
     **options: Any,
 ) -> dict[str, Any]:

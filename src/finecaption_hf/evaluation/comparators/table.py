@@ -6,15 +6,16 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...data.records import Record
 from ..predictions import Describer, read_predictions
-from ..run import QUESTIONS, Records, describe_data, run_predictions
+from ..run import QUESTIONS, describe_data, run_predictions
 from .adapters import AdapterDescriber, DescribeAnything
 from .endpoint import EndpointDescriber
 from .models import FilledBoxDescriber, TransformersDescriber, describe_error
@@ -301,7 +302,7 @@ class RowResult:
 
 def run_table(
     rows: Sequence[Row],
-    dataset: Records,
+    dataset: Iterable[Record],
     output: str | os.PathLike[str],
     *,
     data_name: str = "",

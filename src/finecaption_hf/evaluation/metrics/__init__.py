@@ -1,4 +1,5 @@
-"""The paper's caption metrics: ROUGE-L, BLEU, METEOR, CIDEr and BERTScore, with a signature that says how they were made.
+"""The paper's caption metrics: ROUGE-L, BLEU, METEOR, CIDEr and BERTScore, with a signature that says how they
+were made.
 
 `score_captions` is the plain function, `RegionCaptionMetrics` the `evaluate.Metric` around it, `trainer_metrics` what
 `Trainer(compute_metrics=..)` takes. Nothing here uses the network. docs/evaluation-metrics.md has the definitions.

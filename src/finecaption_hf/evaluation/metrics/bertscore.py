@@ -57,8 +57,7 @@ class BertScorer:
     ) -> None:
         import torch
 
-        label = Path(model).name
-        known_layer, known_baseline = _KNOWN.get(label, (None, None))
+        known_layer, known_baseline = _KNOWN.get(Path(model).name, (None, None))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._tokenizer, self._model, layer = _load(model, layer)
         self._model.to(self._device)
@@ -70,6 +69,8 @@ class BertScorer:
         for weights in self._model.state_dict().values():
             digest.update(weights.cpu().contiguous().numpy())
         rescaled = "unknown, not rescaled" if self.baseline is None else f"{self.baseline:.8f}"
+        # Of a folder, enough to recognise it; the rest would only tell where somebody keeps files.
+        label = "/".join(Path(model).parts[-2:])
         self.name = f"{label}@layer{layer},idf:no,baseline:{rescaled},weights:{digest.hexdigest()[:8]}"
 
     def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -106,7 +107,8 @@ class BertScorer:
                 hidden = self._model(**batch.to(self._device)).last_hidden_state
             hidden = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
             ids, present = batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool()
-            special = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
+            marks = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
+            special = torch.tensor([mark for mark in marks if mark is not None], dtype=ids.dtype)
             weights = (~torch.isin(ids, special)).float()
             for row, text in enumerate(some):
                 # A copy, or one caption would keep its whole batch in memory.
@@ -159,9 +161,10 @@ def _load(model: str | PathLike[str], layer: int | None) -> tuple[Any, Any, int]
     config, layer = find_model(model, layer)
     config.num_hidden_layers = layer
     name = os.fspath(model)
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # The loader would report the layers above, which are left out on purpose.
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
         options: dict[str, Any] = {"config": config, "dtype": "float32", "local_files_only": True}
@@ -170,6 +173,8 @@ def _load(model: str | PathLike[str], layer: int | None) -> tuple[Any, Any, int]
         raise _unusable(model, error) from error
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise MetricError(f"The BERTScore model {name} lacks {len(missing)} of its weights, such as {missing[0]}.")
@@ -183,7 +188,7 @@ def _load(model: str | PathLike[str], layer: int | None) -> tuple[Any, Any, int]
 def _unusable(model: str | PathLike[str], error: Exception) -> MetricError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return MetricError(
-        f"The BERTScore model {os.fspath(model)} is not on this machine, or cannot be used: {reason} Nothing is downloaded "
-        "while scoring. Run `hf download FacebookAI/roberta-large` once and pass bertscore_model='FacebookAI/roberta-large', "
-        "or pass a folder with a model."
+        f"The BERTScore model {os.fspath(model)} is not on this machine, or cannot be used: {reason} Nothing is "
+        "downloaded while scoring. Run `hf download FacebookAI/roberta-large` once and pass "
+        "bertscore_model='FacebookAI/roberta-large', or pass a folder with a model."
     )

@@ -37,13 +37,13 @@ class Java:
     version: str
     source: str
 
-    def run(self, arguments: Sequence[str | PathLike[str]], text: str = "") -> tuple[str, str]:
+    def run(self, arguments: Sequence[str], text: str = "") -> tuple[str, str]:
         """Run once to the end with `text` on stdin; returns stdout and stderr.
 
         Raises:
             MetricError: If it cannot be started or fails.
         """
-        command = [str(self.path), *_OPTIONS, *map(str, arguments)]
+        command = [str(self.path), *_OPTIONS, *arguments]
         try:
             # Bytes, because text mode would translate line ends.
             done = subprocess.run(command, input=text.encode(), capture_output=True, env=_environment())

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
+from ... import __version__
 from . import ngrams
 from .bertscore import BertScorer, find_model
 from .errors import MetricError
@@ -31,8 +32,8 @@ class Scores:
             `bertscore_rescaled` where a baseline is known; those that were asked for.
         segments (`dict[str, list[float]]`): the same names; one value per caption, in the order of the captions.
         signature (`str`): how the values were made: tokenizer, Java, models and versions.
-        bleu_counts (`list[list[int]]`, *optional*): with BLEU, what it sums over captions, see `ngrams.bleu_counts`: for
-            intervals, since BLEU is no mean.
+        bleu_counts (`list[list[int]]`, *optional*): with BLEU, what it sums over captions, see `ngrams.bleu_counts`:
+            for intervals, since BLEU is no mean.
         seconds (`dict[str, float]`): what "tokenizer" and each metric took.
     """
 
@@ -109,7 +110,7 @@ class CaptionScorer:
         self.metrics = _checked_metrics(metrics)
         if tokenizer not in TOKENIZERS:
             raise MetricError(f"The tokenizer is {tokenizer!r}. Choose from: {', '.join(TOKENIZERS)}.")
-        self._bert_options = {
+        self._bert_options: dict[str, Any] = {
             "model": bertscore_model,
             "layer": bertscore_layer,
             "baseline": bertscore_baseline,
@@ -130,6 +131,8 @@ class CaptionScorer:
 
     def __call__(self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> Scores:
         hypotheses, groups = checked_captions(predictions, references)
+        if not hypotheses:
+            raise MetricError("There are no captions. Give at least one prediction and its reference.")
         # Loaded first: whether it can be loaded should be known before METEOR has run for a minute.
         bert = BertScorer(**self._bert_options) if "bertscore" in self.metrics else None
         seconds: dict[str, float] = {}
@@ -157,14 +160,17 @@ class CaptionScorer:
     def _signature(self, hypotheses: list[str], groups: list[list[str]], bert: BertScorer | None) -> str:
         counts = sorted({len(group) for group in groups})
         parts = {
+            "finecaption_hf": __version__,
             "captions": str(len(hypotheses)),
             "references": "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
         }
         if self._tokens is not None:
             parts["tokenizer"] = self._tokens.name
-            parts["+".join(name for name in self.metrics if name != "bertscore")] = (
-                f"pycocoevalcap-{version('pycocoevalcap')}"
-            )
+        if "rouge_l" in self.metrics:
+            parts["rouge_l"] = f"beta-{ngrams.ROUGE_BETA}"
+        for name in ("bleu", "cider"):
+            if name in self.metrics:
+                parts[name] = f"pycocoevalcap-{version('pycocoevalcap')}"
         if "meteor" in self.metrics:
             parts["meteor"] = f"jar-{ngrams.METEOR_VERSION},-l en -norm"
         if self._java is not None:
@@ -188,7 +194,7 @@ def checked_captions(
     """Predictions and lists of references, each on one line.
 
     Raises:
-        MetricError: If their numbers differ or are 0, something is no valid text, or a reference is missing or empty.
+        MetricError: If their numbers differ, something is no valid text, or a reference is missing or empty.
     """
     for name, given in (("predictions", predictions), ("references", references)):
         if isinstance(given, str | bytes) or not isinstance(given, Iterable):
@@ -196,11 +202,9 @@ def checked_captions(
     predictions, references = list(predictions), list(references)
     if len(predictions) != len(references):
         raise MetricError(
-            f"There are {len(predictions)} predictions and {len(references)} references. Give one entry of references, a "
-            "string or a list of strings, per prediction; an empty string where a model said nothing."
+            f"There are {len(predictions)} predictions and {len(references)} references. Give one entry of references, "
+            "a string or a list of strings, per prediction; an empty prediction where a model said nothing."
         )
-    if not predictions:
-        raise MetricError("There are no captions. Give at least one prediction and its reference.")
     groups = []
     for number, entry in enumerate(references):
         if not isinstance(entry, str | Iterable):
@@ -208,7 +212,8 @@ def checked_captions(
         group = [_line(text, f"references[{number}]") for text in ([entry] if isinstance(entry, str) else entry)]
         if not group or not all(group):
             raise MetricError(
-                f"references[{number}] is {entry!r}: without text there is nothing to compare with. Leave this caption out."
+                f"references[{number}] is {entry!r}: without text there is nothing to compare with. Leave this caption "
+                "out, its prediction too."
             )
         groups.append(group)
     return [_line(text, f"predictions[{number}]") for number, text in enumerate(predictions)], groups

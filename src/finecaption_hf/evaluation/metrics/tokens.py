@@ -8,9 +8,14 @@ from .java import Java
 
 _PTB_VERSION = "3.4.1"
 # What pycocoevalcap drops after tokenizing.
-_PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
-# The same in the spelling of the Python tokenizer, which keeps brackets and typographic marks as they are.
-_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset("( ) { } “ ” ‘ ’ – — …".split()) | {'"'}
+_PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+# What of it the Python tokenizer leaves as it is written.
+_PYTHON_PUNCTUATION = _PUNCTUATION | frozenset(["“", "”", "–", "—", '"'])
+_TYPEWRITTEN = str.maketrans({"‘": "'", "’": "'", "…": "..."})
+# The Stanford tokenizer's names of brackets. In lower case they escape the list above, so that they count as words.
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def pycocoevalcap_folder() -> Path:
@@ -44,7 +49,7 @@ class PTBTokens:
         """One string of words, joined by spaces, per caption; a caption must be a single line."""
         if not captions:
             return []
-        arguments = ["-cp", self._jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+        arguments = ["-cp", str(self._jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
         out, _ = self._java.run(arguments, "".join(f"{caption}\n" for caption in captions))
         lines = out.replace("\r\n", "\n").removesuffix("\n").split("\n")
         if len(lines) != len(captions):
@@ -71,7 +76,8 @@ class PythonTokens:
 
     def __call__(self, captions: Sequence[str]) -> list[str]:
         """One string of words, joined by spaces, per caption."""
-        return [_without(self._tokenizer.tokenize(caption.lower()), _PYTHON_PUNCTUATION) for caption in captions]
+        split = (self._tokenizer.tokenize(caption.lower().translate(_TYPEWRITTEN)) for caption in captions)
+        return [_without([_BRACKETS.get(word, word) for word in words], _PYTHON_PUNCTUATION) for words in split]
 
 
 def _without(words: Sequence[str], punctuation: frozenset[str]) -> str:

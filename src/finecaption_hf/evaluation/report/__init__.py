@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..run import Records
+from ...data.records import Record
 from .card import card_row, eval_results, model_index
 from .content import build_report
 from .html import to_html
@@ -22,7 +22,7 @@ def write_report(
     output: str | os.PathLike[str],
     report: dict[str, Any],
     segments: Mapping[str, Sequence[float]],
-    dataset: Records | None = None,
+    dataset: Iterable[Record] | None = None,
 ) -> Path:
     """Write report.json, report.md, report.html, model-index.yaml, and the pictures that they show.
 

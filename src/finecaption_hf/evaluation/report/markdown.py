@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def escape(text: str) -> str:
     """A text on one line that no Markdown reader takes for markup, HTML or a cell's end."""
     text = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"^([#>+-])|([\\`*_\[\]|~$])", r"\\\g<0>", text)
+    return re.sub(r"^(?:#|[+-](?=\s))|[\\`*_\[\]|~$]", r"\\\g<0>", text)
 
 
 def to_markdown(blocks: Sequence["Block"]) -> str:

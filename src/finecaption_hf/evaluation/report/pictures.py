@@ -1,21 +1,21 @@
 """Pictures of examples: the region outlined on its image."""
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from PIL import Image
 
-from ...data.records import DataError
+from ...data.records import DataError, Record
 from ...drawing import COLORS, draw_regions
 from ...masks_finecaption import MaskError, as_mask
-from ..run import Records, walk
+from ..run import walk
 
 _LONGER_SIDE = 640  # pixels; enough to see a region, and some 60 kB
 _QUALITY = 85
 
 
-def example_pictures(dataset: Records, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
     """JPEG pictures of regions, by image and index of the region; those that cannot be read are left out.
 
     Args:
