@@ -157,9 +157,7 @@ def evaluate(
                 "--diagnostics": diagnostics,
             }
             if clashing := [name for name, value in clashes.items() if value]:
-                raise ValueError(
-                    f"--table does not go with {', '.join(clashing)}: the table's rows say that themselves."
-                )
+                raise ValueError(f"--table does not go with {', '.join(clashing)}: its rows say that themselves.")
             if data is None:
                 raise ValueError("--table needs --data, described regions to ask the models about.")
             from ..evaluation.comparators import read_table
