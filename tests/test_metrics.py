@@ -383,9 +383,9 @@ def test_caption_longer_than_the_model_can_read_is_cut(roberta: Path) -> None:
 
 
 def test_missing_bertscore_model_names_the_remedy(tmp_path: Path) -> None:
-    for model in ("roberta-large", tmp_path / "nothing"):
+    for options in ({}, {"bertscore_model": "roberta-large"}, {"bertscore_model": tmp_path / "nothing"}):
         with pytest.raises(MetricError, match=r"is not on this machine.*hf download FacebookAI/roberta-large"):
-            CaptionScorer(["bertscore"], bertscore_model=model)
+            CaptionScorer(["bertscore"], **options)
 
 
 def test_incomplete_bertscore_model_raises(roberta: Path, tmp_path: Path) -> None:

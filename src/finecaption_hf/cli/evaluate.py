@@ -143,26 +143,6 @@ def evaluate(
     with errors_in_one_line():
         if data is None and from_predictions is None:
             raise ValueError("Give --data, described regions to evaluate on, or --from-predictions.")
-        rows: list[Any] = []
-        if table is not None:
-            clashes = {
-                "--model": model,
-                "--model-name": model_name,
-                "--from-predictions": from_predictions,
-                "--compare": compare,
-                "--dtype": dtype,
-                "--max-new-tokens": max_new_tokens,
-                "--temperature": temperature,
-                "--overwrite": overwrite,
-                "--diagnostics": diagnostics,
-            }
-            if clashing := [name for name, value in clashes.items() if value]:
-                raise ValueError(f"--table does not go with {', '.join(clashing)}: its rows say that themselves.")
-            if data is None:
-                raise ValueError("--table needs --data, described regions to ask the models about.")
-            from ..evaluation.comparators import read_table
-
-            rows = read_table(table)
         asked = check_names(diagnostics)
         asks_model = bool(set(asked) - {ACCURACY})
         if asked and data is None:
@@ -181,18 +161,46 @@ def evaluate(
                     f"{', '.join(useless)} have no effect with --from-predictions, which is judged as it is. Leave "
                     "them out."
                 )
+        rows: list[Any] = []
+        if table is not None:
+            clashes = {
+                "--model": model,
+                "--model-name": model_name,
+                "--from-predictions": from_predictions,
+                "--compare": compare,
+                "--dtype": dtype,
+                "--max-new-tokens": max_new_tokens,
+                "--temperature": temperature,
+                "--overwrite": overwrite,
+                "--diagnostics": diagnostics,
+                "--on-error raise": on_error is OnError.stop,
+            }
+            if clashing := [name for name, value in clashes.items() if value]:
+                raise ValueError(
+                    f"--table does not go with {', '.join(clashing)}: the table's rows say that themselves."
+                )
+            if data is None:
+                raise ValueError("--table needs --data, described regions to ask the models about.")
+            from ..evaluation.comparators import read_table
+
+            rows = read_table(table)
         from ..evaluation.evaluating import PREDICTIONS, report_on
-        from ..evaluation.metrics import CaptionScorer
+        from ..evaluation.metrics import CaptionScorer, MetricError
 
         # What the metrics need is looked for before anything is generated.
-        score = CaptionScorer(
-            [name.strip() for name in metrics.split(",") if name.strip()],
-            tokenizer=tokenizer.value,
-            bertscore_model=bertscore_model,
-            bertscore_layer=bertscore_layer,
-            java=java,
-            device=device,
-        )
+        try:
+            score = CaptionScorer(
+                [name.strip() for name in metrics.split(",") if name.strip()],
+                tokenizer=tokenizer.value,
+                bertscore_model=bertscore_model,
+                bertscore_layer=bertscore_layer,
+                java=java,
+                device=device,
+            )
+        except MetricError as error:
+            raise ValueError(
+                f"{error} Here the options are --metrics, --tokenizer, --java, --bertscore-model and --bertscore-layer."
+            ) from error
         output.mkdir(parents=True, exist_ok=True)
         dataset = None
         if data is not None:
@@ -212,7 +220,6 @@ def evaluate(
             limit=limit,
             retry_failed=retry_failed,
             batch_size=batch_size,
-            on_error=on_error.value,
             command=command,
             versions=_versions(),
             report={"seed": seed, "resamples": resamples, "num_examples": examples, "examples_by": examples_by},

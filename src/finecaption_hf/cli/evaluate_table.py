@@ -29,7 +29,6 @@ def compare_models(
     limit: int | None,
     retry_failed: bool,
     batch_size: int,
-    on_error: str,
     command: str,
     versions: dict[str, str],
     report: dict[str, Any],
@@ -55,7 +54,6 @@ def compare_models(
                 tell=lambda line: err.print(Text(line)),
                 on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
                 batch_size=batch_size,
-                on_error=on_error,
                 made_with={"command": command, "versions": versions},
             )
         content = report_table(results, output, score=score, dataset=dataset, command=command, **report)

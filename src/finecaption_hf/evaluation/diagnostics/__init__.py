@@ -24,6 +24,7 @@ def run_diagnostics(
     dataset: Iterable[Record],
     which: Sequence[str] = ("mask", "consistency"),
     *,
+    attributes: Sequence[str] | None = None,
     truth: Truth | None = None,
     values: Values | None = None,
     limit: int | None = None,
@@ -36,6 +37,7 @@ def run_diagnostics(
         model, processor: as `captioning.load` returns them.
         dataset: records, which can be iterated again.
         which: of `DIAGNOSTICS`.
+        attributes: what `consistency` asks about every region, in place of what its record has.
         truth, values: where right answers, or all values of attributes, are known: `scenes.known_answers` and
             `scenes.known_values()`.
         limit: only so many records, the first.
@@ -59,7 +61,15 @@ def run_diagnostics(
 
         if name == "consistency":
             found[name] = attribute_consistency(
-                model, processor, dataset, values=values, truth=truth, limit=limit, seed=seed, on_record=on_done
+                model,
+                processor,
+                dataset,
+                attributes=attributes,
+                values=values,
+                truth=truth,
+                limit=limit,
+                seed=seed,
+                on_record=on_done,
             )
         else:
             answers = "own" if name == "mask-own" else "reference"

@@ -56,6 +56,7 @@ def attribute_consistency(
     processor: Any,
     dataset: Iterable[Record],
     *,
+    attributes: Sequence[str] | None = None,
     values: Values | None = None,
     truth: Truth | None = None,
     captions: Sequence[str] = CAPTIONS,
@@ -68,9 +69,9 @@ def attribute_consistency(
 ) -> dict[str, Any]:
     """Whether a model says the same of a region when asked for one attribute, for several at once, or for a caption.
 
-    Of each region the attributes are asked that its record has, greedily: each one alone, `together` of them in one
-    question (their instructions one after another), and the captions. An attribute's own answer is compared with every
-    other one that implies it.
+    Of each region the attributes are asked, greedily, that its record has, or those given: each one alone, `together`
+    of them in one question (their instructions one after another), and the captions. An attribute's own answer is
+    compared with every other one that implies it.
 
     With `values`, by value: an answer says a value of an attribute if it holds a phrase of it as whole words, and no
     longer phrase of another value around it. Two answers agree if the joint one says all that the separate one says,
@@ -82,6 +83,7 @@ def attribute_consistency(
     Args:
         model, processor: as `captioning.load` returns them.
         dataset: records; their references are not used but by `truth`.
+        attributes: names to ask about every region, whatever its record has.
         values: closed vocabularies by attribute, see `Values`; attributes that have none are left out and counted.
         truth: where it knows right answers, it is told which side of a conflict is right.
         captions: names of the captions; those that the processor does not know are left out.
@@ -100,7 +102,7 @@ def attribute_consistency(
     if together < 2:
         raise ValueError(f"together is {together}. Ask at least two attributes in one question.")
     known = [name for name in captions if find_question(name, processor.questions) is not None]
-    asker = _Asker(model, processor, known, together, values, truth, max_new_tokens, max_batch_tokens)
+    asker = _Asker(model, processor, known, attributes, together, values, truth, max_new_tokens, max_batch_tokens)
     compared: list[_Compared] = []
     records = walk(dataset, limit)
     done = 0
@@ -148,6 +150,7 @@ class _Asker:
         model: Any,
         processor: Any,
         captions: list[str],
+        attributes: Sequence[str] | None,
         together: int,
         values: Values | None,
         truth: Truth | None,
@@ -157,6 +160,7 @@ class _Asker:
         self.processor = processor
         self.engine = BranchEngine(model, processor, max_batch_tokens=max_batch_tokens)
         self.captions = captions
+        self.attributes = attributes
         self.together = together
         self.values = values
         self.truth = truth
@@ -201,9 +205,12 @@ class _Asker:
     def _plan(self, asked: AskedRecord, region: AskedRegion, picture: Image.Image) -> _Plan | None:
         apart = {normalise_name(name) for name in (*self.captions, *CAPTIONS, "global")}
         labels: dict[str, str] = {}
-        for branch in region.branches:
-            question = branch.question or find_question(branch.name or "", self.processor.questions)
-            label = branch.name or question
+        named = [(branch.name, branch.question) for branch in region.branches]
+        if self.attributes is not None:
+            named = [(name, None) for name in self.attributes]
+        for name, own_words in named:
+            question = own_words or find_question(name or "", self.processor.questions)
+            label = name or question
             if label is None or normalise_name(label) in apart:
                 continue
             if question is None:
