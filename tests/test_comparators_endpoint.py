@@ -300,6 +300,23 @@ def test_server_that_is_gone_ends_in_an_error(stub: Stub) -> None:
     assert text is None and error is not None and error.startswith("NoConnection: ")
 
 
+def test_server_that_stays_away_ends_the_run_after_some_questions(stub: Stub) -> None:
+    stub.replies = [None, *[_hang_up] * 100]
+    made = describer(stub, concurrency=1, attempts=2, backoff_s=0.001)
+    answered = made.describe([request(f"Q{number}") for number in range(50)])
+    assert next(answered).texts == ("About: Q0",)
+    with pytest.raises(EndpointError, match=r"could not be reached for 8 questions in a row.*NoConnection"):
+        list(answered)
+    assert 1 + 8 * 2 <= len(stub.requests) <= 1 + 10 * 2
+
+
+def test_single_broken_connections_do_not_end_the_run(stub: Stub) -> None:
+    stub.replies = [reply for _ in range(12) for reply in (_hang_up, None)]
+    made = describer(stub, concurrency=1, attempts=1)
+    descriptions = list(made.describe([request(f"Q{number}") for number in range(24)]))
+    assert [description.texts[0] is None for description in descriptions] == [True, False] * 12
+
+
 def test_content_in_parts_is_put_together(stub: Stub) -> None:
     stub.replies = [(200, answer([{"type": "text", "text": "A "}, {"type": "text", "text": "cup."}]), {})]
     assert one(stub) == ("A cup.", None)

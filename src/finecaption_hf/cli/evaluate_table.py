@@ -34,8 +34,11 @@ def compare_models(
     report: dict[str, Any],
 ) -> None:
     """Ask the models of all rows, write their reports and the table; exit code 1 if a row has not come to its end."""
+    from transformers.utils import logging
+
     from ..evaluation.comparators import report_table, run_table
 
+    logging.disable_progress_bar()
     columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with errors_in_one_line():
         with Progress(*columns, console=err, transient=True) as progress:
@@ -68,8 +71,9 @@ def compare_models(
 
 def _print(content: dict[str, Any]) -> None:
     console = Console()
-    names = list(dict.fromkeys(name for entry in content["measured"] for name in entry.get("metrics", {})))
-    table = Table("measured here", *names)
+    found = {name: metric["label"] for row in content["measured"] for name, metric in row.get("metrics", {}).items()}
+    names = list(found)
+    table = Table("measured here", *found.values())
     for entry in content["measured"]:
         metrics = entry.get("metrics", {})
         table.add_row(entry["name"], *(f"{metrics[name]['value']:.2f}" if name in metrics else "-" for name in names))

@@ -27,11 +27,12 @@ from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, ReferralError, w
 
 _MAX_ANSWER_BYTES = 16 * 2**20
 _RETRIED = (408, 409, 425, 429)  # besides 5xx
+_GIVE_UP = 8  # questions in a row without a connection, each tried as often as is allowed
 
 
 class EndpointError(RuntimeError):
-    """The endpoint refuses all requests (the key is wrong, or nothing is left to pay with), so that going on makes no
-    sense; what was answered before is kept."""
+    """The endpoint answers no request (the key is wrong, nothing is left to pay with, the server is gone), so that
+    going on makes no sense; what was answered before is kept."""
 
 
 class _Failure(Exception):
@@ -39,6 +40,7 @@ class _Failure(Exception):
 
     def __init__(self, kind: str, message: str, *, retry: bool = False, wait: float | None = None) -> None:
         super().__init__(f"{kind}: {message}")
+        self.kind = kind
         self.retry = retry
         self.wait = wait
 
@@ -156,6 +158,7 @@ class EndpointDescriber:
         self._backoff, self._max_wait = backoff_s, max_wait_s
         self._opener = urllib.request.build_opener(_NoRedirects)
         self._pause = _Pause()
+        self._unreached = 0
         self.settings: Mapping[str, Any] = {
             "model": model,
             "base_url": base_url,
@@ -171,8 +174,8 @@ class EndpointDescriber:
         """See `Describer`.
 
         Raises:
-            EndpointError: If the endpoint refuses the key or has no quota left; descriptions of the requests before
-                that are given first.
+            EndpointError: If the endpoint refuses the key, has no quota left, or cannot be reached for several
+                questions in a row; descriptions of the requests before that are given first.
         """
         stop = threading.Event()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="endpoint")
@@ -257,9 +260,12 @@ class EndpointDescriber:
             if stop.is_set():
                 return None, "Stopped: the run ended before this question was asked."
             try:
-                return self._read_answer(self._post(data)), None
+                answer = self._read_answer(self._post(data))
+                self._unreached = 0
+                return answer, None
             except _Failure as failure:
                 if not failure.retry or attempt == self._attempts:
+                    self._count(failure)
                     tries = f" (after {attempt} attempts)" if attempt > 1 else ""
                     return None, self._clean(f"{failure}{tries}")
                 # A random share keeps requests that failed together from coming back together.
@@ -269,6 +275,18 @@ class EndpointDescriber:
                     wait = max(wait, failure.wait)
                 stop.wait(min(wait, self._max_wait))
         raise AssertionError("unreachable: the last attempt returns")
+
+    def _count(self, failure: _Failure) -> None:
+        """End the run where no question gets through any more: each would wait for all of its attempts."""
+        # Threads may count at once and miss one: then it ends a question later.
+        self._unreached = self._unreached + 1 if failure.kind == "NoConnection" else 0
+        if self._unreached >= _GIVE_UP:
+            raise EndpointError(
+                self._clean(
+                    f"{self._url} could not be reached for {_GIVE_UP} questions in a row; the last said {failure}. "
+                )
+                + "Run the same again when it answers, with retry_failed."
+            )
 
     def _post(self, data: bytes) -> Any:
         """Send one request; the answer's JSON."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...data.records import Record
 from ..evaluating import report_on
-from ..judging import Score
+from ..judging import LABELS, Score
 from ..report.layout import Block, Code, Heading, Paragraph, Table
 from ..report.markdown import to_markdown
 from .paper import METRIC_NAMES
@@ -90,7 +90,7 @@ def _blocks(content: Mapping[str, Any]) -> list[Block]:
                 "difference to a measured figure is no result."
             ),
             Table(
-                ("model", *METRIC_NAMES, "data", "source", "note"),
+                ("model", *(LABELS[name] for name in METRIC_NAMES), "data", "source", "note"),
                 [
                     [
                         row["model"],
