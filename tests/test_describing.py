@@ -23,6 +23,7 @@ from conftest import RealRegion
 from PIL import Image
 from typer.testing import CliRunner
 
+from finecaption_hf.appending import AppendedFile
 from finecaption_hf.captioning import load
 from finecaption_hf.cli import app, caption_dataset
 from finecaption_hf.describing import (
@@ -36,7 +37,7 @@ from finecaption_hf.describing import (
     open_inputs,
     run,
 )
-from finecaption_hf.describing.journal import _Part
+from finecaption_hf.fingerprint import model_fingerprint
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["finecaption_hf.describing", "finecaption_hf.captioning"])
@@ -243,8 +244,8 @@ def test_pictures_are_read_ahead_of_the_model(embedded: Any, tmp_path: Path, mon
 def test_a_model_that_differs_in_one_tower_is_another_one(embedded: Any, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path, 1), tmp_path / "out.jsonl"
     describe(embedded, source, output)
-    before = run.fingerprint(*embedded)
-    assert run.fingerprint(*load(device="cpu")) == before
+    before = model_fingerprint(*embedded)
+    assert model_fingerprint(*load(device="cpu")) == before
     model, processor = load(device="cpu")
     with torch.no_grad():
         model.model.vision_tower.embeddings.alpha_embedding.weight.mul_(1.01)
@@ -378,7 +379,7 @@ def _kill_after(steps: int) -> None:
         step()
         os.write(self._handle, line[len(line) // 2 :])
 
-    _Part.write = with_steps(write)  # type: ignore[method-assign]
+    AppendedFile.write = with_steps(write)  # type: ignore[method-assign]
     for owner, name in ((os, "replace"), (os, "fsync"), (os, "truncate"), (os, "unlink"), (shutil, "rmtree")):
         setattr(owner, name, with_steps(getattr(owner, name)))
 

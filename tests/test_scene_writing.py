@@ -14,7 +14,16 @@ from PIL import Image
 
 from finecaption_hf.data import open_dataset
 from finecaption_hf.masks_finecaption import as_mask
-from finecaption_hf.scenes import QUESTIONS, answers, describe_scene, render_scene, scene_record, write_scenes
+from finecaption_hf.scenes import (
+    QUESTIONS,
+    accepted,
+    answers,
+    describe_scene,
+    known_answers,
+    render_scene,
+    scene_record,
+    write_scenes,
+)
 
 
 def rows(records: Path) -> list[dict[str, Any]]:
@@ -137,3 +146,41 @@ def test_impossible_sets_raise_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         write_scenes(tmp_path / "set", **arguments)
     assert not (tmp_path / "set").exists()
+
+
+# --- the truth about a record, from its ids --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_regions", [None, 1, 3])
+@pytest.mark.parametrize("size", [192, 256])
+def test_known_answers_are_those_of_the_scene(num_regions: int | None, size: int) -> None:
+    for seed in (5, 6):
+        scene = render_scene(seed, size=size, split="test", num_regions=num_regions)
+        row = scene_record(scene, "a.png")
+        for index, region in enumerate(row["regions"][:-1]):
+            references = {branch["name"]: branch["answer"] for branch in region["branches"]}
+            assert known_answers(row["id"], region["id"], (size, size), references) == accepted(scene, index)
+        references = {branch["name"]: branch["answer"] for branch in row["regions"][-1]["branches"]}
+        known = known_answers(row["id"], "image", (size, size), references)
+        assert known["global"] == accepted(scene, 0)["global"]
+        assert len(known) == 1 or len(scene.regions) == 1
+
+
+@pytest.mark.parametrize(
+    ("record_id", "region_id", "size", "answer"),
+    [
+        ("test-5", "0", (256, 256), "a lie"),
+        ("test-5", "9", (256, 256), None),
+        ("test-5", "left", (256, 256), None),
+        ("other-5", "0", (256, 256), None),
+        ("test-5", "0", (256, 200), None),
+        ("test-5", "0", (64, 64), None),
+        (None, "0", (256, 256), None),
+        ("test-5", None, (256, 256), None),
+    ],
+)
+def test_nothing_is_known_about_what_is_no_scene(
+    record_id: str | None, region_id: str | None, size: tuple[int, int], answer: str | None
+) -> None:
+    references = {} if answer is None else {"Category Name": answer}
+    assert known_answers(record_id, region_id, size, references) == {}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import assemble, caption, data, info, scenes, train
+from . import ablate, assemble, caption, data, evaluate, info, scenes, train
 
 app = typer.Typer(
     name="finecaption",
@@ -23,6 +23,8 @@ app.command()(assemble.assemble)
 app.command()(info.info)
 app.add_typer(data.app, name="data")
 app.command(context_settings=train.CONTEXT)(train.train)
+app.command()(evaluate.evaluate)
+app.command(context_settings=train.CONTEXT)(ablate.ablate)
 
 
 @app.callback(invoke_without_command=True)

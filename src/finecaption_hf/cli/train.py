@@ -80,8 +80,8 @@ def train(
         plan = Recipe(stages=(find_stage(stage),)) if stage is not None else read_recipe(str(recipe))
         given: dict[str, Any] = {
             "model": model,
-            "data": _with_options(named_paths(data, "--data"), images, on_error) if data else None,
-            "eval_data": _with_options(named_paths(eval_data, "--eval-data"), images, on_error) if eval_data else None,
+            "data": with_options(named_paths(data, "--data"), images, on_error) if data else None,
+            "eval_data": with_options(named_paths(eval_data, "--eval-data"), images, on_error) if eval_data else None,
             "eval_share": eval_share,
             "max_tokens": max_tokens,
             "max_regions": max_regions,
@@ -113,7 +113,7 @@ def train(
         raise typer.Exit(2) from error
 
 
-def _with_options(paths: dict[str, str], images: list[str] | None, on_error: OnError) -> dict[str, Any]:
+def with_options(paths: dict[str, str], images: list[str] | None, on_error: OnError) -> dict[str, Any]:
     """Arguments of `open_dataset` for each name."""
     named = dict(text.split("=", 1) for text in images or () if text.split("=", 1)[0] in paths)
     common = [text for text in images or () if text.split("=", 1)[0] not in paths]

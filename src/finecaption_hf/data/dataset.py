@@ -116,6 +116,10 @@ class RecordDataset(torch.utils.data.Dataset[Record]):
         regions = record.regions[start : start + self.max_regions]
         return Record(record.image, regions, record.id, record.where, record.store)
 
+    def __iter__(self) -> Iterator[Record]:
+        """All items, in their order; again and again."""
+        return (self[index] for index in range(len(self)))
+
     def load(self, record: Record) -> Image.Image:
         """The picture of a record, see `Record.load`."""
         return record.load()

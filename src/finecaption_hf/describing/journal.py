@@ -17,10 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # a system without it: two runs on the same output are not told apart there
-    fcntl = None  # type: ignore[assignment]
+from ..appending import AppendedFile, FileInUseError, write_whole
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -86,7 +83,7 @@ class Journal:
         self.final_manifest = self.output.with_name(self.output.name + ".manifest.json")
         self.region_counts = region_counts
         self._manifest = self.folder / "manifest.json"
-        self._part: _Part | None = None
+        self._part: AppendedFile | None = None
         self._seen: dict[Path, int] = {}
 
     # --- the main process ---------------------------------------------------------------------------------------------
@@ -99,10 +96,10 @@ class Journal:
             OSError: If it cannot be written.
         """
         check_output(self.output)
-        self._part = _Part.locked(self.folder / "part-0.jsonl")
+        self._part = _locked(self.folder / "part-0.jsonl")
         for path in self._parts():  # a process of a run that was ended may still be there
             if path != self._part.path:
-                _Part.locked(path).close()
+                _locked(path).close()
 
     def check(self, wanted: Mapping[str, Any]) -> Result | None:
         """Compare what is on disk with what is asked for.
@@ -156,7 +153,7 @@ class Journal:
         places = self._scan(tell)
         with _unwritable_named(self.folder):
             if not self._manifest.is_file():
-                _write_whole(self._manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
+                write_whole(self._manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
         self._seen = {path: path.stat().st_size for path in self._parts()}
         return [batch for batch in range(len(self.region_counts)) if places.part[batch] < 0]
 
@@ -224,7 +221,7 @@ class Journal:
                 # The manifest of what is being replaced must not be taken for that of what replaces it.
                 self.final_manifest.unlink(missing_ok=True)
                 os.replace(merged, self.output)
-                _write_whole(self.final_manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
+                write_whole(self.final_manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
             except OSError:
                 merged.unlink(missing_ok=True)
                 raise
@@ -242,7 +239,7 @@ class Journal:
 
     def join(self, rank: int) -> None:
         """Open the part of a process that is not the main one, after `begin`."""
-        self._part = _Part.locked(self.folder / f"part-{rank}.jsonl")
+        self._part = _locked(self.folder / f"part-{rank}.jsonl")
 
     def append(self, batch: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Keep a finished batch.
@@ -375,65 +372,13 @@ class _Tally:
         return Result(self.regions, self.failed, self.places)
 
 
-class _Part:
-    """A file that one process appends to, as long as it lives: the system lets go of the lock with the process."""
-
-    def __init__(self, path: Path, handle: int) -> None:
-        self.path = path
-        self._handle = handle
-
-    @classmethod
-    def locked(cls, path: Path) -> "_Part":
-        """Open and lock a part; it is made if it is not there.
-
-        Raises:
-            JournalError: If another process holds it.
-        """
-        while True:
-            path.parent.mkdir(exist_ok=True)
-            try:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            except FileNotFoundError:  # a run that finished just now took the folder away
-                continue
-            try:
-                if fcntl is None:
-                    return cls(path, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if (part := cls(path, handle)).is_there():
-                    return part
-            except BlockingIOError as error:
-                os.close(handle)
-                raise JournalError(
-                    f"Another run is working on the same output ({path.parent}). Wait for its end, or give another "
-                    "name."
-                ) from error
-            except BaseException:
-                os.close(handle)
-                raise
-            os.close(handle)
-
-    def is_there(self) -> bool:
-        """Whether the file that is held is still the one of that name."""
-        try:
-            return os.path.samestat(os.fstat(self._handle), os.stat(self.path))
-        except FileNotFoundError:
-            return False
-
-    def write(self, line: bytes) -> None:
-        """Append all of a line, or nothing."""
-        start = os.fstat(self._handle).st_size
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[os.write(self._handle, rest) :]
-        except BaseException:
-            os.ftruncate(self._handle, start)
-            raise
-
-    def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+def _locked(path: Path) -> AppendedFile:
+    try:
+        return AppendedFile.locked(path)
+    except FileInUseError as error:
+        raise JournalError(
+            f"Another run is working on the same output ({path.parent}). Wait for its end, or give another name."
+        ) from error
 
 
 class _unwritable_named:
@@ -451,19 +396,6 @@ class _unwritable_named:
             raise UnfinishedError(
                 f"Nothing more can be written to {self.folder.parent} ({error.strerror}).{remedy}"
             ) from error
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Describe all regions of an input, in fixed batches, so that a run that goes on says the same as one in one go."""
 
-import hashlib
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +14,7 @@ import transformers
 from .. import __version__
 from ..branching_finecaption import BranchEngine, BranchRequest
 from ..data.records import DataError
+from ..fingerprint import model_fingerprint
 from ..prompts_finecaption import resolve_questions
 from ..records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
 from .inputs import ImageInput, RegionInputs
@@ -23,8 +22,6 @@ from .journal import Journal, Result, UnfinishedError
 from .processes import Processes
 
 _FORMAT = 1
-_SAMPLES = 16
-_VOLATILE = ("transformers_version", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "device")
 
 Checkpoint = tuple[Any, Any]
 """A model and its processor."""
@@ -121,7 +118,7 @@ def describe_dataset(
 
         def begin() -> Result | list[int]:
             model = worker.model
-            manifest["model"] = {"fingerprint": fingerprint(model, worker.processor), "dtype": str(model.dtype)}
+            manifest["model"] = {"fingerprint": model_fingerprint(model, worker.processor), "dtype": str(model.dtype)}
             manifest["questions"] = worker.asked
             about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
             versions = {"transformers": transformers.__version__, "torch": torch.__version__}
@@ -314,36 +311,3 @@ def _position(item: ImageInput, index: int | None) -> int:
     if index is not None:
         return item.regions[index].position
     return item.regions[0].position - item.regions[0].region_index
-
-
-# --- which model -----------------------------------------------------------------------------------------------------
-
-
-def fingerprint(model: Any, processor: Any) -> str:
-    """Tells models apart by their settings and by a few values of every tensor, without reading all of them."""
-    digest = hashlib.sha256()
-    settings = [
-        model.config.to_dict(),
-        model.generation_config.to_dict(),
-        processor.image_processor.to_dict(),
-        processor.chat_template,
-        dict(processor.questions),
-        processor.tokenizer(list(processor.questions.values()))["input_ids"],
-    ]
-    digest.update(json.dumps(_lasting(settings), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].to(device="cpu", dtype=torch.float32)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + values.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _lasting(value: Any) -> Any:
-    """Settings without what differs between machines and library versions."""
-    if isinstance(value, Mapping):
-        return {
-            str(key): _lasting(entry)
-            for key, entry in value.items()
-            if not str(key).startswith("_") and key not in _VOLATILE
-        }
-    return [_lasting(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,1 +1,23 @@
-"""Evaluation: captions against references, with the paper's metrics."""
+"""Evaluation that others can repeat: predictions kept on disk, metrics with intervals, comparisons, a report."""
+
+from .predictions import (
+    Describer,
+    DescribeRequest,
+    Description,
+    Header,
+    Prediction,
+    PredictionFileError,
+    PredictionWriter,
+    read_predictions,
+)
+
+__all__ = [
+    "DescribeRequest",
+    "Describer",
+    "Description",
+    "Header",
+    "Prediction",
+    "PredictionFileError",
+    "PredictionWriter",
+    "read_predictions",
+]

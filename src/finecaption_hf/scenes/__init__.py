@@ -8,11 +8,12 @@ from .language import (
     answers,
     describe_scene,
     is_right,
+    known_values,
     normalize_answer,
     vocabulary,
 )
 from .rendering import Scene, SceneRegion, render_scene, render_swatches
-from .writing import scene_record, write_scenes
+from .writing import known_answers, scene_record, write_scenes
 
 __all__ = [
     "ATTRIBUTE_NAMES",
@@ -31,6 +32,8 @@ __all__ = [
     "describe_scene",
     "is_held_out",
     "is_right",
+    "known_answers",
+    "known_values",
     "normalize_answer",
     "render_scene",
     "render_swatches",

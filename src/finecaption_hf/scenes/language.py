@@ -5,7 +5,7 @@ so that an answer counts as right in any of them and in no other.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 import numpy as np
@@ -143,6 +143,43 @@ def normalize_answer(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip().lower()
 
 
+def known_values() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """All values of each attribute but the sentence, each with the phrases that say it in answers and captions.
+
+    A caption says one value of an attribute if it holds a phrase of it as whole words, and no longer one of another.
+    """
+    things = ("person", *(f"{color} {kind}" for color, kind in product(COLORS, KINDS)))
+    tied = [f"{words} the {thing}" for words, thing in product(("held by", "tied to"), things)]
+    skins = product(SKIN_TEXTURES, SKIN_TONES)
+    hairs = product(HAIR_STYLES, HAIR_COLORS)
+    extras = ("", " with glasses", " with a scarf")
+    clothes = product(COLORS, TROUSERS, extras)
+    found: dict[str, list[tuple[str, ...]]] = {
+        "Category Name": [*((kind,) for kind in KINDS), ("person", *_AGE_WORDS.values())],
+        "Body Pose/Gesture": _alone(_POSE_WORDS.values()),
+        "Body Shape": _alone(BUILDS),
+        "Facial Expression": _alone(EXPRESSIONS),
+        "Skin Texture and Color": [(f"{how} {tone} skin", f"{tone} skin, {how}") for how, tone in skins],
+        "Hair": [(f"{style} {color} hair", f"{color} hair, {style}") for style, color in hairs],
+        "Clothing, Shoes and Accessories": _alone(
+            f"{shirt} shirt and {trousers} trousers{extra}" for shirt, trousers, extra in clothes
+        ),
+        "Age Range": _alone(_AGE_WORDS.values()),
+        "Color": _alone(COLORS),
+        "Materials/Texture": _alone(MATERIALS.values()),
+        "Shape": _alone(SHAPES),
+        "Camera Viewpoint": _alone(_VIEWPOINT_WORDS.values()),
+        "Associative Visual Effect": _alone(_EFFECT_WORDS.values()),
+        "Interaction with Other Objects": _alone(
+            ["on its own", *tied, *(f"holding the {thing} by a rope" for thing in things)]
+        ),
+        "Relative Location with Other Objects": _alone(
+            f"{words} the {thing}" for words, thing in product(_RELATION_WORDS.values(), things)
+        ),
+    }
+    return {name: tuple(values) for name, values in found.items()}
+
+
 def vocabulary() -> Iterator[str]:
     """Texts that hold every word and every turn of phrase of the questions and answers, to train a tokenizer on."""
     yield from QUESTIONS.values()
@@ -166,6 +203,10 @@ def vocabulary() -> Iterator[str]:
     for pose, effect, viewpoint in product(POSES, EFFECTS, VIEWPOINTS):
         yield f"standing with {_POSE_WORDS[pose]}, {_EFFECT_WORDS[effect]}, seen {_VIEWPOINT_WORDS[viewpoint]}: a"
     yield "it is on its own, holding the red tile by a rope, held by the person, right of the person and an adult"
+
+
+def _alone(values: Iterable[str]) -> list[tuple[str, ...]]:
+    return [(value,) for value in values]
 
 
 def _name(region: SceneRegion) -> str:

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from ..masks_finecaption import encode_rle
-from .attributes import Split
-from .language import answers
+from .attributes import SPLITS, Split, check_split
+from .language import accepted, answers, is_right
 from .rendering import REFERENCE_SIZE, Scene, check_arguments, render_scene
 
 RECORDS_FILE = "records.jsonl"
@@ -45,6 +46,46 @@ def scene_record(scene: Scene, image: str, *, with_masks: bool = True) -> dict[s
         regions.append({"id": str(index), "mask": encode_rle(mask), "branches": branches})
     regions.append({"id": "image", "mask": None, "branches": [{"name": "global", "answer": whole}]})
     return {"image": image, "id": f"{scene.split}-{scene.seed}", "regions": regions}
+
+
+def known_answers(
+    record_id: str | None, region_id: str | None, image_size: tuple[int, int], references: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """All right answers about a region of a record that `scene_record` made, from its ids: the scene is drawn again.
+
+    Args:
+        record_id: "test-9000000": split and seed.
+        region_id: "0", "1", .., or "image", whose only known answer is the caption of the whole picture.
+        image_size: (H, W) of the picture.
+        references: answers by name that belong to the region. The scene has to agree with all of them; this tells apart
+            other data with such ids, and in how many regions the scene was drawn.
+
+    Returns:
+        For each question that applies all wordings of the right answer; empty where nothing is known.
+    """
+    match = re.fullmatch(rf"({'|'.join(SPLITS)})-(\d{{1,18}})", record_id or "")
+    number = re.fullmatch(r"image|\d", region_id or "")
+    if match is None or number is None or image_size[0] != image_size[1]:
+        return {}
+    split, seed = check_split(match[1]), int(match[2])
+    for num_regions in (None, 1, 2, 3):
+        try:
+            truth = _truth(seed, image_size[0], split, num_regions)
+        except ValueError:  # a size or seed of which there are no scenes
+            return {}
+        index = 0 if number[0] == "image" else int(number[0])
+        if index >= len(truth):
+            continue
+        known = truth[index]
+        if all(name in known and is_right(answer, known[name]) for name, answer in references.items()):
+            return {"global": known["global"]} if number[0] == "image" and len(truth) > 1 else known
+    return {}
+
+
+@lru_cache(maxsize=16)
+def _truth(seed: int, size: int, split: Split, num_regions: int | None) -> list[dict[str, tuple[str, ...]]]:
+    scene = render_scene(seed, size=size, split=split, num_regions=num_regions)
+    return [accepted(scene, index) for index in range(len(scene.regions))]
 
 
 def write_scenes(

@@ -224,11 +224,12 @@ def _description(recipe: Recipe, stage: Stage, model: str) -> dict[str, Any]:
     return {
         "stage": stage.to_dict(),
         "model": model,
-        "data": {name: _absolute(entry) for name, entry in recipe.data.items()},
+        "data": {name: absolute(entry) for name, entry in recipe.data.items()},
     }
 
 
-def _absolute(entry: Any) -> Any:
+def absolute(entry: Any) -> Any:
+    """An entry of a recipe's data with its path from the root, so that the same data is known from any folder."""
     return {**entry, "path": os.path.abspath(entry["path"])} if isinstance(entry, Mapping) else os.path.abspath(entry)
 
 

@@ -62,6 +62,18 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Val
     return {f"bleu_{n}": (float(corpus[n - 1]), [float(value) for value in segments[n - 1]]) for n in range(1, 5)}
 
 
+def bleu_counts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[list[int]]:
+    """What BLEU sums over captions, for each of them: its length, the closest reference's, and for n = 1 .. 4 how many
+    n-grams it has and how many of those are in a reference."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    found = []
+    for words, group in zip(predictions, references, strict=True):
+        counts = cook_test(words, cook_refs(group), eff="closest")
+        found.append([counts["testlen"], counts["reflen"], *counts["guess"], *counts["correct"]])
+    return found
+
+
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
     from pycocoevalcap.cider.cider import Cider
 

@@ -32,12 +32,15 @@ class Scores:
             `bertscore_rescaled` where a baseline is known; those that were asked for.
         segments (`dict[str, list[float]]`): the same names; one value per caption, in the order of the captions.
         signature (`str`): how the values were made: tokenizer, Java, models and versions.
+        bleu_counts (`list[list[int]]`, *optional*): with BLEU, what it sums over captions, see `ngrams.bleu_counts`:
+            for intervals, since BLEU is no mean.
         seconds (`dict[str, float]`): what "tokenizer" and each metric took.
     """
 
     corpus: dict[str, float]
     segments: dict[str, list[float]]
     signature: str
+    bleu_counts: list[list[int]] | None = None
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
@@ -150,6 +153,7 @@ class CaptionScorer:
             corpus={name: 100 * corpus for name, (corpus, _) in values.items()},
             segments={name: [100 * value for value in segments] for name, (_, segments) in values.items()},
             signature=self._signature(hypotheses, groups, bert),
+            bleu_counts=ngrams.bleu_counts(tokens, groups_of_tokens) if "bleu" in self.metrics else None,
             seconds=seconds,
         )
 

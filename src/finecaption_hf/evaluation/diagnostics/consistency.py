@@ -1,0 +1,368 @@
+"""Do answers agree? What is said to one question about a region, beside what is said to another one that implies it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...branching_finecaption import BranchEngine, BranchRequest
+from ...data.records import DataError, Record
+from ...masks_finecaption import MaskError, as_mask
+from ...prompts_finecaption import find_question, normalise_name
+from ..run import AskedRecord, AskedRegion, walk
+from .tables import Truth, Values, as_json, cell, diagnostic, mean_interval, plain_text, told, words_of
+
+CAPTIONS = ("region", "dense", "One-Sentence Description")
+"""What is asked beside the attributes, and may speak of all of them."""
+
+_RECORDS_AT_ONCE = 4
+_MAX_EXAMPLES = 20
+_FUNCTION_WORDS = frozenset(
+    words_of(
+        "a an the and or but of in on at to from with by for as is are was were be been it its this that these those "
+        "there here which who whose what has have had having do does some any very also both his her their he she they"
+    )
+)
+
+
+@dataclass
+class _Compared:
+    """The answers to an attribute alone and to a question that implies it.
+
+    Attributes:
+        status: "agree", "conflict" or "silent"; else why they cannot be compared.
+        share: of the words of the attribute's answer that the other one has; 0 or 1 with closed vocabularies.
+        separate_right, joint_right: where the truth is known.
+    """
+
+    image: str
+    region: str
+    label: str
+    form: str
+    separate: str
+    joint: str
+    status: str
+    share: float = 0.0
+    separate_right: bool | None = None
+    joint_right: bool | None = None
+
+
+def attribute_consistency(
+    model: Any,
+    processor: Any,
+    dataset: Iterable[Record],
+    *,
+    attributes: Sequence[str] | None = None,
+    values: Values | None = None,
+    truth: Truth | None = None,
+    captions: Sequence[str] = CAPTIONS,
+    together: int = 2,
+    max_new_tokens: int | None = None,
+    max_batch_tokens: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    on_record: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Whether a model says the same of a region when asked for one attribute, for several at once, or for a caption.
+
+    Of each region the attributes are asked, greedily, that its record has, or those given: each one alone, `together`
+    of them in one question (their instructions one after another), and the captions. An attribute's own answer is
+    compared with every other one that implies it.
+
+    With `values`, by value: an answer says a value of an attribute if it holds a phrase of it as whole words, and no
+    longer phrase of another value around it. Two answers agree if the joint one says all that the separate one says,
+    conflict if it says other values only or lacks one, and the joint one is silent if it says none of that attribute.
+    Without `values`, by words: the share of the separate answer's content words (function words left out) that the
+    joint one has. This knows neither synonyms nor inflections ("cars" is not "car"), nor does it see a negation or
+    which thing a word belongs to; so it tells how much is repeated, not whether answers contradict each other.
+
+    Args:
+        model, processor: as `captioning.load` returns them.
+        dataset: records; their references are not used but by `truth`.
+        attributes: names to ask about every region, whatever its record has.
+        values: closed vocabularies by attribute, see `Values`; attributes that have none are left out and counted.
+        truth: where it knows right answers, it is told which side of a conflict is right.
+        captions: names of the captions; those that the processor does not know are left out.
+        together: how many attributes are asked in one question.
+        max_new_tokens, max_batch_tokens: as for `BranchRequest` and `BranchEngine`.
+        limit: only so many records, the first.
+        seed: of the intervals, which are resampled by image.
+        on_record: called with the number of records done.
+
+    Returns:
+        `title`, `table`, `notes` and `values`.
+
+    Raises:
+        ValueError: If an option makes no sense, or no answers could be compared.
+    """
+    if together < 2:
+        raise ValueError(f"together is {together}. Ask at least two attributes in one question.")
+    known = [name for name in captions if find_question(name, processor.questions) is not None]
+    asker = _Asker(model, processor, known, attributes, together, values, truth, max_new_tokens, max_batch_tokens)
+    compared: list[_Compared] = []
+    records = walk(dataset, limit)
+    done = 0
+    while batch := list(islice(records, _RECORDS_AT_ONCE)):
+        compared += asker.compare(batch)
+        done += len(batch)
+        on_record(done)
+    if not compared:
+        raise ValueError(f"No answers could be compared ({told(asker.left_out) or 'there is no record'}).")
+    return _result(compared, asker, values is not None, together, seed)
+
+
+def said(text: str, values: Sequence[Sequence[str]]) -> set[int]:
+    """Which values a text says: phrases as whole words; of phrases inside each other the longest."""
+    words = words_of(text)
+    found = []
+    for number, phrases in enumerate(values):
+        for phrase in map(words_of, phrases):
+            for start in range(len(words) - len(phrase) + 1):
+                if words[start : start + len(phrase)] == phrase:
+                    found.append((start, start + len(phrase), number))
+    return {
+        number
+        for start, stop, number in found
+        if not any(a <= start and stop <= b and b - a > stop - start for a, b, _ in found)
+    }
+
+
+@dataclass
+class _Plan:
+    """What is asked about a region. `joint` says for every form and label in which question the label is implied."""
+
+    asked: AskedRecord
+    region: AskedRegion
+    mask: np.ndarray
+    labels: dict[str, str]
+    questions: list[str]
+    joint: dict[tuple[str, str], int]
+    known: Mapping[str, Sequence[str]]
+
+
+class _Asker:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        captions: list[str],
+        attributes: Sequence[str] | None,
+        together: int,
+        values: Values | None,
+        truth: Truth | None,
+        max_new_tokens: int | None,
+        max_batch_tokens: int | None,
+    ) -> None:
+        self.processor = processor
+        self.engine = BranchEngine(model, processor, max_batch_tokens=max_batch_tokens)
+        self.captions = captions
+        self.attributes = attributes
+        self.together = together
+        self.values = values
+        self.truth = truth
+        self.max_new_tokens = max_new_tokens
+        self.left_out: Counter[str] = Counter()
+
+    @property
+    def forms(self) -> list[str]:
+        return [*self.captions, f"{self.together} at once"]
+
+    def compare(self, batch: Sequence[AskedRecord]) -> list[_Compared]:
+        pictures: list[Image.Image] = []
+        plans: list[_Plan] = []
+        indices: list[int] = []
+        for asked in batch:
+            try:
+                picture = asked.record.load()
+            except (DataError, OSError) as error:
+                self.left_out[f"the picture cannot be read ({type(error).__name__})"] += 1
+                continue
+            of_record = [plan for region in asked.regions if (plan := self._plan(asked, region, picture)) is not None]
+            if of_record:
+                indices += [len(pictures)] * len(of_record)
+                pictures.append(picture)
+                plans += of_record
+        if not plans:
+            return []
+        vision = self.processor.image_processor(
+            pictures, masks=[plan.mask for plan in plans], image_indices=indices, return_tensors="pt"
+        )
+        requests = [
+            [BranchRequest(question, max_new_tokens=self.max_new_tokens) for question in plan.questions]
+            for plan in plans
+        ]
+        answers = self.engine.answer(vision, requests)
+        return [
+            found
+            for plan, row in zip(plans, answers, strict=True)
+            for found in self._compare(plan, [answer.text for answer in row])
+        ]
+
+    def _plan(self, asked: AskedRecord, region: AskedRegion, picture: Image.Image) -> _Plan | None:
+        apart = {normalise_name(name) for name in (*self.captions, *CAPTIONS, "global")}
+        labels: dict[str, str] = {}
+        named = [(branch.name, branch.question) for branch in region.branches]
+        if self.attributes is not None:
+            named = [(name, None) for name in self.attributes]
+        for name, own_words in named:
+            question = own_words or find_question(name or "", self.processor.questions)
+            label = name or question
+            if label is None or normalise_name(label) in apart:
+                continue
+            if question is None:
+                self.left_out["the model knows no question of that name"] += 1
+            elif self.values is not None and label not in self.values:
+                self.left_out["the values of the attribute are not known"] += 1
+            else:
+                labels[label] = question
+        if not labels:
+            return None
+        try:
+            mask = as_mask(region.region.mask, picture.height, picture.width)
+        except MaskError as error:
+            self.left_out[f"the mask cannot be used ({type(error).__name__})"] += len(labels)
+            return None
+        questions = [*labels.values(), *(find_question(name, self.processor.questions) or "" for name in self.captions)]
+        joint = {(name, label): len(labels) + number for number, name in enumerate(self.captions) for label in labels}
+        names = list(labels)
+        for start in range(0, len(names), self.together):
+            group = names[max(0, min(start, len(names) - self.together)) :][: self.together]
+            if len(group) < 2:
+                break
+            for label in names[start : start + self.together]:
+                joint[self.forms[-1], label] = len(questions)
+            questions.append(" ".join(labels[label] for label in group))
+        known: Mapping[str, Sequence[str]] = {}
+        if self.truth is not None:
+            references = {it.name: it.references[0] for it in region.branches if it.name is not None}
+            size = (picture.height, picture.width)
+            known = self.truth(asked.record.id, region.region.id, size, references)
+        return _Plan(asked, region, mask, labels, questions, joint, known)
+
+    def _compare(self, plan: _Plan, texts: Sequence[str]) -> Iterable[_Compared]:
+        for place, label in enumerate(plan.labels):
+            for form in self.forms:
+                if (form, label) not in plan.joint:
+                    continue
+                separate, joint = texts[place], texts[plan.joint[form, label]]
+                region = str(plan.region.region.id or plan.region.index)
+                found = _Compared(plan.asked.image, region, label, form, separate, joint, "")
+                if self.values is None:
+                    _by_words(found)
+                else:
+                    _by_values(found, self.values[label], plan.known.get(label, ()))
+                yield found
+
+
+def _by_words(found: _Compared) -> None:
+    content = set(words_of(found.separate)) - _FUNCTION_WORDS
+    if not content:
+        found.status = "the separate answer has no content words"
+        return
+    found.share = len(content & set(words_of(found.joint))) / len(content)
+    found.status = "agree" if found.share == 1 else "silent" if found.share == 0 else "partly"
+
+
+def _by_values(found: _Compared, values: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    separate, joint = said(found.separate, values), said(found.joint, values)
+    if not separate:
+        found.status = "the separate answer says no known value"
+        return
+    found.status = "silent" if not joint else "agree" if separate <= joint else "conflict"
+    found.share = float(found.status == "agree")
+    if right:
+        found.separate_right = plain_text(found.separate) in set(map(plain_text, right))
+        found.joint_right = said(right[0], values) == joint
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+def _result(compared: list[_Compared], asker: _Asker, by_values: bool, together: int, seed: int) -> dict[str, Any]:
+    labels = list(dict.fromkeys(it.label for it in compared))
+    forms = [form for form in asker.forms if any(it.form == form for it in compared)]
+    values: dict[str, Any] = {
+        "compared_by": "values" if by_values else "words",
+        "together": together,
+        "captions": asker.captions,
+        "seed": seed,
+        "images": len({it.image for it in compared}),
+        "left_out": dict(asker.left_out),
+        "by_question": {},
+    }
+    rows = []
+    for label in [None, *labels]:
+        of_label = [it for it in compared if label in (None, it.label)]
+        found = {form: _of_form([it for it in of_label if it.form == form], by_values, seed) for form in forms}
+        row = [label or "all", str(len({(it.image, it.region) for it in of_label}))]
+        for form in forms:
+            row += [cell(found[form].pop("_first")), cell(found[form].pop("_second"))]
+        rows.append(row)
+        if label is None:
+            values["all"] = found
+        else:
+            values["by_question"][label] = found
+    conflicts = [it for it in compared if it.status == "conflict"]
+    values["examples"] = [
+        {"image": it.image, "region": it.region, "question": it.label, "alone": it.separate, it.form: it.joint}
+        for it in conflicts[:_MAX_EXAMPLES]
+    ]
+    if by_values:
+        first, second = "agrees", "says it"
+        notes = [
+            "Each attribute's answer beside captions of the same region and beside the answer to a question for "
+            f"{together} attributes at once. Agrees: of the joint answers that say a value of the attribute, the share "
+            "that says the one of the attribute's own answer. Says it: share of joint answers that say a value of it. "
+            "95 % intervals, resampled by image."
+        ]
+        for form in forms:
+            found = values["all"][form]
+            line = f"{form}: {found['agree']} agree, {found['conflict']} conflict, {found['silent']} silent"
+            if found["judged_conflicts"]:
+                line += (
+                    f"; of {found['judged_conflicts']} conflicts the attribute's own answer is right in "
+                    f"{found['separate_right']}, the joint one in {found['joint_right']}"
+                )
+            notes.append(f"{line}.")
+    else:
+        first, second = "words", "all words"
+        notes = [
+            "Each attribute's answer beside captions of the same region and beside the answer to a question for "
+            f"{together} attributes at once. Words: share of the content words of the attribute's own answer that the "
+            "joint one has; all words: share of answers of which it has all. Synonyms and inflections count as "
+            "missing, negations are not seen. 95 % intervals, resampled by image."
+        ]
+    reasons: Counter[str] = Counter()
+    for form in forms:
+        reasons.update(values["all"][form]["not_applicable"])
+    if reasons:
+        notes.append(f"Not compared: {told(reasons)}.")
+    if asker.left_out:
+        notes.append(f"Not asked: {told(asker.left_out)}.")
+    columns = ["question", "regions", *(f"{form}: {what}" for form in forms for what in (first, second))]
+    return diagnostic("Do answers agree?", columns, rows, notes, values)
+
+
+def _of_form(compared: list[_Compared], by_values: bool, seed: int) -> dict[str, Any]:
+    """Counts and shares of one form; `_first` and `_second` are the columns of the table."""
+    counts = Counter(it.status for it in compared)
+    usual = ("agree", "conflict", "silent") if by_values else ("agree", "partly", "silent")
+    valid = [it for it in compared if it.status in usual]
+    spoken = [it for it in valid if it.status != "silent"] if by_values else valid
+    first = mean_interval([it.share for it in spoken], [it.image for it in spoken], seed)
+    marks = [float(it.status != "silent" if by_values else it.status == "agree") for it in valid]
+    second = mean_interval(marks, [it.image for it in valid], seed)
+    found: dict[str, Any] = {status: counts[status] for status in usual}
+    found["not_applicable"] = {status: count for status, count in counts.items() if status not in usual}
+    names = ("agreement", "says_it") if by_values else ("words", "all_words")
+    found.update({names[0]: as_json(first), names[1]: as_json(second), "_first": first, "_second": second})
+    if by_values:
+        judged = [it for it in compared if it.status == "conflict" and it.separate_right is not None]
+        found["judged_conflicts"] = len(judged)
+        found["separate_right"] = sum(bool(it.separate_right) for it in judged)
+        found["joint_right"] = sum(bool(it.joint_right) for it in judged)
+    return found

@@ -1,0 +1,425 @@
+"""Is the mask used at all? How the likelihood of answers changes when the region is swapped.
+
+Under the region's own mask and under others, the same answers are scored. Each image goes through the high-resolution
+towers once, and each distinct mask has one prefix, which the answers of all regions share.
+
+Dimension letters: H W picture in pixels, h w low-resolution input in pixels, p patch of the mask-aware tower in pixels,
+R regions of a picture.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...branching_finecaption import BranchEngine, BranchRequest
+from ...data.records import DataError, Record
+from ...masks_finecaption import MaskError, as_mask
+from ...prompts_finecaption import find_question
+from ..run import AskedRecord, walk
+from .likelihood import AnswerScorer, Branch, same_tokens
+from .tables import Truth, as_json, cell, diagnostic, mean_interval, plain_text, told
+
+SWAPS: Mapping[str, str] = {
+    "other_region": "other region",
+    "other_answer": "other region with another answer",
+    "complement": "complement",
+    "whole_image": "whole image",
+    "shuffled": "shuffled mask",
+}
+"""What takes the place of the region's mask, with its name in the table."""
+
+_BEST = {
+    "best": ("own mask is best", "among the own mask and those of the other regions"),
+    "best_of_differing": ("own is best, answers differ", "among the own mask and those of regions with another answer"),
+}
+
+
+@dataclass
+class _Row:
+    """A branch with what was measured: for each of `SWAPS` and `_BEST` a number, or why there is none."""
+
+    image: str
+    label: str
+    own: float
+    found: dict[str, float | str] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Asked:
+    """A branch that can be scored.
+
+    Attributes:
+        region: its place in the record.
+        wordings: all that count as the same answer.
+    """
+
+    region: int
+    label: str
+    branch: Branch
+    wordings: frozenset[str]
+
+
+class _Planned(NamedTuple):
+    """A branch before its answer is settled; `wordings` are empty where the answer itself decides."""
+
+    region: int
+    label: str
+    question: str
+    answer: str
+    wordings: tuple[str, ...]
+
+
+def mask_sensitivity(
+    model: Any,
+    processor: Any,
+    dataset: Iterable[Record],
+    *,
+    answers: str = "reference",
+    truth: Truth | None = None,
+    limit: int | None = None,
+    max_others: int = 8,
+    seed: int = 0,
+    on_record: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """How much the mean log-likelihood per token of each region's answers falls when its mask is swapped.
+
+    Five swaps: the mask of another region of the same record (the mean over them); of one to which the right answer is
+    another (to "Which viewpoint?" all regions of a picture have the same one, and no mask should matter); the
+    complement; the whole image; and a shuffled mask. For the latter the patches of the mask-aware tower are permuted,
+    among those that lie wholly in the picture: the alpha convolution then gives the same contributions in other places,
+    so the area stays, and nothing but where the region lies is lost. Permuted pixels would be an even grey to it.
+
+    A model that does not use the mask has a change of exactly 0 everywhere, as regions whose image tokens are the same
+    bit by bit are scored once.
+
+    Args:
+        model, processor: as `captioning.load` returns them.
+        dataset: records; their answers are scored, the first reference of each branch.
+        answers: "reference", or "own" for the greedy answer that the model itself gives under the region's own mask.
+        truth: where it knows right answers, all wordings decide whether two regions have different ones; elsewhere the
+            references, or the model's own answers, do.
+        limit: only so many records, the first.
+        max_others: of more other regions, so many are drawn.
+        seed: of the shuffled masks, of drawn regions (together with image and region) and of the intervals.
+        on_record: called with the number of records done.
+
+    Returns:
+        `title`, `table`, `notes` and `values`; positive changes mean that the own mask makes the answer likelier.
+        What a swap does not apply to is counted in `values`, and told in `notes`.
+
+    Raises:
+        ValueError: If an option makes no sense, or nothing could be scored.
+    """
+    if answers not in ("reference", "own"):
+        raise ValueError(f"answers is {answers!r}. Give 'reference' or 'own'.")
+    if max_others < 1:
+        raise ValueError(f"max_others is {max_others}. Give at least 1.")
+    probe = _Probe(model, processor, answers, truth, max_others, seed)
+    rows: list[_Row] = []
+    for done, asked in enumerate(walk(dataset, limit), start=1):
+        rows += probe.measure(asked)
+        on_record(done)
+    if not rows:
+        raise ValueError(f"No answer could be scored ({told(probe.left_out) or 'there is no record'}).")
+    return _result(rows, probe.left_out, answers, max_others, seed)
+
+
+class _Probe:
+    """Measures records one by one; counts what is left out."""
+
+    def __init__(
+        self, model: Any, processor: Any, answers: str, truth: Truth | None, max_others: int, seed: int
+    ) -> None:
+        self.processor = processor
+        self.truth = truth
+        self.max_others = max_others
+        self.seed = seed
+        self.scorer = AnswerScorer(model, processor)
+        self.engine = BranchEngine(model, processor) if answers == "own" else None
+        self.patch: int = model.config.vision_config.patch_size
+        self.left_out: Counter[str] = Counter()
+
+    def measure(self, asked: AskedRecord) -> list[_Row]:
+        num_branches = sum(len(region.branches) for region in asked.regions)
+        try:
+            picture = asked.record.load()
+        except (DataError, OSError) as error:
+            self.left_out[f"the picture cannot be read ({type(error).__name__})"] += num_branches
+            return []
+        masks: dict[int, np.ndarray] = {}
+        for place, region in enumerate(asked.regions):
+            try:
+                mask = as_mask(region.region.mask, picture.height, picture.width)
+            except MaskError as error:
+                self.left_out[f"the mask cannot be used ({type(error).__name__})"] += len(region.branches)
+                continue
+            if mask.all():
+                self.left_out["the region is the whole image"] += len(region.branches)
+            else:
+                masks[place] = mask.astype(bool)
+        return self._measure(asked, picture, masks) if masks else []
+
+    def _measure(self, asked: AskedRecord, picture: Image.Image, masks: dict[int, np.ndarray]) -> list[_Row]:
+        # Masks in one row: each region's own, each region's complement, the whole image, then the shuffled ones.
+        places = list(masks)
+        whole = np.ones((picture.height, picture.width), dtype=bool)
+        own = {place: number for number, place in enumerate(places)}
+        complement = {place: len(places) + number for number, place in enumerate(places)}
+        whole_at = 2 * len(places)
+        given = [*masks.values(), *(~mask for mask in masks.values()), whole]
+        vision = dict(
+            self.processor.image_processor([picture], masks=given, image_indices=[0] * len(given), return_tensors="pt")
+        )
+        shuffled = self._add_shuffled(asked, vision, own, whole_at)
+        branches = self._branches(asked, picture, vision, own)
+        tokens = self.scorer.image_tokens(vision)
+        same = same_tokens(tokens)
+        others = {place: self._others(asked, masks, place) for place in places}
+        swaps: dict[int, list[int]] = {
+            place: [
+                own[place],
+                *(own[other] for other in others[place]),
+                complement[place],
+                whole_at,
+                *(it for it in [shuffled[place]] if isinstance(it, int)),
+            ]
+            for place in places
+        }
+        needed: dict[int, list[int]] = {}
+        for number, it in enumerate(branches):
+            for group in dict.fromkeys(same[mask] for mask in swaps[it.region]):
+                needed.setdefault(group, []).append(number)
+        groups = list(needed)
+        scores = self.scorer.score(
+            tokens[groups], [[branches[number].branch for number in needed[group]] for group in groups]
+        )
+        by_group = {
+            (group, number): score.per_token
+            for group, row in zip(groups, scores)
+            for number, score in zip(needed[group], row, strict=True)
+        }
+
+        wordings = {(it.region, it.label): it.wordings for it in branches}
+        rows = []
+        for number, it in enumerate(branches):
+            by_mask = {mask: by_group[same[mask], number] for mask in swaps[it.region]}
+            row = _Row(asked.image, it.label, by_mask[own[it.region]])
+            differing = [
+                other
+                for other in others[it.region]
+                if (other, it.label) in wordings and not wordings[other, it.label] & it.wordings
+            ]
+            for swap, best, regions, reason in (
+                ("other_region", "best", others[it.region], "there is no other region in the record"),
+                ("other_answer", "best_of_differing", differing, "no other region has another answer to it"),
+            ):
+                _compare(row, swap, best, [by_mask[own[other]] for other in regions], reason)
+            row.found["complement"] = row.own - by_mask[complement[it.region]]
+            row.found["whole_image"] = row.own - by_mask[whole_at]
+            moved_to = shuffled[it.region]
+            row.found["shuffled"] = moved_to if isinstance(moved_to, str) else row.own - by_mask[moved_to]
+            rows.append(row)
+        return rows
+
+    def _add_shuffled(
+        self, asked: AskedRecord, vision: dict[str, Any], own: dict[int, int], whole_at: int
+    ) -> dict[int, int | str]:
+        """Put shuffled masks behind the others; says for each region which it is, or why there is none."""
+        values = vision.get("mask_values")
+        if values is None:  # the model has no mask input
+            return {**own}
+        found: dict[int, int | str] = {}
+        added: list[torch.Tensor] = []
+        for place, number in own.items():
+            generator = np.random.default_rng([self.seed, _number(f"{asked.image}|{asked.regions[place].index}")])
+            moved = shuffle_patches(values[number], values[whole_at], self.patch, generator)
+            if moved is None:
+                found[place] = "the order of its patches makes no difference"
+            else:
+                found[place] = len(values) + len(added)
+                added.append(moved)
+        vision["mask_values"] = torch.stack([*values, *added])
+        vision["image_indices"] = torch.zeros(len(vision["mask_values"]), dtype=torch.long)
+        return found
+
+    def _branches(
+        self, asked: AskedRecord, picture: Image.Image, vision: Mapping[str, Any], own: dict[int, int]
+    ) -> list[_Asked]:
+        """What can be scored: the branches of regions that have a mask of their own."""
+        planned: list[_Planned] = []
+        for place in own:
+            region = asked.regions[place]
+            known: Mapping[str, Any] = {}
+            if self.truth is not None:
+                references = {it.name: it.references[0] for it in region.branches if it.name is not None}
+                size = (picture.height, picture.width)
+                known = self.truth(asked.record.id, region.region.id, size, references)
+            for branch in region.branches:
+                question = branch.question or find_question(branch.name or "", self.processor.questions)
+                if question is None:
+                    self.left_out["the model knows no question of that name"] += 1
+                    continue
+                try:
+                    self.scorer.encode(question, "a")
+                except ValueError:
+                    self.left_out["the question holds a special token"] += 1
+                    continue
+                wordings = known.get(branch.name or "") or (branch.references if self.engine is None else ())
+                label = branch.name or question
+                planned.append(_Planned(place, label, question, branch.references[0], tuple(wordings)))
+        if self.engine is not None:
+            planned = self._own_answers(planned, vision, own)
+        found = []
+        for it in planned:
+            try:
+                tokens = self.scorer.encode(it.question, it.answer)
+            except ValueError:
+                self.left_out["the answer is empty or holds a special token"] += 1
+                continue
+            same_answer = frozenset(map(plain_text, it.wordings or (it.answer,)))
+            found.append(_Asked(it.region, it.label, tokens, same_answer))
+        return found
+
+    def _own_answers(self, planned: list[_Planned], vision: Mapping[str, Any], own: dict[int, int]) -> list[_Planned]:
+        """The same branches with the model's answers in place of the references."""
+        assert self.engine is not None
+        only = {name: value for name, value in vision.items() if name not in ("mask_values", "image_indices")}
+        only["image_indices"] = torch.zeros(len(own), dtype=torch.long)
+        if "mask_values" in vision:
+            only["mask_values"] = vision["mask_values"][: len(own)]
+        requests = [[BranchRequest(it.question) for it in planned if it.region == place] for place in own]
+        texts = iter(answer.text for row in self.engine.answer(only, requests) for answer in row)
+        return [it._replace(answer=text) for it, text in zip(planned, texts, strict=True)]
+
+    def _others(self, asked: AskedRecord, masks: dict[int, np.ndarray], place: int) -> list[int]:
+        """The regions whose masks are put in the place of one's own."""
+        others = [it for it, mask in masks.items() if it != place and not np.array_equal(mask, masks[place])]
+        if len(others) > self.max_others:
+            key = f"{asked.image}|{asked.regions[place].index}|others"
+            generator = np.random.default_rng([self.seed, _number(key)])
+            others = sorted(generator.choice(others, self.max_others, replace=False).tolist())
+        return others
+
+
+def shuffle_patches(
+    region: torch.Tensor, whole: torch.Tensor, patch: int, generator: np.random.Generator
+) -> torch.Tensor | None:
+    """A region mask with its patches in another order.
+
+    Args:
+        region (`torch.Tensor` of shape `(1, h, w)`): normalised mask values of the region.
+        whole (`torch.Tensor` of shape `(1, h, w)`): those of the whole picture, which is less than the input where that
+            is padded. Only patches that lie wholly in the picture are moved.
+        patch: p, side of a patch in pixels.
+        generator: draws the order.
+
+    Returns:
+        `torch.Tensor` of shape `(1, h, w)`, `None` where no order of the patches makes a difference.
+    """
+    rows, columns = region.shape[1] // patch, region.shape[2] // patch
+
+    def patches(values: torch.Tensor) -> torch.Tensor:
+        cut = values[0, : rows * patch, : columns * patch]
+        return cut.reshape(rows, patch, columns, patch).transpose(1, 2).reshape(rows * columns, patch, patch)
+
+    movable = (patches(whole) == whole.max()).all(dim=(1, 2)).nonzero()[:, 0].numpy()
+    content = patches(region)
+    if len(movable) < 2 or bool((content[movable] == content[movable[0]]).all()):
+        return None
+    while True:
+        moved = content.clone()
+        moved[movable] = content[generator.permutation(movable)]
+        if not torch.equal(moved, content):
+            break
+    result = region.clone()
+    result[0, : rows * patch, : columns * patch] = (
+        moved.reshape(rows, columns, patch, patch).transpose(1, 2).reshape(rows * patch, columns * patch)
+    )
+    return result
+
+
+def _number(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def _compare(row: _Row, swap: str, best: str, likelihoods: list[float], reason: str) -> None:
+    """Note the mean change over other regions, and whether the own mask is the best; a tie counts in parts."""
+    if not likelihoods:
+        row.found[swap] = row.found[best] = reason
+        return
+    # Differences first: the mean of equal numbers need not be that number.
+    row.found[swap] = sum(row.own - value for value in likelihoods) / len(likelihoods)
+    tied = 1 + sum(value == row.own for value in likelihoods)
+    row.found[best] = 1 / tied if row.own >= max(likelihoods) else 0.0
+    row.chance[best] = 1 / (1 + len(likelihoods))
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+def _result(rows: list[_Row], left_out: Mapping[str, int], answers: str, max_others: int, seed: int) -> dict[str, Any]:
+    labels = list(dict.fromkeys(row.label for row in rows))
+    values: dict[str, Any] = {
+        "answers": answers,
+        "seed": seed,
+        "max_others": max_others,
+        "images": len({row.image for row in rows}),
+        "left_out": dict(left_out),
+        "by_question": {},
+    }
+    lines = []
+    for label in [None, *labels]:
+        chosen = [row for row in rows if label in (None, row.label)]
+        found: dict[str, Any] = {"branches": len(chosen), "log_likelihood_per_token": _mean(chosen, "own", seed)}
+        for name in (*SWAPS, *_BEST):
+            found[name] = _mean(chosen, name, seed)
+        line = ["all" if label is None else label, str(len(chosen))]
+        line += [cell(found[name]) for name in (*SWAPS, *_BEST)]
+        record = {name: as_json(value) if name != "branches" else value for name, value in found.items()}
+        for name in (*SWAPS, *_BEST):
+            reasons = Counter(value for row in chosen if isinstance(value := row.found[name], str))
+            record[f"{name}_not_applicable"] = dict(reasons)
+        for name in _BEST:
+            chances = [row.chance[name] for row in chosen if name in row.chance]
+            record[f"{name}_by_chance"] = round(sum(chances) / len(chances), 4) if chances else None
+        lines.append(line)
+        if label is None:
+            values["all"] = record
+        else:
+            values["by_question"][label] = record
+    whose = "the references" if answers == "reference" else "the model's own greedy answers"
+    notes = [
+        f"Mean log-likelihood per token (natural logarithm; the token that ends the answer counts) of {whose} under "
+        "the region's own mask, minus that under the swapped mask. 0 means that the mask does not matter. 95 % "
+        "intervals, resampled by image.",
+        "Shuffled mask: the mask-aware tower's patches permuted among those that lie in the picture, "
+        f"seed {seed} with image and region; the area stays the same.",
+    ]
+    for name, (_, among) in _BEST.items():
+        chance = values["all"][f"{name}_by_chance"]
+        if chance is not None:
+            notes.append(
+                f"{_BEST[name][0].capitalize()}: share of answers that are likeliest under the own mask, {among}; a "
+                f"tie counts in parts. By chance it would be {chance:.3f}."
+            )
+    for name, title in SWAPS.items():
+        reasons = values["all"][f"{name}_not_applicable"]
+        if reasons:
+            notes.append(f"Not applicable, {title}: {told(reasons)}.")
+    if left_out:
+        notes.append(f"Not scored: {told(left_out)}.")
+    columns = ["question", "answers", *SWAPS.values(), *(title for title, _ in _BEST.values())]
+    return diagnostic("Is the mask used?", columns, lines, notes, values)
+
+
+def _mean(rows: list[_Row], name: str, seed: int) -> Any:
+    pairs = [(row.own if name == "own" else row.found[name], row.image) for row in rows]
+    numbers = [(value, image) for value, image in pairs if not isinstance(value, str)]
+    return mean_interval([value for value, _ in numbers], [image for _, image in numbers], seed)

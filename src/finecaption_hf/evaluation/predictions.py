@@ -1,0 +1,423 @@
+"""What a model said about the regions of a dataset, on disk, and what a model has to offer to be asked.
+
+A file of predictions is JSONL: a header, then one line per branch (a question about a region). Lines are appended as
+they come, so a run that was ended at any point goes on where it was. docs/evaluation.md has the format.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..appending import AppendedFile, FileInUseError, write_whole
+
+FORMAT = 1
+_MARK = "finecaption_predictions"
+
+
+class PredictionFileError(ValueError):
+    """A file of predictions is damaged, belongs to another run, or is in use."""
+
+
+# --- what a model is asked, and what it has to say -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """Questions about one region.
+
+    Attributes:
+        image: the picture, RGB, (H, W). Requests about the same image follow each other and hold the same object.
+        mask (`np.ndarray` of bool, shape (H, W)): True inside the region; `None` is the whole image.
+        questions: what is asked, in words.
+        names: for each question the task or attribute it stands for, where it has a name.
+        key: of the region, stable between runs; draws from a seed may follow from it.
+    """
+
+    image: Image.Image
+    mask: np.ndarray | None
+    questions: tuple[str, ...]
+    names: tuple[str | None, ...]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """The answers to a `DescribeRequest`, in the order of its questions.
+
+    Attributes:
+        texts: an answer (which may be empty text), or `None` where there is none.
+        log_probs: of each answer, natural logarithm, summed over its tokens; `None` where they are not known.
+        errors: where there is no answer, why; `None` stands for no error at all.
+    """
+
+    texts: tuple[str | None, ...]
+    log_probs: tuple[float | None, ...] | None = None
+    errors: tuple[str | None, ...] | None = None
+
+    def __post_init__(self) -> None:
+        errors = self.errors or (None,) * len(self.texts)
+        if len(errors) != len(self.texts) or len(self.log_probs or self.texts) != len(self.texts):
+            raise ValueError(
+                f"A description of {len(self.texts)} texts came with {len(errors)} errors and "
+                f"{len(self.log_probs or self.texts)} log-probabilities. Give one of each per question."
+            )
+        if any((text is None) != (error is not None) for text, error in zip(self.texts, errors)):
+            raise ValueError("Each question needs either a text or an error: give None in the place of the other.")
+
+
+class Describer(Protocol):
+    """A model that can be evaluated.
+
+    Attributes:
+        name: for the report.
+        settings: all that decides the texts, as JSON: model, revision or fingerprint, referral, prompts, decoding,
+            dtype, .. . It goes into the header of the predictions; a run is resumed under the same settings only.
+        independent: whether the texts of a request do not depend on what else is described with it. If not, a resumed
+            run describes whole batches again, so that it gives the texts of a run in one go.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def independent(self) -> bool: ...
+
+    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
+        """One description per request, in their order. What fails for a request is an error in its description;
+        what is raised ends the run (which can then be resumed)."""
+        ...
+
+
+# --- the lines -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was said to one question about one region.
+
+    Attributes:
+        key: stable name of the branch in its dataset: `image|region_index|branch`.
+        image: its name in the dataset.
+        region_index: counts the regions of that image in the dataset.
+        question: what was asked.
+        references: what should have been said: at least one text.
+        prediction: what was said; `None` if there is an error.
+        name: the task or attribute, as the dataset has it.
+        image_id, region_id: as the dataset has them.
+        area: pixels of the region.
+        image_size: (H, W), pixels.
+        box_xyxy: bounding box of the region, whole pixels, right and lower edge exclusive.
+        log_prob: of the prediction under its model, natural logarithm.
+        error: `{"type": .., "message": ..}`: why nothing was said.
+    """
+
+    key: str
+    image: str
+    region_index: int
+    question: str
+    references: tuple[str, ...]
+    prediction: str | None = None
+    name: str | None = None
+    image_id: str | None = None
+    region_id: str | None = None
+    area: int | None = None
+    image_size: tuple[int, int] | None = None
+    box_xyxy: tuple[int, int, int, int] | None = None
+    log_prob: float | None = None
+    error: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prediction is None) == (self.error is None):
+            raise ValueError(f"{self.key}: a prediction needs either a text or an error, and not both.")
+        if not self.references:
+            raise ValueError(f"{self.key}: there is no reference. Give at least one.")
+
+    @property
+    def area_share(self) -> float | None:
+        """The region's share of its image, 0 to 1."""
+        if self.area is None or self.image_size is None:
+            return None
+        return self.area / (self.image_size[0] * self.image_size[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as JSON; `prediction` is always there, other keys only where they have a value."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return {name: value for name, value in values.items() if value is not None or name in ("name", "prediction")}
+
+    @classmethod
+    def from_json(cls, row: Any) -> "Prediction":
+        """Read a line. Keys that are not of the format are left alone.
+
+        Raises:
+            ValueError: If the row is none of a prediction.
+        """
+        if not isinstance(row, dict):
+            raise ValueError(f"{type(row).__name__} arrived, an object is needed.")
+        values: dict[str, Any] = {}
+        for name, (kinds, needed) in _FIELDS.items():
+            value = row.get(name)
+            if value is None and not needed:
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"{name!r} is {_shown(value)}; {kinds[0].__name__} is needed.")
+            values[name] = value
+        for name, length, kind in (("references", None, str), ("image_size", 2, int), ("box_xyxy", 4, int)):
+            entries = values.get(name, ())
+            wrong_length = name in values and length not in (None, len(entries))
+            if wrong_length or not all(isinstance(entry, kind) for entry in entries):
+                raise ValueError(f"{name!r} is {_shown(entries)}, which is not what belongs there.")
+            if name in values:
+                values[name] = tuple(entries)
+        if "log_prob" in values and not math.isfinite(values["log_prob"]):
+            raise ValueError(f"'log_prob' is {values['log_prob']}; a finite number is needed.")
+        if "error" in values:
+            values["error"] = {part: str(values["error"].get(part, "")) for part in ("type", "message")}
+        return cls(**values)
+
+
+_FIELDS: dict[str, tuple[tuple[type, ...], bool]] = {
+    "key": ((str,), True),
+    "image": ((str,), True),
+    "image_id": ((str,), False),
+    "region_index": ((int,), True),
+    "region_id": ((str,), False),
+    "name": ((str,), False),
+    "question": ((str,), True),
+    "prediction": ((str,), False),
+    "references": ((list, tuple), True),
+    "area": ((int,), False),
+    "image_size": ((list, tuple), False),
+    "box_xyxy": ((list, tuple), False),
+    "log_prob": ((float, int), False),
+    "error": ((dict,), False),
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of a file of predictions.
+
+    Attributes:
+        model: its name, for the report.
+        settings: what decides the texts, see `Describer`.
+        data: which data: `name`, `fingerprint`, and `branches`, the number of lines that a finished file has.
+        made_with: what is worth knowing, but may differ when a run is resumed: versions, device, command.
+    """
+
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            _MARK: FORMAT,
+            "model": self.model,
+            "settings": dict(self.settings),
+            "data": dict(self.data),
+            "made_with": dict(self.made_with),
+        }
+
+    @classmethod
+    def from_json(cls, row: Any) -> "Header":
+        """Read the first line.
+
+        Raises:
+            ValueError: If it is no header, or of another version of the format.
+        """
+        if not isinstance(row, dict) or _MARK not in row:
+            raise ValueError(f"it does not begin with a header that has the key {_MARK!r}")
+        if row[_MARK] != FORMAT:
+            raise ValueError(f"it is of format {_shown(row[_MARK])}, this version reads {FORMAT}")
+        parts = {name: row.get(name, {}) for name in ("settings", "data", "made_with")}
+        if not isinstance(row.get("model"), str) or not all(isinstance(part, dict) for part in parts.values()):
+            raise ValueError("its header needs a model (text), and settings, data and made_with as objects")
+        return cls(row["model"], **parts)
+
+
+def read_predictions(path: str | os.PathLike[str]) -> tuple[Header, list[Prediction]]:
+    """Read a file of predictions.
+
+    Returns:
+        The header, and the predictions in the order of the file.
+
+    Raises:
+        OSError: If there is no such file.
+        PredictionFileError: If it is damaged; the message names the line.
+    """
+    header: Header | None = None
+    predictions: list[Prediction] = []
+    lines: dict[str, int] = {}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = _parse(line)
+                if header is None:
+                    header = Header.from_json(row)
+                    continue
+                prediction = Prediction.from_json(row)
+            except ValueError as error:
+                torn = "" if line.endswith(b"\n") else " It was not written to its end: the same run mends it."
+                raise PredictionFileError(f"{path}:{number} cannot be used: {error}.{torn}") from error
+            if prediction.key in lines:
+                raise PredictionFileError(
+                    f"{path}:{number} has the key {prediction.key!r} of line {lines[prediction.key]} again. Take one "
+                    "of them out."
+                )
+            lines[prediction.key] = number
+            predictions.append(prediction)
+    if header is None:
+        raise PredictionFileError(f"{path} is empty: it has no header, so there are no predictions in it.")
+    return header, predictions
+
+
+class PredictionWriter:
+    """Appends predictions to a file, which no other process may write to meanwhile. A context manager.
+
+    A file that is there is gone on with if it has the same settings and data. A last line that was not written to its
+    end is taken away.
+
+    Args:
+        path: the file; its folder has to exist.
+        header: what the predictions belong to.
+        overwrite: forget what is there.
+        retry_failed: forget the lines that hold an error.
+        tell: gets a line about what was repaired.
+
+    Attributes:
+        done (`set[str]`): keys of the predictions that are there.
+
+    Raises:
+        PredictionFileError: If the file belongs to another run, is damaged, or is in use.
+        OSError: If it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        header: Header,
+        *,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.done: set[str] = set()
+        self._file = self._locked()
+        try:
+            if overwrite:
+                os.truncate(self.path, 0)
+            self._repair(tell)
+            if self.path.stat().st_size == 0:
+                self._append(header.to_json())
+                return
+            found, predictions = read_predictions(self.path)
+            _compare(found, header, self.path)
+            self.done = {entry.key for entry in predictions if not (retry_failed and entry.error)}
+            if len(self.done) < len(predictions):
+                tell(f"{len(predictions) - len(self.done)} predictions failed before; they are tried again.")
+                self._replace([found.to_json(), *(it.to_json() for it in predictions if it.key in self.done)])
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, prediction: Prediction) -> None:
+        """Append a line, all of it or nothing.
+
+        Raises:
+            OSError: If it cannot be written, as on a full disk.
+        """
+        self._append(prediction.to_json())
+        self.done.add(prediction.key)
+
+    def sort(self, keys: Iterable[str]) -> None:
+        """Bring the lines in the order of the keys, which are all of those in the file."""
+        header, predictions = read_predictions(self.path)
+        places = {key: place for place, key in enumerate(keys)}
+        ordered = sorted(predictions, key=lambda prediction: places[prediction.key])
+        if ordered != predictions:
+            self._replace([header.to_json(), *(prediction.to_json() for prediction in ordered)])
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "PredictionWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _locked(self) -> AppendedFile:
+        try:
+            return AppendedFile.locked(self.path)
+        except FileInUseError as error:
+            raise PredictionFileError(
+                f"Another run is writing to {self.path}. Wait for its end, or give another output."
+            ) from error
+
+    def _repair(self, tell: Callable[[str], None]) -> None:
+        with open(self.path, "rb") as file:
+            data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            tell(
+                f"Repaired {self.path.name}: its last line was not written to the end ({len(data) - whole} bytes); "
+                "that prediction is made again."
+            )
+            os.truncate(self.path, whole)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        self._file.write(_line(row))
+
+    def _replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        # Nobody else writes: who opens the new file meanwhile finds the predictions of this run, and a lock soon.
+        write_whole(self.path, b"".join(map(_line, rows)))
+        self._file.close()
+        self._file = self._locked()
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    # Half a surrogate pair, as in file names that are no UTF-8, becomes an escape.
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the line is no JSON ({error})") from error
+
+
+def _compare(found: Header, wanted: Header, path: Path) -> None:
+    changes = []
+    for part in ("settings", "data"):
+        # As JSON has them: a tuple comes back as a list.
+        before, now = (json.loads(json.dumps(dict(getattr(header, part)))) for header in (found, wanted))
+        changes += [
+            f"{part}: {name} was {_shown(before.get(name))}, now it is {_shown(now.get(name))}"
+            for name in dict.fromkeys((*before, *now))
+            if before.get(name) != now.get(name)
+        ]
+    if changes:
+        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
+        raise PredictionFileError(
+            f"{path} was made by another run. {'; '.join(changes[:4])}{more}. Give the same as then, another output, "
+            "or --overwrite to start anew."
+        )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,57 @@
+"""Pictures of examples: the region outlined on its image."""
+
+import io
+from collections.abc import Collection, Iterable
+
+import numpy as np
+from PIL import Image
+
+from ...data.records import DataError, Record
+from ...drawing import COLORS, draw_regions
+from ...masks_finecaption import MaskError, as_mask
+from ..run import walk
+
+_LONGER_SIDE = 640  # pixels; enough to see a region, and some 60 kB
+_QUALITY = 85
+
+
+def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+    """JPEG pictures of regions, by image and index of the region; those that cannot be read are left out.
+
+    Args:
+        dataset: where the regions come from.
+        wanted: (image, region_index) as predictions have them.
+    """
+    left = set(wanted)
+    found: dict[tuple[str, int], bytes] = {}
+    records = walk(dataset)
+    while left:
+        asked = next(records, None)
+        if asked is None:
+            break
+        regions = [region for region in asked.regions if (asked.image, region.index) in left]
+        if not regions:
+            continue
+        left -= {(asked.image, region.index) for region in regions}
+        try:
+            picture = asked.record.load()
+        except (DataError, OSError):
+            continue
+        for region in regions:
+            try:
+                mask = as_mask(region.region.mask, picture.height, picture.width)
+            except MaskError:
+                continue
+            found[asked.image, region.index] = _drawn(picture, mask)
+    return found
+
+
+def _drawn(picture: Image.Image, mask: np.ndarray) -> bytes:
+    # A red outline on a red sign shows nothing: the colour that differs most from the region.
+    inside = np.asarray(picture)[mask].mean(axis=0)
+    color = max(COLORS, key=lambda color: float(np.abs(inside - color).sum()))
+    sheet = draw_regions(picture, [mask], colors=[color])
+    sheet.thumbnail((_LONGER_SIDE, _LONGER_SIDE), Image.Resampling.LANCZOS)
+    target = io.BytesIO()
+    sheet.save(target, "JPEG", quality=_QUALITY)
+    return target.getvalue()

@@ -1,0 +1,41 @@
+"""Which model it is, for work that may only be gone on with by the same one."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_SAMPLES = 16
+_VOLATILE = ("transformers_version", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "device")
+
+
+def model_fingerprint(model: Any, processor: Any) -> str:
+    """Tells models apart by their settings and by a few values of every tensor, without reading all of them."""
+    digest = hashlib.sha256()
+    settings = [
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+        processor.image_processor.to_dict(),
+        processor.chat_template,
+        dict(processor.questions),
+        processor.tokenizer(list(processor.questions.values()))["input_ids"],
+    ]
+    digest.update(json.dumps(_lasting(settings), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].to(device="cpu", dtype=torch.float32)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _lasting(value: Any) -> Any:
+    """Settings without what differs between machines and library versions."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): _lasting(entry)
+            for key, entry in value.items()
+            if not str(key).startswith("_") and key not in _VOLATILE
+        }
+    return [_lasting(entry) for entry in value] if isinstance(value, (list, tuple)) else value
