@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _SAMPLES = 16
-_VOLATILE = ("transformers_version", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "device")
+_VOLATILE = ("transformers_version", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "device", "use_cache")
 
 
 def model_fingerprint(model: Any, processor: Any) -> str:
