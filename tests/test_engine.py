@@ -330,6 +330,14 @@ def test_finished_branches_leave_the_batch(small: Any) -> None:
     assert (4, 8) in widths and (1, 1) in widths
 
 
+def test_what_memory_held_before_does_not_matter(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of different lengths leave places that nothing was written to."""
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+    requests = [[BranchRequest(name, max_new_tokens=6) for name in names(small[1], count)] for count in (1, 6, 3)]
+    assert_all_same(*small, [0, 1, 0], requests)
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 

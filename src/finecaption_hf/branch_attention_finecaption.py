@@ -112,6 +112,8 @@ class BranchCache(Cache):
                 whole = parts[0].new_empty(
                     (sum(len(part) for part in parts), parts[0].shape[1], length, parts[0].shape[3])
                 )
+                # Where a region has fewer questions, its weights are 0, but 0 times what memory holds may be no number.
+                whole[:, :, self.prefix_length :] = 0
                 start = 0
                 for part in parts:
                     whole[start : start + len(part), :, : self.prefix_length] = part
@@ -130,7 +132,7 @@ class BranchCache(Cache):
 
         Args:
             rows: of the regions.
-            mask (`torch.BoolTensor` of shape `(rows, L, P + L)`): which prompts' tokens they attend to.
+            mask (`torch.BoolTensor` of shape `(rows or 1, L, P + L)`): which prompts' tokens they attend to.
         """
         self.rows, self.mask, self.step = rows, mask, -1
 
@@ -156,8 +158,8 @@ class BranchCache(Cache):
         """Keep some regions (all where `rows` is None), and of each of them some branches, `columns` `(R, n)`."""
         if rows is not None:
             self.prompts = [[part[rows.to(part.device)] for part in pair] for pair in self.prompts]
-        self.answers = [[pick(part, rows, columns) for part in pair] for pair in self.answers]
-        self.question_mask = pick(self.question_mask, rows, columns)
+        self.answers = [[_pick(part, rows, columns) for part in pair] for pair in self.answers]
+        self.question_mask = _pick(self.question_mask, rows, columns)
 
     @property
     def num_bytes(self) -> int:
@@ -191,7 +193,7 @@ class BranchCache(Cache):
         return self.prefix_length + query_length, 0
 
 
-def pick(tensor: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
+def _pick(tensor: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
     """Of `(R, n, ..)` some rows, and of each of them some columns `(R', n')`."""
     if rows is None:
         rows = torch.arange(len(tensor))
@@ -342,11 +344,10 @@ def _try_branches(model: Any) -> tuple[str | None, int]:
         return torch.tensor(rows, device=model.device) % vocabulary
 
     expected = [
-        model.model(input_ids=ids([*prefix, *question, token])).last_hidden_state[0, -2:]
-        for question, token in zip(questions, answers)
+        model(input_ids=ids([*prefix, *question, token])).logits[0, -2:] for question, token in zip(questions, answers)
     ]
     start = DynamicCache()
-    model.model(input_ids=ids(prefix), past_key_values=start, use_cache=True)
+    model(input_ids=ids(prefix), past_key_values=start, use_cache=True)
     num_bytes = sum(part.nbytes for layer in start.layers for part in (layer.keys, layer.values)) // len(prefix)
     cache = BranchCache([start], 5)
     owners = torch.tensor([[0] * 5 + [1] * 3 + [2] * 2], device=model.device)
@@ -354,12 +355,12 @@ def _try_branches(model: Any) -> tuple[str | None, int]:
     given = {"past_key_values": cache, "use_cache": True, "branch_cache": cache}
     with use_branch_attention(language_model):
         positions = branch_position_ids(owners)[:, 5:]
-        first = model.model(input_ids=ids([*questions[0], *questions[1]]), position_ids=positions, **given)
+        first = model(input_ids=ids([*questions[0], *questions[1]]), position_ids=positions, **given)
         cache.start_answers(torch.stack([owners[:, 5:] == 1, owners[:, 5:] == 2], dim=1))
         cache.next_step()
         positions = torch.tensor([[8, 7]], device=model.device)
-        second = model.model(input_ids=ids(answers), position_ids=positions, **given)
-    found = torch.stack([first.last_hidden_state[0, [2, 4]], second.last_hidden_state[0]], dim=1)
+        second = model(input_ids=ids(answers), position_ids=positions, **given)
+    found = torch.stack([first.logits[0, [2, 4]], second.logits[0]], dim=1)
     wanted = torch.stack(expected)
     # A wrong mask or position changes them by about their own size, the order of sums by some last digits.
     difference = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
@@ -398,6 +399,5 @@ __all__ = [
     "branch_position_ids",
     "branch_support",
     "length_limit",
-    "pick",
     "use_branch_attention",
 ]

@@ -55,7 +55,6 @@ class SampleCallback(TrainerCallback):
                     [region.mask],
                     questions,
                     max_new_tokens=self.max_new_tokens,
-                    use_cache=True,
                 )
             lines += [
                 {

@@ -39,7 +39,6 @@ from .branch_attention_finecaption import (
     branch_position_ids,
     branch_support,
     length_limit,
-    pick,
     use_branch_attention,
 )
 from .prompts_finecaption import PromptEncoder, find_question
@@ -635,11 +634,12 @@ class BranchEngine:
             at_once = max(1, self.prefill_tokens_at_once // len(self.prefix_ids))
             for chunk in image_tokens.split(at_once):
                 cache = DynamicCache()
-                self.model.model(
+                self.model(
                     input_ids=torch.tensor([self.prefix_ids] * len(chunk), device=self.model.device),
                     mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=chunk)},
                     past_key_values=cache,
                     use_cache=True,
+                    logits_to_keep=1,
                 )
                 prefixes.append(cache)
         self.counts["prefixes"] += len(image_tokens)
@@ -671,55 +671,65 @@ class BranchEngine:
                     cache.prefix_length + len(branch.question_ids) + len(branch.token_ids) - 1 for branch in branches
                 ]
                 cache.next_step()
-                with use_branch_attention(self._language_model):
-                    outputs = self.model.model(
-                        input_ids=columns.tensor(places, [by_branch[id(it)] for it in branches], self.model.device),
-                        position_ids=columns.tensor(places, positions, self.model.device),
-                        past_key_values=cache,
-                        use_cache=True,
-                        branch_cache=cache,
-                    )
-                tokens = self._advance(self._logits(outputs.last_hidden_state, places), branches)
+                logits = self._forward(
+                    cache,
+                    columns.tensor(places, [by_branch[id(it)] for it in branches], self.model.device),
+                    columns.tensor(places, positions, self.model.device),
+                )
+                rows, numbers = torch.tensor(places, device=logits.device).unbind(dim=1)
+                tokens = self._advance(logits[rows, numbers], branches)
 
     def _ask(self, cache: BranchCache, columns: _Columns) -> torch.Tensor:
         """Put the questions behind their prefixes: logits `(branches, V)` of the answers' first tokens."""
         device = self.model.device
-        lengths = [[0 if branch is None else len(branch.question_ids) for branch in row] for row in columns.rows]
+        lengths = [tuple(len(branch.question_ids) for branch in row if branch is not None) for row in columns.rows]
         most = max(map(sum, lengths))
-        ids = torch.zeros(len(lengths), most, dtype=torch.long)
-        owners = torch.full((len(lengths), cache.prefix_length + most), PADDING_BRANCH)
-        owners[:, : cache.prefix_length] = 0
-        for row, branches in enumerate(columns.rows):
-            questions = [branch.question_ids for branch in branches if branch is not None]
-            count = sum(map(len, questions))
-            ids[row, :count] = torch.tensor([token for question in questions for token in question])
-            owner = torch.tensor([number for number, question in enumerate(questions, start=1) for _ in question])
-            owners[row, cache.prefix_length : cache.prefix_length + count] = owner
-        ids, owners = ids.to(device), owners.to(device)
-        positions = branch_position_ids(owners)
-        last = torch.tensor(lengths).cumsum(dim=1) - 1
-        hidden = []
-        at_once = max(1, self.prefill_tokens_at_once // most)
-        for start in range(0, len(ids), at_once):
-            rows = slice(start, min(start + at_once, len(ids)))
-            cache.start_questions(rows, branch_attention_mask(owners[rows])[:, 0, cache.prefix_length :])
-            with use_branch_attention(self._language_model):
-                outputs = self.model.model(
-                    input_ids=ids[rows],
-                    position_ids=positions[rows, cache.prefix_length :],
-                    past_key_values=cache,
-                    use_cache=True,
-                    branch_cache=cache,
-                )
-            hidden.append(pick(outputs.last_hidden_state, None, last[rows]))
-        numbers = torch.arange(1, len(columns.rows[0]) + 1, device=device)
-        cache.start_answers(owners[:, None, cache.prefix_length :] == numbers[:, None])
-        return self._logits(torch.cat(hidden), columns.places)
+        owners = torch.full((len(lengths), most), PADDING_BRANCH)
+        found = []
+        start = 0
+        while start < len(lengths):
+            # Regions with questions of the same lengths, mostly the same questions, so that nothing is padded.
+            total = sum(lengths[start])
+            end = start + 1
+            limit = start + max(1, self.prefill_tokens_at_once // total)
+            while end < min(len(lengths), limit) and lengths[end] == lengths[start]:
+                end += 1
+            rows = slice(start, end)
+            owner = [number for number, length in enumerate(lengths[start], start=1) for _ in range(length)]
+            owners[rows, :total] = torch.tensor(owner)
+            branch_ids = torch.tensor([[0] * cache.prefix_length + owner], device=device)
+            cache.start_questions(rows, branch_attention_mask(branch_ids)[:, 0, cache.prefix_length :])
+            ids = [[token for it in row if it is not None for token in it.question_ids] for row in columns.rows[rows]]
+            logits = self._forward(
+                cache,
+                torch.tensor(ids, device=device),
+                branch_position_ids(branch_ids)[:, cache.prefix_length :].expand(end - start, -1),
+                logits_to_keep=torch.tensor(lengths[start], device=device).cumsum(dim=0) - 1,
+            )
+            found.append(logits.flatten(0, 1))
+            start = end
+        numbers = torch.arange(1, len(columns.rows[0]) + 1)
+        cache.start_answers((owners[:, None] == numbers[:, None]).to(device))
+        return torch.cat(found)
 
-    def _logits(self, hidden_states: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
-        """Of the hidden states `(R, n, D)` at some places the logits `(places, V)`."""
-        rows, columns = torch.tensor(places, device=hidden_states.device).unbind(dim=1)
-        return self.model.lm_head(hidden_states[rows, columns])
+    def _forward(
+        self, cache: BranchCache, input_ids: torch.Tensor, position_ids: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        """Logits of tokens `(R, L)` behind what the cache holds.
+
+        By the whole model's forward, though parts would do: where parameters are spread, it is what collects them.
+        """
+        with use_branch_attention(self._language_model):
+            output = self.model(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                branch_cache=cache,
+                **options,
+            )
+        logits: torch.Tensor = output.logits
+        return logits
 
     def _advance(self, logits: torch.Tensor, branches: Sequence[_Branch]) -> list[int]:
         """Choose the next token of each branch, and finish those that end with it."""
