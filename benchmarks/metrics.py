@@ -16,6 +16,7 @@ import random
 from pathlib import Path
 
 from finecaption_hf.evaluation.metrics import METRICS, score_captions
+from finecaption_hf.evaluation.metrics.bertscore import ROBERTA_LARGE
 
 CAPTIONS = 19_326
 # Seconds on two cores with pycocoevalcap 1.2 called directly, and how much of them may be added.
@@ -64,7 +65,7 @@ def main() -> None:
         predictions,
         references,
         metrics,
-        bertscore_model=arguments.bertscore_model or "roberta-large",
+        bertscore_model=arguments.bertscore_model or ROBERTA_LARGE,
         bertscore_layer=arguments.bertscore_layer,
     )
     result = {

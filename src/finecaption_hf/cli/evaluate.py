@@ -15,6 +15,7 @@ from rich.text import Text
 
 from .common import Device, DtypeOption, Model, errors_in_one_line, load_checkpoint
 from .evaluate_diagnostics import ACCURACY, check_names, diagnose
+from .evaluate_table import compare_models
 
 if TYPE_CHECKING:
     from ..data.dataset import RecordDataset
@@ -42,6 +43,13 @@ def evaluate(
         typer.Option(metavar="PATH", help="Described regions: a file, or a folder of them.", show_default=False),
     ] = None,
     model: Model = None,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Several models in place of --model: a YAML table, or table2; see docs/comparators.md.",
+        ),
+    ] = None,
     from_predictions: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Judge these predictions; --data then serves for pictures of examples."),
@@ -153,24 +161,71 @@ def evaluate(
                     f"{', '.join(useless)} have no effect with --from-predictions, which is judged as it is. Leave "
                     "them out."
                 )
+        rows: list[Any] = []
+        if table is not None:
+            clashes = {
+                "--model": model,
+                "--model-name": model_name,
+                "--from-predictions": from_predictions,
+                "--compare": compare,
+                "--dtype": dtype,
+                "--max-new-tokens": max_new_tokens,
+                "--temperature": temperature,
+                "--overwrite": overwrite,
+                "--diagnostics": diagnostics,
+                "--on-error raise": on_error is OnError.stop,
+            }
+            if clashing := [name for name, value in clashes.items() if value]:
+                raise ValueError(
+                    f"--table does not go with {', '.join(clashing)}: the table's rows say that themselves."
+                )
+            if data is None:
+                raise ValueError("--table needs --data, described regions to ask the models about.")
+            from ..evaluation.comparators import read_table
+
+            rows = read_table(table)
         from ..evaluation.evaluating import PREDICTIONS, report_on
-        from ..evaluation.metrics import CaptionScorer
+        from ..evaluation.metrics import CaptionScorer, MetricError
 
         # What the metrics need is looked for before anything is generated.
-        score = CaptionScorer(
-            [name.strip() for name in metrics.split(",") if name.strip()],
-            tokenizer=tokenizer.value,
-            bertscore_model=bertscore_model,
-            bertscore_layer=bertscore_layer,
-            java=java,
-            device=device,
-        )
+        try:
+            score = CaptionScorer(
+                [name.strip() for name in metrics.split(",") if name.strip()],
+                tokenizer=tokenizer.value,
+                bertscore_model=bertscore_model,
+                bertscore_layer=bertscore_layer,
+                java=java,
+                device=device,
+            )
+        except MetricError as error:
+            raise ValueError(
+                f"{error} Here the options are --metrics, --tokenizer, --java, --bertscore-model and --bertscore-layer."
+            ) from error
         output.mkdir(parents=True, exist_ok=True)
         dataset = None
         if data is not None:
             from ..data import open_dataset
 
             dataset = open_dataset(data, format, images=images, mapping=mapping, on_error=bad_records.value)
+    if rows:
+        assert dataset is not None
+        compare_models(
+            rows,
+            dataset,
+            output,
+            err,
+            score=score,
+            data_name=data_name or str(data),
+            device=device,
+            limit=limit,
+            retry_failed=retry_failed,
+            batch_size=batch_size,
+            command=command,
+            versions=_versions(),
+            report={"seed": seed, "resamples": resamples, "num_examples": examples, "examples_by": examples_by},
+        )
+        return
+    with errors_in_one_line():
         predictions = from_predictions
         loaded = processor = None
         if predictions is None or asks_model:

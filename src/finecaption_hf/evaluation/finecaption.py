@@ -43,6 +43,7 @@ class FineCaptionDescriber:
         max_batch_tokens: int | None = None,
     ) -> None:
         self.name = name
+        self.questions: Mapping[str, str] = processor.questions
         self._decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self._seed = seed
         self._request("region", "")  # the settings are checked by it

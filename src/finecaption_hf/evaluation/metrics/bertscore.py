@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from .errors import MetricError
 
+# What the papers use. Its older name, without the owner, finds nothing in a cache that has it under this one.
+ROBERTA_LARGE = "FacebookAI/roberta-large"
 _PAIRS_AT_ONCE = 2048
 # By the last part of the model's name: the layer that correlates best with people, and the F1 of unrelated English
 # captions at that layer (both as published with bert-score).
@@ -60,14 +62,14 @@ class BertScorer:
         known_layer, known_baseline = _KNOWN.get(Path(model).name, (None, None))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._tokenizer, self._model, layer = _load(model, layer)
-        self._model.to(self._device)
         self._batch_size = batch_size
         self.baseline = known_baseline if baseline is None and layer == known_layer else baseline
         if self.baseline is not None and not self.baseline < 1:
             raise MetricError(f"The baseline of BERTScore is {self.baseline}. It is an F1 below 1, such as 0.83122575.")
         digest = hashlib.sha256()
         for weights in self._model.state_dict().values():
-            digest.update(weights.cpu().contiguous().numpy())
+            digest.update(weights.contiguous().numpy())
+        self._model.to(self._device)
         rescaled = "unknown, not rescaled" if self.baseline is None else f"{self.baseline:.8f}"
         # Of a folder, enough to recognise it; the rest would only tell where somebody keeps files.
         label = "/".join(Path(model).parts[-2:])
@@ -84,7 +86,9 @@ class BertScorer:
         scores: dict[tuple[str, str], float] = {}
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             some = pairs[start : start + _PAIRS_AT_ONCE]
-            held |= self._embed(sorted({text for pair in some for text in pair} - held.keys(), key=len))
+            # Alike in length, to pad little; in an order that does not change from run to run.
+            new = sorted({text for pair in some for text in pair} - held.keys(), key=lambda text: (len(text), text))
+            held |= self._embed(new)
             scores |= {pair: _f1(held[pair[0]], held[pair[1]]) for pair in some}
             # Each string is embedded once, and kept only while pairs that need it are left.
             uses.subtract(text for pair in some for text in pair)
@@ -119,7 +123,8 @@ class BertScorer:
         from tokenizers.pre_tokenizers import ByteLevel
 
         # RoBERTa's first word has to look like every other word: with a space before it.
-        if isinstance(self._tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None and isinstance(backend.pre_tokenizer, ByteLevel):
             texts = [f" {text}" if text else text for text in texts]
         return self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
 
@@ -131,7 +136,7 @@ def _f1(one: _Tokens, other: _Tokens) -> float:
     similarity = one.vectors @ other.vectors.T
     precision = float((similarity.amax(1) * one.weights).sum() / one.weights.sum())
     recall = float((similarity.amax(0) * other.weights).sum() / other.weights.sum())
-    return 2 * precision * recall / (precision + recall)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def find_model(model: str | PathLike[str], layer: int | None = None) -> tuple[Any, int]:
@@ -189,6 +194,6 @@ def _unusable(model: str | PathLike[str], error: Exception) -> MetricError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return MetricError(
         f"The BERTScore model {os.fspath(model)} is not on this machine, or cannot be used: {reason} Nothing is "
-        "downloaded while scoring. Run `hf download FacebookAI/roberta-large` once and pass "
-        "bertscore_model='FacebookAI/roberta-large', or pass a folder with a model."
+        f"downloaded while scoring. Run `hf download {ROBERTA_LARGE}` once, which is the default, or pass a folder "
+        "with a model as bertscore_model."
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from .errors import MetricError
 
-# With a German locale the jars print and parse 0,5 for 0.5; newer runtimes choose the encoding of stdout by themselves.
+# Whoever formats numbers by the locale prints 0,5 for 0.5 in German. Texts are UTF-8 whatever the locale says; newer
+# runtimes choose the encoding of stdout apart from that of files.
 _OPTIONS = (
     "-Duser.language=en",
     "-Duser.country=US",

@@ -10,6 +10,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from .bertscore import ROBERTA_LARGE
 from .errors import MetricError
 from .scores import METRICS, CaptionScorer, checked_captions
 
@@ -57,7 +58,7 @@ class RegionCaptionMetrics(evaluate.Metric):
         metrics: Sequence[str] = METRICS,
         *,
         tokenizer: Literal["ptb", "python"] = "ptb",
-        bertscore_model: str | PathLike[str] = "roberta-large",
+        bertscore_model: str | PathLike[str] = ROBERTA_LARGE,
         bertscore_layer: int | None = None,
         bertscore_baseline: float | None = None,
         java: str | PathLike[str] | None = None,
@@ -103,9 +104,13 @@ class RegionCaptionMetrics(evaluate.Metric):
         if predictions is None and references is None and self.writer is None:
             raise MetricError("There are no captions. Give predictions and references, or add some before.")
         try:
-            return super().compute(predictions=predictions, references=references, **kwargs)
-        finally:
+            found = super().compute(predictions=predictions, references=references, **kwargs)
+        except BaseException:
             self._release()
+            raise
+        # Those files are gone and their names free for others.
+        self.filelocks, self.file_paths = None, None
+        return found
 
     def _compute(self, *, predictions: Any = None, references: Any = None, per_segment: bool = False) -> dict[str, Any]:
         scores = self._scorer(predictions, references)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ... import __version__
 from . import ngrams
-from .bertscore import BertScorer, find_model
+from .bertscore import ROBERTA_LARGE, BertScorer, find_model
 from .errors import MetricError
 from .java import Java, find_java
 from .tokens import PTBTokens, PythonTokens, pycocoevalcap_folder
@@ -50,7 +50,7 @@ def score_captions(
     metrics: Sequence[str] = METRICS,
     *,
     tokenizer: Literal["ptb", "python"] = "ptb",
-    bertscore_model: str | PathLike[str] = "roberta-large",
+    bertscore_model: str | PathLike[str] = ROBERTA_LARGE,
     bertscore_layer: int | None = None,
     bertscore_baseline: float | None = None,
     java: str | PathLike[str] | None = None,
@@ -100,7 +100,7 @@ class CaptionScorer:
         metrics: Sequence[str] = METRICS,
         *,
         tokenizer: Literal["ptb", "python"] = "ptb",
-        bertscore_model: str | PathLike[str] = "roberta-large",
+        bertscore_model: str | PathLike[str] = ROBERTA_LARGE,
         bertscore_layer: int | None = None,
         bertscore_baseline: float | None = None,
         java: str | PathLike[str] | None = None,

@@ -81,11 +81,11 @@ def build_report(
         first, second = header.model, other_header.model
         if first == second:
             first, second = f"{first} (this run)", f"{second} (the other run)"
+        report["commands"]["predictions of the other run"] = other_header.made_with.get("command", "")
         report["comparison"] = {
             "model": second,
             "first": first,
             "settings": other_header.settings,
-            "command": other_header.made_with.get("command", ""),
             "errors": sum(it.error is not None for it in other_judged.predictions),
             **compare(judged, other_judged, seed=seed, resamples=resamples),
         }

@@ -132,8 +132,8 @@ def _comparison(comparison: Mapping[str, Any]) -> list[Block]:
         Heading(f"Compared with {comparison['model']}", 2),
         Paragraph(
             f"Differences are {comparison['first']} minus {comparison['model']}, on the same branches; both are "
-            "computed on the same resamples of images. An interval without 0 in it is a difference that other images "
-            "of this kind would show as well."
+            "computed on the same resamples of images. Between models that are alike, one interval in twenty leaves 0 "
+            "out by chance: look at one metric over all captions before the many by attribute."
         ),
         Table(
             (

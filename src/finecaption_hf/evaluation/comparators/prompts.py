@@ -1,0 +1,73 @@
+"""What other models are asked: a template around each question."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...prompts_finecaption import find_question
+from .referral import ReferralError, check_fields
+
+_FIELDS = ("question", "referral", "box", "name")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Templates with `{question}` (that of the dataset), `{referral}` (the sentence that points out the region),
+    `{box}` (its box as the model writes it) and `{name}` (of the task or attribute).
+
+    Args:
+        default: for every question.
+        whole: for questions about the whole image, where `{referral}` and `{box}` are empty; `None` means `default`.
+        by_name: templates for single tasks and attributes; case and separators of the names do not matter.
+        system: a system message; `None` leaves it out.
+
+    Raises:
+        ReferralError: If a template cannot be filled in.
+    """
+
+    default: str = "{referral} {question}"
+    whole: str | None = None
+    by_name: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        templates = {"default": self.default, "whole": self.whole}
+        for name, template in [*templates.items(), *((f"by_name.{name}", text) for name, text in self.by_name.items())]:
+            if template is not None:
+                check_fields(template, _FIELDS, f"The prompt {name}")
+
+    def write(self, question: str, name: str | None, *, referral: str, box: str, whole: bool) -> str:
+        """The text for one question."""
+        template = None if name is None else find_question(name, self.by_name)
+        if template is None:
+            template = self.whole if whole and self.whole is not None else self.default
+        if not referral:
+            template = template.replace("{referral} ", "")  # with the space that would stand alone
+        return template.format(question=question, referral=referral, box=box, name=name or "").strip()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All templates, for reports."""
+        return {"default": self.default, "whole": self.whole, "by_name": dict(self.by_name), "system": self.system}
+
+
+def read_prompts(value: Any) -> Prompts:
+    """Prompts from a template, or from a mapping with `default`, `whole`, `by_name` and `system`."""
+    if value is None or isinstance(value, Prompts):
+        return value or Prompts()
+    if isinstance(value, str):
+        return Prompts(default=value)
+    known = Prompts.__dataclass_fields__
+    if not isinstance(value, Mapping) or not set(value) <= set(known):
+        raise ReferralError(f"{value!r} are no prompts. Give a template, or a mapping with some of {', '.join(known)}.")
+    given = {name: entry for name, entry in value.items() if entry is not None}
+    by_name = given.get("by_name", {})
+    if not isinstance(by_name, Mapping):
+        raise ReferralError(
+            f"by_name of the prompts is {by_name!r}. Give templates by the names of tasks or attributes."
+        )
+    texts = {name: entry for name, entry in given.items() if name != "by_name"} | dict(by_name)
+    for name, entry in texts.items():
+        if not isinstance(entry, str):
+            raise ReferralError(f"The prompt {name} is {entry!r}; text is needed.")
+    return Prompts(**given)

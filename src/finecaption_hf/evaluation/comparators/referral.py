@@ -1,0 +1,414 @@
+"""How a region is pointed out to a model: in the picture, in the text, or by a mask.
+
+Legend: H W height and width of the picture in pixels. A box is box_xyxy: x and y of its left, top, right and bottom
+edges, so the right and bottom ends are exclusive, and the box of the whole picture is (0, 0, W, H).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...drawing import grow
+from ...masks_finecaption import mask_to_box
+
+Box = tuple[int, int, int, int]
+Color = tuple[int, int, int]
+
+COLORS: dict[str, Color] = {
+    "red": (255, 0, 0),
+    "green": (0, 200, 0),
+    "blue": (0, 80, 255),
+    "yellow": (255, 225, 0),
+    "magenta": (255, 0, 200),
+    "cyan": (0, 220, 230),
+}
+"""Colours of lines and tints, by the name that the text calls them."""
+
+SENTENCES: dict[str, str] = {
+    "mask": "",
+    "filled_box": "",
+    "box_text": "The marked region is the box {box}.",
+    "box_drawn": "The marked region is inside the {color} box.",
+    "contour_drawn": "The marked region is outlined in {color}.",
+    "mask_overlaid": "The marked region is tinted {color}.",
+    "crop": "The image is cropped to the marked region.",
+    "crop_context": "The image is cropped around the marked region, with some of its surroundings.",
+}
+"""What the text adds for each kind of referral."""
+
+KINDS = tuple(SENTENCES)
+WITH_MASK = ("mask", "filled_box")
+"""The kinds that only a model with a mask input can use."""
+
+_LINE_SHARE = 0.006  # of the longer side: two pixels are left where a model sees 336
+_LIGHT = 0.6  # luminance above which a line gets a dark edge instead of a white one
+_WHITE, _INK = (255, 255, 255), (0, 0, 0)
+
+
+class ReferralError(ValueError):
+    """A referral that does not exist, or that cannot be made with this picture, mask or model."""
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A picture in which a region has been pointed out.
+
+    Attributes:
+        image: the picture that the model gets, RGB.
+        mask: bool (H, W) for a model that takes one; `None` where the picture and the text say it all.
+        box_xyxy: the region's box in the pixels of `image`; `None` where no region was asked for.
+    """
+
+    image: Image.Image
+    mask: np.ndarray | None
+    box_xyxy: Box | None
+
+
+@dataclass(frozen=True)
+class Referral:
+    """A way of pointing out a region, with its settings.
+
+    Args:
+        kind: one of `KINDS`: `"mask"` (the mask goes into the model), `"filled_box"` (the mask's box in place of it),
+            `"box_text"` (the box in the text), `"box_drawn"`, `"contour_drawn"`, `"mask_overlaid"` (in the picture),
+            `"crop"`, `"crop_context"`.
+        color: of lines and tint, a name of `COLORS`.
+        opacity: of the tint, between 0 and 1.
+        margin: of `"crop_context"`, on each side, as a share of the box's width and height.
+        min_side: crops are grown to this many pixels each way, as far as the picture goes: a line of a few pixels shows
+            nothing, and several image processors refuse it.
+        sentence: what the text adds, with `{box}`, `{color}`, `{width}` and `{height}` (those of the picture that the
+            model gets) filled in; `None` means that of `SENTENCES`.
+
+    Raises:
+        ReferralError: If a setting cannot be meant.
+    """
+
+    kind: str
+    color: str = "red"
+    opacity: float = 0.4
+    margin: float = 0.5
+    min_side: int = 32
+    sentence: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ReferralError(f"There is no referral {self.kind!r}. Give one of {', '.join(KINDS)}.")
+        if self.color not in COLORS:
+            raise ReferralError(f"There is no color {self.color!r}. Give one of {', '.join(COLORS)}.")
+        if not 0 < self.opacity <= 1:
+            raise ReferralError(f"opacity is {self.opacity}. Give a number above 0 and up to 1.")
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise ReferralError(f"margin is {self.margin}. Give a share of the box's sides, such as 0.5.")
+        if self.min_side < 1:
+            raise ReferralError(f"min_side is {self.min_side}. Give 1 or more pixels.")
+        check_fields(self._sentence, ("box", "color", "width", "height"), "sentence")
+
+    @property
+    def _sentence(self) -> str:
+        return SENTENCES[self.kind] if self.sentence is None else self.sentence
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides about picture and text, for reports."""
+        values = asdict(self) | {"sentence": self._sentence}
+        used = {
+            "box_drawn": {"color"},
+            "contour_drawn": {"color"},
+            "mask_overlaid": {"color", "opacity"},
+            "crop": {"min_side"},
+            "crop_context": {"margin", "min_side"},
+        }.get(self.kind, set())
+        return {name: value for name, value in values.items() if name in used | {"kind", "sentence"}}
+
+    def mark(self, image: Image.Image, mask: np.ndarray | None) -> Marked:
+        """Point out a region.
+
+        Args:
+            image: the picture, (H, W); it is not changed.
+            mask: bool (H, W), True inside the region; `None` is the whole picture, which is left as it is.
+
+        Raises:
+            ReferralError: If the mask does not have the picture's size, or is empty.
+        """
+        image = image.convert("RGB")
+        if mask is None:
+            return Marked(image, None, None)
+        if mask.shape != (image.height, image.width):
+            raise ReferralError(
+                f"The mask's shape is {mask.shape} but the image is {image.height}x{image.width} (height x width). "
+                "Give as_mask(reference, image.height, image.width)."
+            )
+        mask = mask.astype(bool)
+        if not mask.any():
+            raise ReferralError("The mask is empty, so there is nothing to point out. Leave the region out.")
+        box = mask_to_box(mask)
+        if self.kind == "mask":
+            return Marked(image, mask, box)
+        if self.kind == "filled_box":
+            return Marked(image, box_mask(box, mask.shape), box)
+        if self.kind == "box_drawn":
+            image = _draw_box(image, box, COLORS[self.color])
+        elif self.kind == "contour_drawn":
+            image = _draw_contour(image, mask, COLORS[self.color])
+        elif self.kind == "mask_overlaid":
+            image = _overlay(image, mask, COLORS[self.color], self.opacity)
+        elif self.kind.startswith("crop"):
+            window = crop_window(box, image.size, self.margin if self.kind == "crop_context" else 0.0, self.min_side)
+            image = image.crop(window)
+            box = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
+        return Marked(image, None, box)
+
+    def text(self, marked: Marked, box: str) -> str:
+        """The sentence for a picture of `mark`; `box` is the region's box as the model's own convention writes it."""
+        if marked.box_xyxy is None:
+            return ""
+        return self._sentence.format(box=box, color=self.color, width=marked.image.width, height=marked.image.height)
+
+
+def read_referral(value: Any) -> Referral:
+    """A referral from a name, or from a mapping with `kind` and settings."""
+    if isinstance(value, Referral):
+        return value
+    if isinstance(value, str):
+        return Referral(value)
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise ReferralError(
+            f"{value!r} is no referral. Give a name ({', '.join(KINDS)}) or a mapping such as "
+            "{kind: box_drawn, color: red}."
+        )
+    known = Referral.__dataclass_fields__
+    unknown = [str(name) for name in value if name not in known]
+    if unknown:
+        raise ReferralError(f"A referral has no {', '.join(unknown)}; there are {', '.join(known)}.")
+    for name, entry in value.items():
+        wanted = {"opacity": (int, float), "margin": (int, float), "min_side": (int,)}.get(name, (str,))
+        if isinstance(entry, bool) or not isinstance(entry, wanted):
+            raise ReferralError(
+                f"{name} of a referral is {entry!r}; {'text' if wanted == (str,) else 'a number'} is needed."
+            )
+    return Referral(**value)
+
+
+def check_fields(template: str, known: tuple[str, ...], what: str) -> None:
+    """Refuse a template that names what is not there.
+
+    Raises:
+        ReferralError: If a field is unknown, or a brace has no partner.
+    """
+    try:
+        template.format(**dict.fromkeys(known, ""))
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ReferralError(
+            f"{what} is {template!r}, which cannot be filled in ({error}). It may use "
+            f"{', '.join('{' + name + '}' for name in known)}; write a brace itself twice."
+        ) from error
+
+
+# --- in the picture --------------------------------------------------------------------------------------------------
+
+
+def line_width(size: tuple[int, int]) -> int:
+    """Width of drawn lines in pixels, for a picture of `size`."""
+    return max(2, round(max(size) * _LINE_SHARE))
+
+
+def box_mask(box: Box, shape: tuple[int, ...]) -> np.ndarray:
+    """bool (H, W), True inside a box."""
+    filled = np.zeros(shape, dtype=bool)
+    filled[box[1] : box[3], box[0] : box[2]] = True
+    return filled
+
+
+def crop_window(box: Box, size: tuple[int, int], margin: float, min_side: int) -> Box:
+    """The box of a crop in a picture of `size` (width, height): grown by `margin`, then to `min_side`, kept inside."""
+    ends = []
+    for start, stop, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        extra = margin * (stop - start)
+        low, high = max(0, math.floor(start - extra)), min(length, math.ceil(stop + extra))
+        missing = min(min_side, length) - (high - low)
+        if missing > 0:
+            low = min(max(0, low - missing // 2), length - (high - low) - missing)
+            high = low + min(min_side, length)
+        ends.append((low, high))
+    (left, right), (top, bottom) = ends
+    return left, top, right, bottom
+
+
+def pad_to_square(marked: Marked, color: Color) -> Marked:
+    """Put the picture in the middle of a square of `color`, as LLaVA's training did; box and mask move with it."""
+    width, height = marked.image.size
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    square = Image.new("RGB", (side, side), color)
+    square.paste(marked.image, (left, top))
+    mask, box = marked.mask, marked.box_xyxy
+    if mask is not None:
+        mask = np.pad(mask, ((top, side - height - top), (left, side - width - left)))
+    if box is not None:
+        box = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
+    return Marked(square, mask, box)
+
+
+def _draw_box(image: Image.Image, box: Box, color: Color) -> Image.Image:
+    width = line_width(image.size)
+    outer = (box[0] - width, box[1] - width, box[2] + width, box[3] + width)
+    shape = (image.height, image.width)
+    region = box_mask(box, shape)
+    clipped = (max(0, outer[0]), max(0, outer[1]), outer[2], outer[3])
+    return _draw_line(image, region, box_mask(clipped, shape) & ~region, color, width)
+
+
+def _draw_contour(image: Image.Image, mask: np.ndarray, color: Color) -> Image.Image:
+    width = line_width(image.size)
+    return _draw_line(image, mask, grow(mask, width) & ~mask, color, width)
+
+
+def _draw_line(image: Image.Image, region: np.ndarray, line: np.ndarray, color: Color, width: int) -> Image.Image:
+    """Draw a line around a region, outside of it, with an edge that sets it off from a background of its colour."""
+    frame = np.ones_like(region)
+    frame[width:-width, width:-width] = False
+    inside = region & frame
+    # Where the region meets the picture's border the line runs inside, unless that would hide the region.
+    if 2 * inside.sum() <= region.sum():
+        line = line | inside
+    pixels = np.array(image)
+    pixels[grow(line, _edge_width(width)) & ~line & ~region] = _edge_color(color)
+    pixels[line] = color
+    return Image.fromarray(pixels)
+
+
+def _overlay(image: Image.Image, mask: np.ndarray, color: Color, opacity: float) -> Image.Image:
+    """Tint a region; the thin edge shows it where it has the tint's colour already."""
+    pixels = np.array(image)
+    tinted = (1 - opacity) * pixels[mask] + opacity * np.array(color, dtype=np.float64)
+    pixels[mask] = np.rint(tinted).astype(np.uint8)
+    pixels[grow(mask, _edge_width(line_width(image.size))) & ~mask] = _edge_color(color)
+    return Image.fromarray(pixels)
+
+
+def _edge_width(width: int) -> int:
+    return max(1, round(width / 3))
+
+
+def _edge_color(color: Color) -> Color:
+    red, green, blue = (value / 255 for value in color)
+    return _INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _LIGHT else _WHITE
+
+
+# --- in the text -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BoxFormat:
+    """How a model writes a box.
+
+    Attributes:
+        template: the box as text, with `{x1}`, `{y1}`, `{x2}`, `{y2}`, or `{first}` and `{last}` for a grid's cells.
+        units: `"pixels"` of the picture that is handed over; `"seen"`, pixels of the picture after the processor has
+            resized it; `"unit"`, shares of width and height with two decimals; `"thousandths"` of them, rounded;
+            `"thousandths_down"`, rounded down; `"grid"`, the first and the last of 32 x 32 cells.
+        source: where the convention is written down.
+    """
+
+    template: str
+    units: str
+    source: str
+
+
+_PIXELS = "[{x1}, {y1}, {x2}, {y2}]"
+
+BOX_FORMATS: dict[str, BoxFormat] = {
+    "pixels": BoxFormat(
+        _PIXELS + " (x1, y1, x2, y2 in pixels; the image is {width} wide and {height} high)",
+        "pixels",
+        "no convention is published; the text says what the numbers are",
+    ),
+    "unit": BoxFormat(_PIXELS, "unit", "LLaVA-1.5's and ViP-LLaVA's instruction data"),
+    "qwen2_vl": BoxFormat(
+        "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>", "thousandths", "Qwen2-VL, arXiv 2409.12191, section 2.2"
+    ),
+    "qwen2_5_vl": BoxFormat('{{"bbox_2d": ' + _PIXELS + "}}", "seen", "Qwen2.5-VL's cookbook on spatial understanding"),
+    "qwen3_vl": BoxFormat('{{"bbox_2d": ' + _PIXELS + "}}", "thousandths", "Qwen3-VL's cookbook on 2D grounding"),
+    "internvl": BoxFormat(
+        "<ref>region</ref><box>[[{x1}, {y1}, {x2}, {y2}]]</box>",
+        "thousandths_down",
+        "InternVL's chat data format, grounding",
+    ),
+    "kosmos2": BoxFormat(
+        "<phrase> it</phrase><object><patch_index_{first:04d}><patch_index_{last:04d}></object>",
+        "grid",
+        "Kosmos-2, arXiv 2306.14824, section 2",
+    ),
+}
+"""Name -> how a box is written. `box_format` of a row of a table chooses one by name."""
+
+CONVENTIONS: dict[str, str] = {
+    "kosmos-2": "kosmos2",
+    "llava": "unit",
+    "llava_next": "unit",
+    "llava_onevision": "unit",
+    "vipllava": "unit",
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_vl_moe": "qwen3_vl",
+    "internvl": "internvl",
+}
+"""`config.model_type` -> name in `BOX_FORMATS`: each model's own convention. Others, such as Llama-3.2-Vision (mllama)
+and GPT-4o, have none that is published and get `"pixels"`."""
+
+SQUARE = ("llava", "vipllava")
+"""Model types whose pictures are padded to a square first: their boxes count from the square's corner, and the image
+processors of their checkpoints would otherwise cut off both ends of the longer side."""
+
+_GRID = 32
+
+
+def write_box(box: Box, size: tuple[int, int], box_format: str, seen: tuple[int, int] | None = None) -> str:
+    """A box in a model's own convention.
+
+    Args:
+        box: in the pixels of the picture that is handed over, ends exclusive.
+        size: (height, width) of that picture.
+        box_format: a name of `BOX_FORMATS`.
+        seen: (height, width) after the processor has resized it; needed for units `"seen"` only.
+
+    Raises:
+        ReferralError: If there is no such format, or `seen` is missing.
+    """
+    if box_format not in BOX_FORMATS:
+        raise ReferralError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+    chosen = BOX_FORMATS[box_format]
+    height, width = size
+    shares = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+    if chosen.units == "grid":
+        first, last = grid_cells(box, size)
+        return chosen.template.format(first=first, last=last)
+    if chosen.units == "pixels":
+        numbers: list[Any] = list(box)
+    elif chosen.units == "seen":
+        if seen is None:
+            raise ReferralError(f"The box format {box_format!r} needs the size of the picture after resizing.")
+        numbers = [round(share * seen[1 - index % 2]) for index, share in enumerate(shares)]
+    elif chosen.units == "unit":
+        numbers = [round(share, 2) for share in shares]
+    else:
+        # In whole numbers: 0.29 * 1000 is 290, but not in floating point.
+        exact = [(box[index] * 1000, size[1 - index % 2]) for index in range(4)]
+        down = chosen.units == "thousandths_down"
+        numbers = [value // side if down else (2 * value + side) // (2 * side) for value, side in exact]
+    x1, y1, x2, y2 = numbers
+    return chosen.template.format(x1=x1, y1=y1, x2=x2, y2=y2, width=width, height=height)
+
+
+def grid_cells(box: Box, size: tuple[int, int]) -> tuple[int, int]:
+    """First (upper left) and last (lower right) of the 32 x 32 cells that a box touches, numbered row by row from 0."""
+    height, width = size
+    first = (box[1] * _GRID // height) * _GRID + box[0] * _GRID // width
+    last = ((box[3] * _GRID - 1) // height) * _GRID + (box[2] * _GRID - 1) // width
+    return first, last

@@ -1,0 +1,385 @@
+"""A table of models from one YAML file, row by row: each row's predictions are a file that a later run goes on with."""
+
+import gc
+import importlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...data.records import Record
+from ..predictions import Describer, read_predictions
+from ..run import QUESTIONS, describe_data, run_predictions
+from .adapters import AdapterDescriber, DescribeAnything
+from .endpoint import EndpointDescriber
+from .models import FilledBoxDescriber, TransformersDescriber, describe_error
+from .paper import CitedRow, cited_row
+from .prompts import Prompts, read_prompts
+from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError, read_referral
+
+TABLES = Path(__file__).parent / "tables"
+"""Folder of the tables that come with the package; they are found by name."""
+
+PREDICTIONS, ROW = "predictions.jsonl", "row.json"
+
+_TEXT, _WHOLE, _NUMBER, _FLAG, _MAPPING = (str,), (int,), (int, float), (bool,), (Mapping,)
+_LOADING = {"dtype": _TEXT, "attn_implementation": _TEXT}
+_OPTIONS: dict[str, dict[str, tuple[type, ...]]] = {
+    "finecaption": {**_LOADING, "max_new_tokens": _WHOLE, "max_batch_tokens": _WHOLE},
+    "transformers": {
+        **_LOADING,
+        "trust_remote_code": _FLAG,
+        "processor_options": _MAPPING,
+        "box_format": _TEXT,
+        "square": _FLAG,
+        "batch_size": _WHOLE,
+        "max_new_tokens": _WHOLE,
+        "generation": _MAPPING,
+    },
+    "endpoint": {
+        "base_url": _TEXT,
+        "api_key_env": _TEXT,
+        "box_format": _TEXT,
+        "max_side": _WHOLE,
+        "image_format": _TEXT,
+        "body": _MAPPING,
+        "max_new_tokens": _WHOLE,
+        "timeout_s": _NUMBER,
+        "attempts": _WHOLE,
+        "backoff_s": _NUMBER,
+        "max_wait_s": _NUMBER,
+        "concurrency": _WHOLE,
+    },
+    "adapter": {"adapter": _TEXT, "trust_remote_code": _FLAG, "box_format": _TEXT, "arguments": _MAPPING},
+}
+_NULLABLE = {"api_key_env"}
+KINDS = tuple(_OPTIONS)
+
+
+class TableError(ValueError):
+    """A table that cannot be read; the message names the row."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model with everything that decides its answers.
+
+    Attributes:
+        name: in the table; each row has its own.
+        kind: `"finecaption"`, `"transformers"` (any image-text-to-text model of the library), `"endpoint"` (OpenAI's
+            interface) or `"adapter"` (a model with code of its own).
+        model: a folder or Hub id; of an endpoint, the name that it has there; `None` with `"finecaption"` is the
+            checkpoint that comes with the package.
+        referral: how regions are pointed out.
+        revision: branch, tag or commit of a Hub repository.
+        prompts: what other models are asked; FineCaption has its own.
+        options: of the kind's describer; docs/comparators.md lists them.
+        cites: the model of `PAPER_TABLE_2` whose published figures stand beside this row's.
+    """
+
+    name: str
+    kind: str
+    model: str | None
+    referral: Referral
+    revision: str | None = None
+    prompts: Prompts = field(default_factory=Prompts)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cites: str | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name of the row's folder."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.casefold()).strip("-")
+
+    @property
+    def cited(self) -> CitedRow | None:
+        """The published figures that stand beside this row's."""
+        return None if self.cites is None else cited_row(self.cites)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The row as JSON."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "model": self.model,
+            "revision": self.revision,
+            "referral": self.referral.settings,
+            "prompts": None if self.kind == "finecaption" else self.prompts.settings,
+            "options": json.loads(json.dumps(dict(self.options), default=dict)),
+        }
+
+    def build(self, *, device: str | torch.device | None = None) -> Describer:
+        """Load the row's model.
+
+        Args:
+            device: where it goes; `None` means CUDA where there is one, else the CPU. Endpoints have no use for it.
+
+        Raises:
+            ValueError, OSError: If it cannot be loaded, or referred to as the row says.
+        """
+        options = dict(self.options)
+        if self.kind == "finecaption":
+            from ...captioning import load
+            from ..finecaption import FineCaptionDescriber
+
+            loading = {name: options.pop(name) for name in _LOADING if name in options}
+            model, processor = load(self.model, device=device, revision=self.revision, **loading)
+            describer = FineCaptionDescriber(model, processor, name=self.name, **options)
+            return FilledBoxDescriber(describer) if self.referral.kind == "filled_box" else describer
+        assert self.model is not None
+        if self.kind == "transformers":
+            return TransformersDescriber.from_pretrained(
+                self.model,
+                self.referral,
+                self.prompts,
+                name=self.name,
+                revision=self.revision,
+                device=device,
+                **options,
+            )
+        if self.kind == "endpoint":
+            return EndpointDescriber(self.model, self.referral, self.prompts, name=self.name, **options)
+        make = _adapter(options["adapter"])
+        given = {**options.get("arguments", {}), "revision": self.revision, "device": device}
+        if "trust_remote_code" in options:
+            given["trust_remote_code"] = options["trust_remote_code"]
+        accepted = inspect.signature(make).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+            # What the row does not say need not be taken: an adapter may know neither revisions nor devices.
+            given = {name: value for name, value in given.items() if value is not None or name in accepted}
+        box_format = {"box_format": options["box_format"]} if "box_format" in options else {}
+        return AdapterDescriber(make(self.model, **given), self.referral, self.prompts, name=self.name, **box_format)
+
+
+def read_table(source: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a table.
+
+    Args:
+        source: a YAML file with `rows: [...]`, or the name of a table of the package, such as `"table2"`.
+
+    Raises:
+        TableError: If there is none, it is no YAML, or a row cannot be meant.
+    """
+    import yaml
+
+    path, packaged = Path(source), TABLES / f"{os.fspath(source)}.yaml"
+    if not path.is_file():
+        if not packaged.is_file():
+            known = ", ".join(sorted(item.stem for item in TABLES.glob("*.yaml")))
+            raise TableError(f"{source} is neither a file nor a table of the package; those are {known}.")
+        path = packaged
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TableError(f"{path} is no YAML: {error}") from error
+    if (
+        not isinstance(values, dict)
+        or set(values) != {"rows"}
+        or not isinstance(values["rows"], list)
+        or not values["rows"]
+    ):
+        raise TableError(f"{path} needs rows, and nothing beside them: rows: [{{name: .., kind: .., model: ..}}, ..].")
+    rows: list[Row] = []
+    for number, value in enumerate(values["rows"], start=1):
+        label = value.get("name") if isinstance(value, dict) else None
+        try:
+            row = _read_row(value)
+            if not row.slug or row.slug in {other.slug for other in rows}:
+                raise TableError("its name is no other row's, and has a letter or digit. Change it.")
+        except (TableError, ReferralError, ValueError) as error:
+            raise TableError(f"{path}, row {number}{f' ({label})' if label else ''}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def _read_row(value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise TableError("a row is a mapping, such as {name: .., kind: .., model: ..}.")
+    known = Row.__dataclass_fields__
+    unknown = [str(name) for name in value if name not in known]
+    if unknown:
+        raise TableError(f"a row has no {', '.join(unknown)}; there are {', '.join(known)}.")
+    kind = value.get("kind")
+    if kind not in KINDS:
+        raise TableError(f"kind is {kind!r}. Give one of {', '.join(KINDS)}.")
+    for name in ("name", "model", "revision", "cites"):
+        needed = name == "name" or (name == "model" and kind != "finecaption")
+        entry = value.get(name)
+        if not isinstance(entry, str) and (entry is not None or needed):
+            hint = " Put it in quotes." if isinstance(entry, (int, float)) else ""
+            raise TableError(f"{name} is {entry!r}; text is needed.{hint}")
+    if "referral" not in value and kind != "finecaption":
+        raise TableError("referral is missing. Say how the region is pointed out, such as box_drawn or box_text.")
+    referral = read_referral(value.get("referral", "mask"))
+    if kind == "finecaption":
+        if referral.kind not in WITH_MASK:
+            raise TableError(f"FineCaption is referred to by 'mask' or 'filled_box', not by {referral.kind!r}.")
+        if value.get("prompts") is not None:
+            raise TableError("FineCaption's prompts come with its checkpoint. Take prompts out of this row.")
+    elif kind != "adapter" and referral.kind in WITH_MASK:
+        raise TableError(f"a model of kind {kind!r} takes no mask, so its referral cannot be {referral.kind!r}.")
+    options = _read_options(kind, value.get("options") or {})
+    row = Row(
+        name=value["name"],
+        kind=kind,
+        model=value.get("model"),
+        referral=referral,
+        revision=value.get("revision"),
+        prompts=read_prompts(value.get("prompts")),
+        options=options,
+        cites=value.get("cites"),
+    )
+    _ = row.cited
+    return row
+
+
+def _read_options(kind: str, options: Any) -> dict[str, Any]:
+    if not isinstance(options, dict):
+        raise TableError(f"options are {options!r}; a mapping is needed.")
+    known = _OPTIONS[kind]
+    unknown = [str(name) for name in options if name not in known]
+    if unknown:
+        key = " Keys are read from the environment variable that api_key_env names." if kind == "endpoint" else ""
+        raise TableError(f"options of kind {kind!r} have no {', '.join(unknown)}; there are {', '.join(known)}.{key}")
+    for name, value in options.items():
+        kinds = known[name]
+        if value is None and name in _NULLABLE:
+            continue
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TableError(f"the option {name} is {value!r}; {_WORDS[kinds]} is needed.")
+    if "box_format" in options and options["box_format"] not in BOX_FORMATS:
+        raise TableError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
+    if kind == "adapter":
+        if "adapter" not in options:
+            raise TableError("the option adapter is missing. Give describe_anything, or module:function of your own.")
+        if options["adapter"] != "describe_anything" and not re.fullmatch(r"[\w.]+:\w+", options["adapter"]):
+            raise TableError(
+                f"the option adapter is {options['adapter']!r}. Give describe_anything, or module:function of your own."
+            )
+    return options
+
+
+_WORDS = {_TEXT: "text", _WHOLE: "a whole number", _NUMBER: "a number", _FLAG: "true or false", _MAPPING: "a mapping"}
+
+
+def _adapter(name: str) -> Callable[..., Any]:
+    """What makes a `RegionModel` from a model's name, revision, device and the row's arguments."""
+    if name == "describe_anything":
+        return DescribeAnything.from_pretrained
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"The adapter {name} cannot be imported: {error}") from error
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What became of a row.
+
+    Attributes:
+        row: the row.
+        predictions: its file, which holds what was answered so far; `None` if there is none yet.
+        error: why the row has not come to its end; `None` if it has.
+        served: names that an endpoint gave the model in its answers, with their numbers.
+    """
+
+    row: Row
+    predictions: Path | None
+    error: str | None = None
+    served: Mapping[str, int] = field(default_factory=dict)
+
+
+def run_table(
+    rows: Sequence[Row],
+    dataset: Iterable[Record],
+    output: str | os.PathLike[str],
+    *,
+    data_name: str = "",
+    limit: int | None = None,
+    device: str | torch.device | None = None,
+    retry_failed: bool = False,
+    build: Callable[..., Describer] = Row.build,
+    tell: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> list[RowResult]:
+    """Ask every row's model, one after the other; a row that fails leaves the others alone.
+
+    Args:
+        rows: as `read_table` gives them.
+        dataset: as for `run_predictions`.
+        output: folder with a folder for each row. Called again, finished rows are not loaded, others are gone on with.
+        data_name, limit, retry_failed, tell: as for `run_predictions`.
+        device: where models go.
+        build: what makes a describer of a row.
+        **options: further ones of `run_predictions`.
+
+    Returns:
+        One result per row, in their order.
+    """
+    data = describe_data(dataset, data_name, limit)
+    results = []
+    for number, row in enumerate(rows, start=1):
+        folder = Path(output) / row.slug
+        folder.mkdir(parents=True, exist_ok=True)
+        predictions, note = folder / PREDICTIONS, folder / ROW
+        wanted = {"row": row.settings, "data": data["fingerprint"]}
+        label = f"Row {number} of {len(rows)}, {row.name}"
+        found = _read_note(note)
+        finished = {name: found.get(name) for name in wanted} == wanted and predictions.is_file()
+        if finished and not (retry_failed and _has_errors(predictions)):
+            tell(f"{label}: finished before.")
+            results.append(RowResult(row, predictions, served=found.get("served", {})))
+            continue
+        tell(f"{label}: asked.")
+        describer: Any = None
+        error: str | None = None
+        served: dict[str, int] = {}
+        try:
+            describer = build(row, device=device)
+            run_predictions(
+                describer,
+                dataset,
+                predictions,
+                data_name=data_name,
+                # A checkpoint of FineCaption may have been trained with other words for the same names.
+                questions=getattr(describer, "questions", QUESTIONS),
+                limit=limit,
+                retry_failed=retry_failed,
+                tell=tell,
+                **options,
+            )
+            served = dict(getattr(describer, "served", {}))
+            note.write_text(json.dumps({**wanted, "served": served}, indent=2) + "\n", encoding="utf-8")
+        except Exception as caught:
+            error = describe_error(caught)
+            tell(f"{label}: {error}")
+        # One model at a time: the next may need all of the memory.
+        del describer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        results.append(RowResult(row, predictions if predictions.is_file() else None, error, served))
+    return results
+
+
+def _has_errors(predictions: Path) -> bool:
+    return any(prediction.error is not None for prediction in read_predictions(predictions)[1])
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

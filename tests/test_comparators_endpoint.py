@@ -1,0 +1,477 @@
+"""The endpoint: a stub server that is slow, busy, wrong or gone; no question is lost, and no key is told."""
+
+import base64
+import email.utils
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finecaption_hf.data.records import Branch, Record, Region
+from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, Prompts, Referral, ReferralError
+from finecaption_hf.evaluation.predictions import DescribeRequest, Description, read_predictions
+from finecaption_hf.evaluation.run import run_predictions
+
+KEY = "sk-secret-0123456789"
+
+
+def answer(text: Any = "A cup.", **changes: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, **changes.pop("message", {})}
+    choice = {"index": 0, "message": message, "finish_reason": changes.pop("finish_reason", "stop")}
+    return {"id": "1", "model": "stub-2026-01-01", "choices": [choice], **changes}
+
+
+class Stub:
+    """A server; `replies` are used up in the order of the requests, then `answer` with the question echoed.
+
+    A reply is a status, a body (text or JSON) and headers, or a function that gets the handler.
+    """
+
+    def __init__(self) -> None:
+        self.replies: list[Any] = []
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.times: list[float] = []
+        self.at_once = self.most_at_once = 0
+        self.delay: Callable[[str], float] = lambda question: 0.0
+        self._lock = threading.Lock()
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                with stub._lock:
+                    stub.at_once += 1
+                    stub.most_at_once = max(stub.most_at_once, stub.at_once)
+                    stub.requests.append({"path": self.path, **json.loads(content)})
+                    stub.headers.append(dict(self.headers))
+                    stub.times.append(time.monotonic())
+                    reply = stub.replies.pop(0) if stub.replies else None
+                question = json.loads(content)["messages"][-1]["content"][1]["text"]
+                try:
+                    time.sleep(stub.delay(question))
+                    if callable(reply):
+                        reply(self)
+                        return
+                    status, body, headers = reply or (200, answer(f"About: {question}"), {})
+                    data = (body if isinstance(body, str) else json.dumps(body)).encode()
+                    self.send_response(status)
+                    for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:
+                    pass  # the client went away
+                finally:
+                    with stub._lock:
+                        stub.at_once -= 1
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    monkeypatch.setenv("STUB_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Stub()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def describer(stub: Stub, referral: str = "crop", prompts: Prompts | None = None, **options: Any) -> EndpointDescriber:
+    defaults = {"base_url": stub.url, "api_key_env": "STUB_KEY", "timeout_s": 5, "backoff_s": 0.01, "attempts": 3}
+    return EndpointDescriber("stub", Referral(referral, sentence=""), prompts, **{**defaults, **options})
+
+
+def request(*questions: str) -> DescribeRequest:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    mask = np.zeros((60, 90), dtype=bool)
+    mask[10:50, 20:70] = True
+    return DescribeRequest(image, mask, questions or ("What?",), (None,) * max(1, len(questions)))
+
+
+def one(stub: Stub, **options: Any) -> tuple[str | None, str | None]:
+    description = next(iter(describer(stub, **options).describe([request()])))
+    return description.texts[0], (description.errors or (None,))[0]
+
+
+# --- what is sent ----------------------------------------------------------------------------------------------------
+
+
+def test_request_has_picture_text_and_greedy_settings(stub: Stub) -> None:
+    made = describer(stub, image_format="png", body={"seed": 7}, max_new_tokens=50, prompts=Prompts(system="Be brief."))
+    assert list(made.describe([request()])) == [Description(("About: What?",), errors=(None,))]
+    sent = stub.requests[0]
+    assert sent["path"] == "/v1/chat/completions"
+    assert {name: sent[name] for name in ("model", "temperature", "max_tokens", "seed")} == {
+        "model": "stub",
+        "temperature": 0,
+        "max_tokens": 50,
+        "seed": 7,
+    }
+    assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
+    picture, text = sent["messages"][1]["content"]
+    assert text == {"type": "text", "text": "What?"}
+    prefix, _, data = picture["image_url"]["url"].partition(",")
+    assert prefix == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert (np.asarray(image) == np.asarray(request().image)[10:50, 20:70]).all()
+    assert stub.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert made.served == {"stub-2026-01-01": 1}
+
+
+def test_entry_of_the_body_can_be_taken_out_and_renamed(stub: Stub) -> None:
+    list(
+        describer(stub, body={"max_tokens": None, "max_completion_tokens": 9, "temperature": None}).describe(
+            [request()]
+        )
+    )
+    assert "max_tokens" not in stub.requests[0] and "temperature" not in stub.requests[0]
+    assert stub.requests[0]["max_completion_tokens"] == 9
+
+
+def test_large_picture_is_made_smaller_and_its_box_with_it(stub: Stub) -> None:
+    made = EndpointDescriber(
+        "stub", Referral("box_text"), Prompts(default="{box}"), base_url=stub.url, api_key_env=None, max_side=45
+    )
+    list(made.describe([request()]))
+    picture, text = stub.requests[0]["messages"][0]["content"]
+    assert text["text"].startswith("[10, 5, 35, 25] ")
+    assert "the image is 45 wide and 30 high" in text["text"]
+    with Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2]))) as image:
+        assert (image.size, image.format) == ((45, 30), "JPEG")
+    assert "Authorization" not in stub.headers[0]
+
+
+def test_order_is_kept_and_no_more_than_allowed_run_at_once(stub: Stub) -> None:
+    stub.delay = lambda question: 0.03 if question in ("Q0", "Q5") else 0.005
+    asked = [request(f"Q{number}", f"R{number}") for number in range(8)]
+    descriptions = list(describer(stub, concurrency=3).describe(asked))
+    assert [description.texts for description in descriptions] == [
+        (f"About: Q{number}", f"About: R{number}") for number in range(8)
+    ]
+    assert 1 < stub.most_at_once <= 3
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
+def test_passing_failure_is_tried_again(status: int, stub: Stub) -> None:
+    stub.replies = [(status, {"error": {"message": "busy"}}, {}), (status, "", {})]
+    assert one(stub) == ("About: What?", None)
+    assert len(stub.requests) == 3
+
+
+def test_failure_that_stays_becomes_an_error_with_its_reason(stub: Stub) -> None:
+    stub.replies = [(429, {"error": {"message": "slow down"}}, {})] * 3
+    assert one(stub) == (None, "RateLimited: HTTP 429 Too Many Requests: slow down (after 3 attempts)")
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+def test_wrong_request_is_not_repeated(status: int, stub: Stub) -> None:
+    stub.replies = [(status, {"error": {"message": "no such model"}}, {})]
+    text, error = one(stub)
+    assert text is None and error is not None
+    assert error.startswith(f"HTTPStatus: HTTP {status}") and error.endswith(": no such model")
+    assert len(stub.requests) == 1
+
+
+def test_server_says_when_to_come_back(stub: Stub) -> None:
+    stub.replies = [(429, "", {"Retry-After": "0.3"})]
+    assert one(stub) == ("About: What?", None)
+    assert stub.times[1] - stub.times[0] >= 0.3
+
+
+def test_server_may_give_a_date(stub: Stub) -> None:
+    date = email.utils.formatdate(time.time() + 2, usegmt=True)
+    stub.replies = [(503, "", {"Retry-After": date})]
+    assert one(stub) == ("About: What?", None)
+    assert stub.times[1] - stub.times[0] >= 0.9  # dates have whole seconds
+
+
+def test_wait_is_no_longer_than_allowed(stub: Stub) -> None:
+    stub.replies = [(429, "", {"Retry-After": "86400"})]
+    assert one(stub, max_wait_s=0.05) == ("About: What?", None)
+    assert stub.times[1] - stub.times[0] < 3
+
+
+def test_rate_limit_holds_all_questions_back(stub: Stub) -> None:
+    stub.replies = [(429, "", {"Retry-After": "0.4"})]
+    stub.delay = lambda question: 0.02
+    asked = [request(f"Q{number}") for number in range(6)]
+    descriptions = list(describer(stub, concurrency=2).describe(asked))
+    assert [description.texts[0] for description in descriptions] == [f"About: Q{number}" for number in range(6)]
+    # One more was under way when the limit was told; the others waited.
+    assert sum(moment - stub.times[0] < 0.35 for moment in stub.times) <= 3
+
+
+def test_server_that_never_answers_ends_in_a_time_out(stub: Stub) -> None:
+    stub.delay = lambda question: 0.5
+    assert one(stub, timeout_s=0.1, attempts=2) == (None, "TimeOut: no answer within 0.1 s (after 2 attempts)")
+    assert len(stub.requests) == 2
+
+
+def test_server_that_drips_ends_in_a_time_out(stub: Stub) -> None:
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(40):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    stub.replies = [drip]
+    started = time.monotonic()
+    assert one(stub, timeout_s=0.2, attempts=1) == (None, "TimeOut: no answer within 0.2 s")
+    assert time.monotonic() - started < 1.5
+
+
+def _hang_up(handler: BaseHTTPRequestHandler) -> None:
+    handler.close_connection = True
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _half(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices"')
+    handler.close_connection = True
+
+
+def _no_http(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"hello\r\n\r\n")
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        _hang_up,
+        _half,
+        _no_http,
+        (200, "<html>an error page</html>", {}),
+        (200, "", {}),
+        (200, "[" * 100_000, {}),
+        (200, "[]", {}),
+        (200, "null", {}),
+        (200, {"choices": []}, {}),
+        (200, {"choices": [{"message": None}]}, {}),
+        (200, {"choices": [{"message": {"content": None}}]}, {}),
+        (200, {"choices": [{"message": {"content": 3}}]}, {}),
+        (200, {"choices": "text"}, {}),
+        (200, {"error": {"message": "upstream"}}, {}),
+    ],
+    ids=lambda reply: getattr(reply, "__name__", None) or str(reply[1])[:40],
+)
+def test_malformed_answer_is_tried_again_then_an_error(reply: Any, stub: Stub) -> None:
+    stub.replies = [reply]
+    assert one(stub) == ("About: What?", None)
+    stub.replies = [reply] * 3
+    text, error = one(stub)
+    assert text is None and error is not None
+    assert error.split(":")[0] in ("MalformedAnswer", "NoConnection")
+    assert error.endswith("(after 3 attempts)") and len(error) < 400
+
+
+def test_server_that_is_gone_ends_in_an_error(stub: Stub) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    text, error = one(stub, base_url=f"http://127.0.0.1:{port}/v1", attempts=2)
+    assert text is None and error is not None and error.startswith("NoConnection: ")
+
+
+def test_server_that_stays_away_ends_the_run_after_some_questions(stub: Stub) -> None:
+    stub.replies = [None, *[_hang_up] * 100]
+    made = describer(stub, concurrency=1, attempts=2, backoff_s=0.001)
+    answered = made.describe([request(f"Q{number}") for number in range(50)])
+    assert next(answered).texts == ("About: Q0",)
+    with pytest.raises(EndpointError, match=r"could not be reached for 8 questions in a row.*NoConnection"):
+        list(answered)
+    assert 1 + 8 * 2 <= len(stub.requests) <= 1 + 10 * 2
+
+
+def test_single_broken_connections_do_not_end_the_run(stub: Stub) -> None:
+    stub.replies = [reply for _ in range(12) for reply in (_hang_up, None)]
+    made = describer(stub, concurrency=1, attempts=1)
+    descriptions = list(made.describe([request(f"Q{number}") for number in range(24)]))
+    assert [description.texts[0] is None for description in descriptions] == [True, False] * 12
+
+
+def test_content_in_parts_is_put_together(stub: Stub) -> None:
+    stub.replies = [(200, answer([{"type": "text", "text": "A "}, {"type": "text", "text": "cup."}]), {})]
+    assert one(stub) == ("A cup.", None)
+
+
+def test_empty_answer_is_an_answer(stub: Stub) -> None:
+    stub.replies = [(200, answer("  "), {})]
+    assert one(stub) == ("", None)
+
+
+@pytest.mark.parametrize(
+    "reply, error",
+    [
+        (answer(None, message={"refusal": "I cannot."}), "Refused: I cannot."),
+        (answer("A", finish_reason="content_filter"), "Refused: the endpoint's filter withheld the answer"),
+        (answer("", finish_reason="length"), "NoAnswer: all tokens went into reasoning; give a larger max_new_tokens"),
+    ],
+)
+def test_answer_that_was_withheld_is_an_error_and_not_repeated(reply: Any, error: str, stub: Stub) -> None:
+    stub.replies = [(200, reply, {})]
+    assert one(stub) == (None, error)
+    assert len(stub.requests) == 1
+
+
+def test_region_that_cannot_be_marked_loses_no_other(stub: Stub) -> None:
+    broken = DescribeRequest(request().image, np.zeros((60, 90), dtype=bool), ("A?", "B?"), (None, None))
+    descriptions = list(describer(stub).describe([request("Q0"), broken, request("Q1")]))
+    assert [description.texts for description in descriptions] == [("About: Q0",), (None, None), ("About: Q1",)]
+    assert "mask is empty" in (descriptions[1].errors or ("",))[1]  # type: ignore[operator]
+
+
+# --- the key ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "status, error",
+    [
+        (401, {"message": f"Incorrect API key provided: {KEY}"}),
+        (429, {"message": "You exceeded your quota", "code": "insufficient_quota"}),
+    ],
+)
+def test_refused_key_ends_the_run_without_telling_it(status: int, error: Any, stub: Stub) -> None:
+    stub.replies = [None, (status, {"error": error}, {})]
+    made = describer(stub, concurrency=1).describe([request("Q0"), request("Q1"), request("Q2")])
+    assert next(made).texts == ("About: Q0",)
+    with pytest.raises(EndpointError, match="answers nothing with this key") as caught:
+        list(made)
+    assert KEY not in str(caught.value)
+
+
+def test_key_is_in_no_setting_message_or_file(stub: Stub, tmp_path: Path) -> None:
+    stub.replies = [(400, {"error": {"message": f"bad key {KEY}"}}, {})]
+    made = describer(stub)
+    path = run_predictions(made, records(), tmp_path / "predictions.jsonl")
+    assert len(stub.requests) == 4
+    assert "bad key ***" in path.read_text()
+    assert KEY not in path.read_text()
+    assert KEY not in json.dumps(dict(made.settings)) + repr(made)
+
+
+def test_redirect_does_not_carry_the_key_away(stub: Stub) -> None:
+    stub.replies = [(307, "", {"Location": f"{stub.url}/elsewhere"}), (302, "", {"Location": f"{stub.url}/elsewhere"})]
+    for _ in range(2):
+        text, error = one(stub)
+        assert text is None and error is not None and error.startswith("HTTPStatus: HTTP 30")
+    assert [sent["path"] for sent in stub.requests] == ["/v1/chat/completions"] * 2
+
+
+def test_missing_key_is_told_before_anything_is_sent(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STUB_KEY")
+    with pytest.raises(ValueError, match=r"environment variable STUB_KEY, .* is not set"):
+        describer(stub)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"base_url": f"https://user:{KEY}@host/v1"}, r"more than an address \(https://host/v1"),
+        ({"base_url": f"https://host/v1?key={KEY}"}, r"more than an address \(https://host/v1"),
+        ({"base_url": "host/v1"}, "Give an address such as https://host/v1"),
+        ({"base_url": "file:///etc/passwd"}, "Give an address such as"),
+        ({"attempts": 0}, "attempts is 0"),
+        ({"image_format": "gif"}, "image_format is 'gif'"),
+        ({"box_format": "qwen2_5_vl"}, "cannot be used with an endpoint"),
+    ],
+)
+def test_setting_that_cannot_be_meant_says_why(options: dict[str, Any], message: str, stub: Stub) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        describer(stub, **options)
+    assert KEY not in str(caught.value)
+
+
+def test_endpoint_takes_no_mask(stub: Stub) -> None:
+    with pytest.raises(ReferralError, match="takes no mask"):
+        EndpointDescriber("stub", Referral("mask"), base_url=stub.url, api_key_env=None)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def records() -> list[Record]:
+    made = []
+    for number in range(2):
+        branches = tuple(Branch("A cup.", question=f"Q{number}{letter}") for letter in "ab")
+        picture = Image.new("RGB", (40, 30), (10 * number, 50, 90))
+        made.append(Record(picture, (Region({"box_xyxy": [5, 5, 30, 25]}, branches),), id=f"picture-{number}"))
+    return made
+
+
+def test_run_that_was_ended_goes_on_where_it_was(stub: Stub, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    stub.replies = [None, None, None, (401, "", {})]
+    with pytest.raises(EndpointError):
+        run_predictions(describer(stub, concurrency=1), records(), path)
+    assert [prediction.prediction for prediction in read_predictions(path)[1]] == ["About: Q0a", "About: Q0b"]
+    before = len(stub.requests)
+    run_predictions(describer(stub, concurrency=2), records(), path)
+    assert [prediction.prediction for prediction in read_predictions(path)[1]] == [
+        "About: Q0a",
+        "About: Q0b",
+        "About: Q1a",
+        "About: Q1b",
+    ]
+    assert len(stub.requests) - before == 2
+
+
+def test_failed_questions_are_in_the_file_and_can_be_asked_again(stub: Stub, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    stub.replies = [None, (400, {"error": {"message": "too large"}}, {})]
+    run_predictions(describer(stub, concurrency=1), records(), path)
+    header, found = read_predictions(path)
+    assert [prediction.prediction for prediction in found] == ["About: Q0a", None, "About: Q1a", "About: Q1b"]
+    assert found[1].error is not None and "too large" in found[1].error["message"]
+    assert header.settings["base_url"] == stub.url
+    run_predictions(describer(stub), records(), path, retry_failed=True)
+    assert [prediction.prediction for prediction in read_predictions(path)[1]][1] == "About: Q0b"
+    assert len(stub.requests) == 5
+
+
+def test_reader_that_goes_away_ends_the_requests(stub: Stub) -> None:
+    made = describer(stub, concurrency=1).describe([request(f"Q{number}") for number in range(20)])
+    next(made)
+    made.close()  # type: ignore[attr-defined]
+    time.sleep(0.05)
+    assert len(stub.requests) <= 4
+
+
+def test_reader_that_goes_away_ends_the_waiting(stub: Stub) -> None:
+    stub.replies = [None, (429, "", {"Retry-After": "60"})]
+    made = describer(stub, concurrency=1).describe([request(f"Q{number}") for number in range(4)])
+    next(made)
+    while len(stub.requests) < 2:
+        time.sleep(0.01)
+    made.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("endpoint") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

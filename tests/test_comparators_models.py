@@ -1,0 +1,410 @@
+"""Other models: the real classes of transformers at random tiny size, asked about regions."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from other_models import FAMILIES, llava_without_template, random_model
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from finecaption_hf.evaluation.comparators import (
+    AdapterDescriber,
+    DescribeAnything,
+    FilledBoxDescriber,
+    Prompts,
+    Referral,
+    ReferralError,
+    TransformersDescriber,
+)
+from finecaption_hf.evaluation.comparators.referral import CONVENTIONS
+from finecaption_hf.evaluation.predictions import DescribeRequest, Description
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def region(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
+    mask = np.zeros((image.height, image.width), dtype=bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return mask
+
+
+def requests() -> list[DescribeRequest]:
+    """Two regions and a whole picture, of different sizes, with questions of different length."""
+    wide, tall = picture(60, 90), picture(80, 50, seed=1)
+    return [
+        DescribeRequest(wide, region(wide, (20, 10, 70, 30)), ("What is it?", "Color?"), (None, "Color")),
+        DescribeRequest(tall, region(tall, (5, 40, 20, 70)), ("A longer question, to see padding at work.",), (None,)),
+        DescribeRequest(tall, None, ("What is it?",), (None,)),
+    ]
+
+
+class Watched(TransformersDescriber):
+    """Remembers the token ids of its answers, which texts of random bytes do not show."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"name": "it", "max_new_tokens": 6, **options})
+        self.tokens: dict[str, list[int]] = {}
+        self.batches: list[int] = []
+
+    def _generate(self, images: list[Image.Image], texts: list[str]) -> list[str]:
+        self.batches.append(len(texts))
+        generate = self._model.generate
+
+        def remember(**inputs: Any) -> Any:
+            made = generate(**inputs)
+            length = inputs["input_ids"].shape[1]
+            for text, tokens in zip(texts, made[:, length:].tolist()):
+                self.tokens[text] = tokens
+            return made
+
+        self._model.generate = remember
+        try:
+            return super()._generate(images, texts)
+        finally:
+            self._model.generate = generate
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, tuple[Any, Any]]:
+    return {family: random_model(family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_gives_the_tokens_of_single_questions(family: str, models: dict[str, Any]) -> None:
+    batched = Watched(*models[family], Referral("box_text"), batch_size=3)
+    descriptions = list(batched.describe(requests()))
+    single = Watched(*models[family], Referral("box_text"), batch_size=1)
+    assert list(single.describe(requests())) == descriptions
+    assert batched.tokens == single.tokens
+    assert [len(description.texts) for description in descriptions] == [2, 1, 1]
+    assert all(error is None for description in descriptions for error in description.errors or ())
+    assert len(set(map(tuple, batched.tokens.values()))) > 1
+    assert batched.batches == ([1, 1, 1, 1] if family == "kosmos-2" else [3, 1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answer_depends_on_picture_and_question(family: str, models: dict[str, Any]) -> None:
+    describer = Watched(*models[family], Referral("box_text"), max_new_tokens=12)
+    image, other = picture(60, 90), picture(60, 90, seed=5)
+    mask = region(image, (20, 10, 70, 30))
+
+    def tokens(image: Image.Image, question: str) -> list[int]:
+        describer.tokens.clear()
+        list(describer.describe([DescribeRequest(image, mask, (question,), (None,))]))
+        return next(iter(describer.tokens.values()))
+
+    asked = tokens(image, "What is it?")
+    assert tokens(image, "What is it?") == asked
+    assert tokens(other, "What is it?") != asked or tokens(image, "Which colour?") != asked
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answer_is_that_of_the_models_own_generate(family: str, models: dict[str, Any]) -> None:
+    model, processor = models[family]
+    describer = Watched(model, processor, Referral("crop"))
+    image = picture(60, 90)
+    mask = region(image, (20, 10, 70, 50))
+    list(describer.describe([DescribeRequest(image, mask, ("What is it?",), (None,))]))
+
+    text = "The image is cropped to the marked region. What is it?"
+    crop = image.crop((20, 10, 70, 50))
+    if family in ("llava", "vipllava"):  # as LLaVA pads: the mean colour above and below
+        square = Image.new("RGB", (50, 50), (122, 116, 104))
+        square.paste(crop, (0, 5))
+        crop = square
+    if processor.chat_template:
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+        begins = {"add_special_tokens": False} if prompt.startswith("<s>") else {}
+        inputs = processor(images=[crop], text=[prompt], return_tensors="pt", **begins)
+    else:
+        inputs = processor(images=[crop], text=[text], return_tensors="pt")
+    made = model.generate(**inputs, do_sample=False, max_new_tokens=6)
+    assert describer.tokens == {text: made[0, inputs["input_ids"].shape[1] :].tolist()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_answers(family: str) -> None:
+    model, processor = random_model(family)
+    describer = Watched(model.to(torch.bfloat16), processor, Referral("box_text"))
+    descriptions = list(describer.describe(requests()))
+    assert all(error is None for description in descriptions for error in description.errors or ())
+    assert describer.settings["dtype"] == "bfloat16"
+
+
+def test_types_of_the_table_are_those_of_their_configurations(models: dict[str, Any]) -> None:
+    assert {model.config.model_type for model, _ in models.values()} == set(FAMILIES)
+    assert set(FAMILIES) - set(CONVENTIONS) == {"mllama"}
+
+
+def test_boxes_of_qwen2_5_vl_are_in_the_pixels_that_it_sees(models: dict[str, Any]) -> None:
+    describer = TransformersDescriber(*models["qwen2_5_vl"], Referral("box_text"), name="it")
+    image = picture(60, 90)
+    marked = Referral("box_text").mark(image, region(image, (0, 0, 45, 60)))
+    _, rows, columns = (
+        models["qwen2_5_vl"][1].image_processor([image], return_tensors="pt")["image_grid_thw"][0].tolist()
+    )
+    assert (rows * 14, columns * 14) != (60, 90)
+    assert f"[0, 0, {columns * 7}, {rows * 14}]" in describer.prompt(marked, "What?")
+
+
+def test_boxes_of_llava_count_from_the_corner_of_the_padded_square(models: dict[str, Any]) -> None:
+    describer = Watched(*models["llava"], Referral("box_text"))
+    image = picture(60, 120)
+    list(describer.describe([DescribeRequest(image, region(image, (0, 0, 60, 60)), ("Q",), (None,))]))
+    assert list(describer.tokens) == ["The marked region is the box [0.0, 0.25, 0.5, 0.75]. Q"]
+    assert describer.settings["square"] is True
+
+
+def test_picture_of_an_image_processor_that_cuts_is_padded_and_a_tiled_one_is_not(models: dict[str, Any]) -> None:
+    cutting = TransformersDescriber(*models["llava"], Referral("crop"), name="it", square=None)
+    tiled = TransformersDescriber(*models["llava_next"], Referral("crop"), name="it")
+    assert (cutting.settings["square"], tiled.settings["square"]) == (True, False)
+    from finecaption_hf.evaluation.comparators.models import _cuts
+
+    assert _cuts(models["llava"][1].image_processor)
+    assert not any(_cuts(models[family][1].image_processor) for family in FAMILIES if "lava" not in family)
+
+
+def test_model_without_template_gets_an_image_token_and_the_prompt_as_it_is() -> None:
+    torch.manual_seed(0)
+    model, processor = llava_without_template()
+    prompts = Prompts(default="USER: <image>\n{referral} {question} ASSISTANT:", whole="{question}")
+    describer = Watched(model.eval(), processor, Referral("contour_drawn"), prompts)
+    descriptions = list(describer.describe(requests()))
+    assert all(error is None for description in descriptions for error in description.errors or ())
+    assert describer.settings["prompt_example"] == (
+        "USER: <image>\nThe marked region is outlined in red. {question} ASSISTANT:"
+    )
+
+
+def test_system_message_and_prompts_are_in_the_example(models: dict[str, Any]) -> None:
+    prompts = Prompts(default="{referral} Q: {question}", system="You describe regions.")
+    describer = TransformersDescriber(*models["qwen2_vl"], Referral("box_drawn"), prompts, name="it")
+    assert describer.settings["prompt_example"] == (
+        "system: You describe regions.\nuser: <|vision_start|><|image_pad|><|vision_end|>"
+        "The marked region is inside the red box. Q: {question}\nassistant: "
+    )
+    assert describer.settings["prompts"]["system"] == "You describe regions."
+
+
+def test_boxes_that_kosmos_writes_after_phrases_are_taken_out(models: dict[str, Any]) -> None:
+    model, processor = models["kosmos-2"]
+    written = "<phrase> a dog</phrase><object><patch_index_0044><patch_index_0863></object> on grass</s>"
+    ids = processor.tokenizer(written, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    describer = TransformersDescriber(model, processor, Referral("box_text"), name="it")
+    generate = model.generate
+    model.generate = lambda **inputs: torch.cat([inputs["input_ids"], ids], dim=1)
+    try:
+        description = next(describer.describe([DescribeRequest(picture(60, 90), None, ("Q",), (None,))]))
+    finally:
+        model.generate = generate
+    assert description == Description(("a dog on grass",), errors=(None,))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_question_that_fails_loses_no_other(batch_size: int, models: dict[str, Any]) -> None:
+    describer = Watched(*models["llava"], Referral("box_text"), batch_size=batch_size)
+    expected = list(describer.describe(requests()))
+    inputs = describer._inputs
+
+    def fail(images: list[Image.Image], texts: list[str]) -> Any:
+        if any("Color" in text for text in texts):
+            raise RuntimeError("no memory\nleft")
+        return inputs(images, texts)
+
+    describer._inputs = fail  # type: ignore[method-assign]
+    descriptions = list(describer.describe(requests()))
+    assert descriptions[0] == Description((expected[0].texts[0], None), errors=(None, "RuntimeError: no memory left"))
+    assert descriptions[1:] == expected[1:]
+
+
+def test_region_that_cannot_be_marked_loses_no_other(models: dict[str, Any]) -> None:
+    describer = Watched(*models["llava"], Referral("crop"))
+    asked = requests()
+    broken = DescribeRequest(asked[0].image, np.ones((3, 3), dtype=bool), ("A?", "B?"), (None, None))
+    descriptions = list(describer.describe([asked[0], broken, asked[1]]))
+    assert descriptions[1].texts == (None, None)
+    assert "The mask's shape is (3, 3)" in (descriptions[1].errors or ("",))[0]  # type: ignore[operator]
+    assert [descriptions[0], descriptions[2]] == list(describer.describe(asked[:2]))
+
+
+def test_descriptions_come_as_soon_as_they_are_there(models: dict[str, Any]) -> None:
+    describer = Watched(*models["llava"], Referral("crop"), batch_size=2)
+    made = describer.describe(requests())
+    next(made)
+    assert describer.batches == [2]
+
+
+@pytest.mark.parametrize("kind", ["mask", "filled_box"])
+def test_model_without_mask_input_refuses_a_mask(kind: str, models: dict[str, Any]) -> None:
+    with pytest.raises(ReferralError, match="has no mask input"):
+        TransformersDescriber(*models["llava"], Referral(kind), name="it")
+
+
+def test_sampling_of_a_checkpoint_is_switched_off_and_asked_for_by_name(models: dict[str, Any]) -> None:
+    model, processor = models["qwen2_vl"]
+    model.generation_config.update(do_sample=True, temperature=0.7, top_k=3)
+    try:
+        greedy = TransformersDescriber(model, processor, Referral("crop"), name="it")
+        drawn = TransformersDescriber(
+            model, processor, Referral("crop"), name="it", generation={"do_sample": True, "temperature": 0.5}
+        )
+        assert (greedy._generation.do_sample, greedy._generation.temperature) == (False, None)
+        assert (drawn._generation.do_sample, drawn._generation.temperature, drawn._generation.top_k) == (
+            True,
+            0.5,
+            None,
+        )
+        assert drawn.settings["decoding"]["temperature"] == 0.5
+        assert model.generation_config.temperature == 0.7
+        with pytest.raises(ValueError, match="no option beams"):
+            TransformersDescriber(model, processor, Referral("crop"), name="it", generation={"beams": 2})
+    finally:
+        model.generation_config.update(do_sample=False, temperature=None, top_k=None)
+
+
+def test_model_is_loaded_from_a_folder_with_options_of_its_processor(tmp_path: Any, models: dict[str, Any]) -> None:
+    model, processor = models["qwen2_5_vl"]
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    smaller = {"size": {"shortest_edge": 28 * 28, "longest_edge": 2 * 28 * 28}}
+    describer = TransformersDescriber.from_pretrained(
+        str(tmp_path), Referral("crop"), device="cpu", processor_options=smaller, max_new_tokens=6
+    )
+    assert isinstance(describer._model, AutoModelForImageTextToText._model_mapping[type(model.config)])
+    assert describer._seen_size((60, 90)) != TransformersDescriber(
+        model, processor, Referral("crop"), name="it"
+    )._seen_size((60, 90))
+    assert describer.settings["checkpoint"] == str(tmp_path)
+    assert describer.settings["processor_options"] == smaller
+    assert all(text is not None for description in describer.describe(requests()) for text in description.texts)
+
+
+# --- filled boxes and adapters ---------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A describer that keeps what it is asked."""
+
+    name = "recorder"
+    settings = {"model": "recorder", "referral": "mask"}
+    independent = True
+
+    def __init__(self) -> None:
+        self.requests: list[DescribeRequest] = []
+
+    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
+        self.requests += requests
+        return iter([Description(request.questions) for request in requests])
+
+
+def test_filled_box_takes_the_place_of_the_mask_and_of_nothing_else() -> None:
+    recorder = Recorder()
+    image = picture(60, 90)
+    mask = region(image, (20, 10, 70, 30))
+    mask[15:20, 30:40] = False
+    asked = [DescribeRequest(image, mask, ("Q",), ("Color",), "key"), DescribeRequest(image, None, ("Q",), (None,))]
+    describer = FilledBoxDescriber(recorder)
+    assert list(describer.describe(asked)) == [Description(("Q",)), Description(("Q",))]
+    assert (recorder.requests[0].mask == region(image, (20, 10, 70, 30))).all()
+    assert recorder.requests[0].image is image
+    assert (recorder.requests[0].names, recorder.requests[0].key) == (("Color",), "key")
+    assert recorder.requests[1].mask is None
+    assert describer.settings == {"model": "recorder", "referral": {"kind": "filled_box", "sentence": ""}}
+
+
+class StandIn:
+    """The published interface of Describe Anything: `get_description` and its arguments. No model is behind it."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def get_description(
+        self,
+        image_pil: Image.Image,
+        mask_pil: Image.Image,
+        query: str,
+        streaming: bool = False,
+        temperature: float = 0.2,
+        top_p: float = 0.5,
+        num_beams: int = 1,
+        max_new_tokens: int = 512,
+    ) -> str:
+        self.calls.append({"mask": np.asarray(mask_pil), "mode": mask_pil.mode, "query": query} | locals())
+        if "fail" in query:
+            raise RuntimeError("out of memory")
+        return f" {query.upper()} "
+
+
+def test_describe_anything_gets_mask_picture_and_query_in_its_own_form() -> None:
+    stand_in = StandIn()
+    describer = AdapterDescriber(DescribeAnything(stand_in, max_new_tokens=50), Referral("mask"), name="DAM")
+    image = picture(60, 90)
+    mask = region(image, (20, 10, 70, 30))
+    asked = [
+        DescribeRequest(image, mask, ("describe it", "please fail"), (None, None)),
+        DescribeRequest(image, None, ("the whole",), (None,)),
+    ]
+    descriptions = list(describer.describe(asked))
+    assert descriptions == [
+        Description(("<IMAGE>\nDESCRIBE IT", None), errors=(None, "RuntimeError: out of memory")),
+        Description(("<IMAGE>\nTHE WHOLE",), errors=(None,)),
+    ]
+    first = stand_in.calls[0]
+    assert (first["mode"], first["query"], first["temperature"], first["max_new_tokens"], first["streaming"]) == (
+        "L",
+        "<image>\ndescribe it",
+        0.0,
+        50,
+        False,
+    )
+    assert (first["mask"] == mask * 255).all()
+    assert (stand_in.calls[2]["mask"] == 255).all()
+    assert describer.settings["adapter"] == "describe_anything"
+
+
+def test_adapter_with_filled_boxes_gives_the_model_boxes() -> None:
+    stand_in = StandIn()
+    image = picture(60, 90)
+    mask = region(image, (20, 10, 70, 30))
+    mask[12, 25] = False
+    describer = AdapterDescriber(DescribeAnything(stand_in), Referral("filled_box"), name="DAM")
+    list(describer.describe([DescribeRequest(image, mask, ("Q",), (None,))]))
+    assert (stand_in.calls[0]["mask"] == region(image, (20, 10, 70, 30)) * 255).all()
+
+
+class Texter:
+    takes_mask = False
+    settings = {"checkpoint": "texter"}
+
+    def answer(self, image: Image.Image, mask: np.ndarray | None, prompt: str) -> Any:
+        return None if "nothing" in prompt else f"{image.size} {mask} {prompt}"
+
+
+def test_adapter_of_a_model_without_masks_gets_the_text_instead() -> None:
+    describer = AdapterDescriber(Texter(), Referral("box_text"), name="texter", box_format="unit")
+    image = picture(60, 90)
+    asked = DescribeRequest(image, region(image, (0, 0, 45, 30)), ("What?", "nothing"), (None, None))
+    description = next(describer.describe([asked]))
+    assert description.texts == ("(90, 60) None The marked region is the box [0.0, 0.0, 0.5, 0.5]. What?", None)
+    assert (description.errors or ())[1] == "TypeError: the adapter answered with NoneType, text is needed"
+
+
+@pytest.mark.parametrize(
+    "model, kind, message",
+    [(DescribeAnything(StandIn()), "crop", "takes masks, but"), (Texter(), "mask", "takes no masks, but")],
+)
+def test_adapter_refuses_a_referral_that_it_cannot_follow(model: Any, kind: str, message: str) -> None:
+    with pytest.raises(ReferralError, match=message):
+        AdapterDescriber(model, Referral(kind), name="it")
+
+
+def test_code_beside_weights_is_not_run_unasked() -> None:
+    with pytest.raises(ValueError, match="Look at that code, then give trust_remote_code: true"):
+        DescribeAnything.from_pretrained()

@@ -1,0 +1,365 @@
+"""Referral: every pixel that is drawn, and every number that is written, is where the region is."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RealRegion
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
+
+from finecaption_hf.evaluation.comparators.prompts import Prompts, read_prompts
+from finecaption_hf.evaluation.comparators.referral import (
+    BOX_FORMATS,
+    COLORS,
+    CONVENTIONS,
+    KINDS,
+    Marked,
+    Referral,
+    ReferralError,
+    box_mask,
+    crop_window,
+    grid_cells,
+    line_width,
+    pad_to_square,
+    read_referral,
+    write_box,
+)
+
+RED = COLORS["red"]
+WHITE = (255, 255, 255)
+
+
+def picture(height: int = 60, width: int = 100, seed: int = 0) -> Image.Image:
+    # Below 200, so that no pixel of the picture has a colour that is drawn.
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 200, (height, width, 3), dtype=np.uint8))
+
+
+def disc(height: int, width: int, y: int, x: int, radius: int) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def is_color(image: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
+    return (np.asarray(image) == color).all(axis=-1)
+
+
+# --- in the picture --------------------------------------------------------------------------------------------------
+
+
+def test_drawn_box_is_a_frame_of_the_line_width_just_outside_the_region() -> None:
+    image, mask = picture(), disc(60, 100, 30, 50, 10)
+    marked = Referral("box_drawn").mark(image, mask)
+    width = line_width(image.size)
+    expected = np.zeros((60, 100), dtype=bool)
+    expected[20 - width : 41 + width, 40 - width : 61 + width] = True
+    expected[20:41, 40:61] = False
+    assert width == 2
+    assert (is_color(marked.image, RED) == expected).all()
+    assert marked.box_xyxy == (40, 20, 61, 41)
+    assert (np.asarray(marked.image)[20:41, 40:61] == np.asarray(image)[20:41, 40:61]).all()
+
+
+@pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn"])
+def test_lines_leave_the_region_as_it_was_and_touch_it_all_around(kind: str) -> None:
+    image, mask = picture(), disc(60, 100, 30, 50, 12)
+    drawn = np.asarray(Referral(kind).mark(image, mask).image)
+    line = is_color(Image.fromarray(drawn), RED)
+    assert (drawn[mask] == np.asarray(image)[mask]).all()
+    assert not (line & mask).any()
+    if kind == "contour_drawn":
+        around = np.zeros_like(mask)
+        around[1:] |= mask[:-1]
+        around[:-1] |= mask[1:]
+        around[:, 1:] |= mask[:, :-1]
+        around[:, :-1] |= mask[:, 1:]
+        assert line[around & ~mask].all()
+
+
+@pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn", "mask_overlaid"])
+def test_marks_are_seen_on_a_picture_of_their_own_color(kind: str) -> None:
+    image = Image.new("RGB", (100, 60), RED)
+    drawn = Referral(kind).mark(image, disc(60, 100, 30, 50, 10)).image
+    assert is_color(drawn, WHITE).sum() > 40
+
+
+@pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn"])
+@pytest.mark.parametrize("place", [(0, 0), (30, 50), (59, 99)])
+def test_region_of_one_pixel_is_marked_and_not_covered(kind: str, place: tuple[int, int]) -> None:
+    image, mask = picture(), np.zeros((60, 100), dtype=bool)
+    mask[place] = True
+    drawn = Referral(kind).mark(image, mask).image
+    assert is_color(drawn, RED).sum() >= 5
+    assert (np.asarray(drawn)[place] == np.asarray(image)[place]).all()
+
+
+@pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn"])
+def test_region_that_fills_the_picture_is_framed_inside(kind: str) -> None:
+    drawn = Referral(kind).mark(picture(), np.ones((60, 100), dtype=bool)).image
+    line = is_color(drawn, RED)
+    assert line[0].all() and line[-1].all() and line[:, 0].all() and line[:, -1].all()
+    assert not line[2:-2, 2:-2].any()
+
+
+def test_lines_grow_with_the_picture() -> None:
+    assert [line_width((side, 10)) for side in (100, 336, 1000, 4000)] == [2, 2, 6, 24]
+
+
+def test_light_line_gets_a_dark_edge() -> None:
+    drawn = Referral("contour_drawn", color="yellow").mark(picture(), disc(60, 100, 30, 50, 10)).image
+    assert is_color(drawn, COLORS["yellow"]).any()
+    assert not is_color(drawn, WHITE).any()
+
+
+def test_overlay_mixes_color_and_picture_inside_the_region_only() -> None:
+    image, mask = picture(), disc(60, 100, 30, 50, 10)
+    drawn = np.asarray(Referral("mask_overlaid", opacity=0.25).mark(image, mask).image).astype(float)
+    expected = np.rint(0.75 * np.asarray(image)[mask] + 0.25 * np.array(RED))
+    assert (drawn[mask] == expected).all()
+    edge = is_color(Image.fromarray(drawn.astype(np.uint8)), WHITE)
+    assert (drawn[~mask & ~edge] == np.asarray(image)[~mask & ~edge]).all()
+
+
+def test_crop_shows_exactly_the_box() -> None:
+    image = picture()
+    mask = box_mask((10, 12, 50, 52), (60, 100))
+    marked = Referral("crop").mark(image, mask)
+    assert (np.asarray(marked.image) == np.asarray(image)[12:52, 10:50]).all()
+    assert marked.box_xyxy == (0, 0, 40, 40)
+
+
+def test_crop_with_context_has_the_margin_on_each_side_as_far_as_the_picture_goes() -> None:
+    image = picture()
+    marked = Referral("crop_context", margin=0.5).mark(image, box_mask((10, 20, 50, 60), (60, 100)))
+    assert (np.asarray(marked.image) == np.asarray(image)[0:60, 0:70]).all()
+    assert marked.box_xyxy == (10, 20, 50, 60)
+
+
+@given(
+    st.tuples(st.integers(0, 79), st.integers(1, 80)),
+    st.tuples(st.integers(0, 49), st.integers(1, 50)),
+    st.floats(0, 3),
+    st.integers(1, 100),
+)
+@settings(max_examples=200, deadline=None)
+def test_crop_window_holds_the_box_stays_inside_and_is_large_enough(
+    columns: tuple[int, int], rows: tuple[int, int], margin: float, min_side: int
+) -> None:
+    (left, right), (top, bottom) = sorted(columns), sorted(rows)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    window = crop_window((left, top, right, bottom), (80, 50), margin, min_side)
+    assert 0 <= window[0] <= left and right <= window[2] <= 80
+    assert 0 <= window[1] <= top and bottom <= window[3] <= 50
+    assert window[2] - window[0] >= min(min_side, 80)
+    assert window[3] - window[1] >= min(min_side, 50)
+
+
+def test_small_crop_is_grown_evenly() -> None:
+    assert crop_window((40, 20, 44, 24), (100, 60), 0.0, 10) == (37, 17, 47, 27)
+
+
+def test_filled_box_replaces_the_mask_and_leaves_the_picture() -> None:
+    image, mask = picture(), disc(60, 100, 30, 50, 10)
+    marked = Referral("filled_box").mark(image, mask)
+    assert marked.mask is not None
+    assert (marked.mask == box_mask((40, 20, 61, 41), (60, 100))).all()
+    assert (np.asarray(marked.image) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_picture_that_was_given_is_never_changed(kind: str) -> None:
+    image = picture()
+    before = np.array(image)
+    Referral(kind).mark(image, disc(60, 100, 30, 50, 10))
+    assert (np.asarray(image) == before).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_picture_is_left_alone(kind: str) -> None:
+    image = picture()
+    referral = Referral(kind)
+    marked = referral.mark(image, None)
+    assert (np.asarray(marked.image) == np.asarray(image)).all()
+    assert (marked.mask, marked.box_xyxy, referral.text(marked, "")) == (None, None, "")
+
+
+def test_mask_of_another_size_raises() -> None:
+    with pytest.raises(ReferralError, match=r"\(60, 99\) but the image is 60x100"):
+        Referral("crop").mark(picture(), np.ones((60, 99), dtype=bool))
+
+
+def test_empty_mask_raises() -> None:
+    with pytest.raises(ReferralError, match="mask is empty"):
+        Referral("crop").mark(picture(), np.zeros((60, 100), dtype=bool))
+
+
+def test_padding_to_a_square_moves_picture_box_and_mask_alike() -> None:
+    image, mask = picture(), disc(60, 100, 30, 50, 10)
+    marked = pad_to_square(Marked(image, mask, (40, 20, 61, 41)), (1, 2, 3))
+    pixels = np.asarray(marked.image)
+    assert pixels.shape == (100, 100, 3)
+    assert (pixels[20:80] == np.asarray(image)).all()
+    assert (pixels[:20] == (1, 2, 3)).all() and (pixels[80:] == (1, 2, 3)).all()
+    assert marked.box_xyxy == (40, 40, 61, 61)
+    assert marked.mask is not None and (marked.mask[20:80] == mask).all() and marked.mask.sum() == mask.sum()
+
+
+def test_marks_on_photographs_stay_beside_the_region(real_regions: list[RealRegion]) -> None:
+    for region in real_regions:
+        with Image.open(region.image) as opened:
+            image = opened.convert("RGB")
+        mask = region.mask
+        before = np.asarray(image)
+        for kind in ("box_drawn", "contour_drawn"):
+            drawn = np.asarray(Referral(kind).mark(image, mask).image)
+            changed = (drawn != before).any(axis=-1)
+            reach = line_width(image.size) * 2
+            rows, columns = np.nonzero(mask)
+            near = np.zeros_like(mask)
+            near[
+                max(0, rows.min() - reach) : rows.max() + 1 + reach,
+                max(0, columns.min() - reach) : columns.max() + 1 + reach,
+            ] = True
+            assert changed.any()
+            assert not (changed & ~near).any()
+            assert 2 * (changed & mask).sum() <= mask.sum()
+
+
+# --- in the text -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "box_format, text",
+    [
+        ("pixels", "[29, 10, 80, 50] (x1, y1, x2, y2 in pixels; the image is 100 wide and 60 high)"),
+        ("unit", "[0.29, 0.17, 0.8, 0.83]"),
+        ("qwen2_vl", "<|box_start|>(290,167),(800,833)<|box_end|>"),
+        ("qwen2_5_vl", '{"bbox_2d": [57, 19, 157, 93]}'),
+        ("qwen3_vl", '{"bbox_2d": [290, 167, 800, 833]}'),
+        ("internvl", "<ref>region</ref><box>[[290, 166, 800, 833]]</box>"),
+        ("kosmos2", "<phrase> it</phrase><object><patch_index_0169><patch_index_0857></object>"),
+    ],
+)
+def test_box_is_written_as_each_model_has_learnt_it(box_format: str, text: str) -> None:
+    assert write_box((29, 10, 80, 50), (60, 100), box_format, seen=(112, 196)) == text
+
+
+@pytest.mark.parametrize("box_format", BOX_FORMATS)
+def test_box_of_the_whole_picture_reaches_the_end_of_every_scale(box_format: str) -> None:
+    text = write_box((0, 0, 100, 60), (60, 100), box_format, seen=(112, 196))
+    ends = {"pixels": "100, 60", "unit": "1.0, 1.0", "qwen2_vl": "(1000,1000)", "qwen2_5_vl": "196, 112"}
+    assert ends.get(box_format, "1023" if box_format == "kosmos2" else "1000, 1000") in text
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.data())
+@settings(max_examples=300, deadline=None)
+def test_grid_cells_are_those_that_the_box_touches(height: int, width: int, data: st.DataObject) -> None:
+    x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
+    first, last = grid_cells((x1, y1, x2, y2), (height, width))
+    # A cell is touched where cell and box overlap: in whole numbers, on a picture of 32 * width by 32 * height.
+    columns = [c for c in range(32) if c * width < 32 * x2 and (c + 1) * width > 32 * x1]
+    rows = [r for r in range(32) if r * height < 32 * y2 and (r + 1) * height > 32 * y1]
+    assert (first, last) == (rows[0] * 32 + columns[0], rows[-1] * 32 + columns[-1])
+
+
+def test_grid_cells_are_those_of_transformers_own_processor() -> None:
+    # Boxes off the grid's lines, where floating point cannot decide differently.
+    for x1, y1, x2, y2 in [(3, 5, 50, 41), (0, 0, 97, 59), (11, 7, 13, 9), (60, 31, 99, 53)]:
+        expected = coordinate_to_patch_index((x1 / 101, y1 / 61, x2 / 101, y2 / 61), 32)
+        assert grid_cells((x1, y1, x2, y2), (61, 101)) == expected
+
+
+def test_every_convention_has_a_format() -> None:
+    assert set(CONVENTIONS.values()) <= set(BOX_FORMATS)
+    assert json.loads(write_box((1, 2, 3, 4), (10, 10), "qwen3_vl")) == {"bbox_2d": [100, 200, 300, 400]}
+
+
+def test_pixels_after_resizing_need_their_size() -> None:
+    with pytest.raises(ReferralError, match="needs the size of the picture after resizing"):
+        write_box((0, 0, 1, 1), (10, 10), "qwen2_5_vl")
+
+
+def test_unknown_box_format_lists_the_known() -> None:
+    with pytest.raises(ReferralError, match=r"no box format 'yolo'.*pixels, unit, qwen2_vl"):
+        write_box((0, 0, 1, 1), (10, 10), "yolo")
+
+
+def test_sentence_names_color_and_box() -> None:
+    image, mask = picture(), disc(60, 100, 30, 50, 10)
+    drawn, written = Referral("box_drawn", color="blue"), Referral("box_text")
+    assert drawn.text(drawn.mark(image, mask), "") == "The marked region is inside the blue box."
+    assert written.text(written.mark(image, mask), "[1, 2]") == "The marked region is the box [1, 2]."
+
+
+def test_own_sentence_may_tell_the_size_of_the_picture() -> None:
+    referral = Referral("crop", sentence="A crop, {width}x{height}.")
+    assert referral.text(referral.mark(picture(), box_mask((0, 0, 40, 50), (60, 100))), "") == "A crop, 40x50."
+
+
+# --- settings and prompts --------------------------------------------------------------------------------------------
+
+
+def test_settings_are_those_that_matter() -> None:
+    assert Referral("crop_context").settings == {
+        "kind": "crop_context",
+        "margin": 0.5,
+        "min_side": 32,
+        "sentence": "The image is cropped around the marked region, with some of its surroundings.",
+    }
+    assert Referral("mask").settings == {"kind": "mask", "sentence": ""}
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("arrow", "no referral 'arrow'. Give one of mask"),
+        ({"color": "red"}, "is no referral"),
+        ({"kind": "crop", "colour": "red"}, "has no colour; there are kind, color"),
+        ({"kind": "box_drawn", "color": "puce"}, "no color 'puce'"),
+        ({"kind": "mask_overlaid", "opacity": 0}, "opacity is 0"),
+        ({"kind": "mask_overlaid", "opacity": "high"}, "a number is needed"),
+        ({"kind": "crop", "margin": -1.0}, "margin is -1.0"),
+        ({"kind": "crop", "min_side": 0}, "min_side is 0"),
+        ({"kind": "crop", "sentence": "the {thing}"}, "cannot be filled in .*write a brace itself twice"),
+        ({"kind": "crop", "sentence": "a { brace"}, "cannot be filled in"),
+    ],
+)
+def test_referral_that_cannot_be_meant_says_why(value: Any, message: str) -> None:
+    with pytest.raises(ReferralError, match=message):
+        read_referral(value)
+
+
+def test_prompt_is_found_by_any_spelling_of_the_name() -> None:
+    prompts = read_prompts({"default": "{referral} Q: {question}", "by_name": {"Materials/Texture": "{name}? {box}"}})
+    filled = {"referral": "R", "box": "[0]"}
+    assert prompts.write("What?", "materials texture", **filled, whole=False) == "materials texture? [0]"
+    assert prompts.write("What?", "Color", **filled, whole=False) == "R Q: What?"
+
+
+def test_whole_image_is_asked_about_without_a_region() -> None:
+    whole = {"referral": "", "box": "", "whole": True}
+    assert Prompts("USER: {referral} {question}").write("What?", None, **whole) == "USER: What?"
+    assert Prompts("USER: {referral} {question}", whole="All: {question}").write("What?", None, **whole) == "All: What?"
+
+
+def test_braces_in_a_question_stay() -> None:
+    assert Prompts().write("Is {this} {0} code?", None, referral="R.", box="", whole=False) == "R. Is {this} {0} code?"
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (3, "are no prompts"),
+        ({"default": 3}, "prompt default is 3; text is needed"),
+        ({"by_name": ["a"]}, "by_name of the prompts"),
+        ({"by_name": {"Color": "{colour}"}}, "prompt by_name.Color is .* cannot be filled in"),
+        ({"prompt": "x"}, "are no prompts"),
+    ],
+)
+def test_prompts_that_cannot_be_meant_say_why(value: Any, message: str) -> None:
+    with pytest.raises(ReferralError, match=message):
+        read_prompts(value)
