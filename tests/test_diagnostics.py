@@ -1,7 +1,9 @@
 """Diagnostics against references: plain forward passes, models that cannot see the mask, answers known beforehand."""
 
 import copy
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from finecaption_hf.cli import app
 from finecaption_hf.data.records import Branch, Record, Region
 from finecaption_hf.evaluation.diagnostics import (
     AnswerScorer,
@@ -32,6 +36,7 @@ from finecaption_hf.scenes import (
     known_values,
     normalize_answer,
     render_scene,
+    write_scenes,
 )
 
 SEED = 400_000  # far from the scenes of training and of the card
@@ -415,6 +420,29 @@ def test_embedded_checkpoint_says_the_same_in_captions_and_alone(embedded: Any) 
         assert found["all"][form]["agreement"]["value"] > 0.9
     for name in ("Color", "Shape", "Category Name"):
         assert found["by_question"][name]["region"]["says_it"]["value"] > 0.9
+
+
+def test_command_puts_the_tables_into_the_report(tmp_path: Path) -> None:
+    records = write_scenes(tmp_path / "scenes", 2, seed=SEED, split="test", num_regions=2)
+    names = ["accuracy", "mask", "mask-own", "consistency"]
+    given = ["--data", str(records), "--metrics", "rouge_l", "--tokenizer", "python", "--device", "cpu"]
+    output = tmp_path / "out"
+    found = CliRunner().invoke(app, ["evaluate", *given, "--diagnostics", ",".join(names), "--output", str(output)])
+    assert found.exit_code == 0, found.output
+    parts = json.loads((output / "report.json").read_text())["diagnostics"]
+    titles = [part["title"] for part in parts]
+    assert len(set(titles)) == 4 and titles[1] == "Is the mask used?"
+    assert parts[0]["values"]["all"]["segments"] == sum(
+        len(accepted(scene, index)) - 1 for scene in scenes_of(2) for index in range(2)
+    ) + len(scenes_of(2))
+    # Closed vocabularies and all wordings are those of the scenes.
+    assert parts[3]["values"]["compared_by"] == "values"
+    assert parts[1]["values"]["by_question"]["Camera Viewpoint"]["other_answer"] is None
+    assert all(title in (output / "report.md").read_text() for title in titles)
+
+
+def scenes_of(number: int) -> list[Scene]:
+    return [render_scene(SEED + seed, split="test", num_regions=2) for seed in range(number)]
 
 
 def test_unknown_diagnostic_raises() -> None:

@@ -416,7 +416,8 @@ def _result(rows: list[_Row], left_out: Mapping[str, int], answers: str, max_oth
     if left_out:
         notes.append(f"Not scored: {told(left_out)}.")
     columns = ["question", "answers", *SWAPS.values(), *(title for title, _ in _BEST.values())]
-    return diagnostic("Is the mask used?", columns, lines, notes, values)
+    title = "Is the mask used?" + ("" if answers == "reference" else " (the model's own answers)")
+    return diagnostic(title, columns, lines, notes, values)
 
 
 def _mean(rows: list[_Row], name: str, seed: int) -> Any:
