@@ -59,8 +59,13 @@ def evaluate(
         typer.Option(metavar="DIR|FILE", help="Another evaluation of the same data, for paired differences."),
     ] = None,
     metrics: Annotated[
-        str, typer.Option(metavar="NAMES", help="Of rouge_l, bleu, meteor, cider and bertscore, with commas.")
-    ] = "rouge_l,bleu,meteor,cider,bertscore",
+        list[str],
+        typer.Option(
+            metavar="NAMES",
+            help="Of rouge_l, bleu, meteor, cider and bertscore, with commas; repeatable.",
+            show_default="all",
+        ),
+    ] = ["rouge_l,bleu,meteor,cider,bertscore"],  # noqa: B006  (typer does not change it)
     tokenizer: Annotated[
         Tokenizer, typer.Option(help="ptb is that of the papers and needs Java; python differs slightly.")
     ] = Tokenizer.ptb,
@@ -121,13 +126,14 @@ def evaluate(
         str | None, typer.Option(metavar="METRIC", help="What chooses them.", show_default="ROUGE-L")
     ] = None,
     diagnostics: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             metavar="NAMES",
-            help="Of accuracy (rendered scenes), mask, mask-own and consistency, with commas; see docs/evaluation.md.",
+            help="Of accuracy (rendered scenes), mask, mask-own and consistency, with commas; repeatable; see "
+            "docs/diagnostics.md.",
             show_default="none",
         ),
-    ] = "",
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all predictions anew.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try predictions again that hold an error.")
@@ -143,7 +149,7 @@ def evaluate(
     with errors_in_one_line():
         if data is None and from_predictions is None:
             raise ValueError("Give --data, described regions to evaluate on, or --from-predictions.")
-        asked = check_names(diagnostics)
+        asked = check_names(",".join(diagnostics or ()))
         asks_model = bool(set(asked) - {ACCURACY})
         if asked and data is None:
             raise ValueError("--diagnostics need --data.")
@@ -190,7 +196,7 @@ def evaluate(
         # What the metrics need is looked for before anything is generated.
         try:
             score = CaptionScorer(
-                [name.strip() for name in metrics.split(",") if name.strip()],
+                [name.strip() for name in ",".join(metrics).split(",") if name.strip()],
                 tokenizer=tokenizer.value,
                 bertscore_model=bertscore_model,
                 bertscore_layer=bertscore_layer,
