@@ -381,8 +381,10 @@ def run(*arguments: object) -> Any:
 QUICK = ("--metrics", "rouge_l,bleu", "--tokenizer", "python", "--device", "cpu", "--max-new-tokens", 6)
 
 
-def test_the_command_evaluates_and_goes_on(tmp_path: Path) -> None:
+def test_the_command_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from finecaption_hf.scenes import write_scenes
+
+    monkeypatch.setattr("sys.argv", ["finecaption", "evaluate", "--output", "a folder"])
 
     records = write_scenes(tmp_path / "scenes", 2, seed=5, size=192, split="test")
     out = tmp_path / "out"
@@ -391,7 +393,7 @@ def test_the_command_evaluates_and_goes_on(tmp_path: Path) -> None:
     assert "ROUGE-L" in done.output
     report = json.loads((out / "report.json").read_text())
     assert (report["model"], report["data"]["name"], report["counts"]["images"]) == ("tiny", "scenes", 2)
-    assert report["commands"]["predictions"].startswith("finecaption ")
+    assert report["commands"]["predictions"] == "finecaption evaluate --output 'a folder'"
     assert {"transformers (predictions)", "torch (predictions)", "finecaption-hf"} <= set(report["versions"])
     whole = (out / "predictions.jsonl").read_bytes()
     (out / "predictions.jsonl").write_bytes(whole[: len(whole) // 2])

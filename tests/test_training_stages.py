@@ -154,6 +154,7 @@ def test_wrong_argument_of_a_recipe_is_refused() -> None:
 
 def test_recipes_of_the_package_are_there() -> None:
     assert PACKAGED == [
+        "ablation-tiny",
         "finecaption-8b-24gb-lora-4bit",
         "finecaption-8b-8gpu-deepspeed-zero3",
         "finecaption-8b-8gpu-fsdp2",
