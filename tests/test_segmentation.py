@@ -1,11 +1,13 @@
 """Points and boxes -> masks: the real classes at random tiny size, models of known logits, and the classical one."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import EXAMPLE_PICTURE
 from PIL import Image, ImageDraw
 from transformers import (
     AutoConfig,
@@ -21,7 +23,9 @@ from transformers import (
     SamImageProcessor,
     SamModel,
 )
+from typer.testing import CliRunner
 
+from finecaption_hf.cli import app
 from finecaption_hf.segmentation import SegmentationError, open_segmenter
 from finecaption_hf.segmentation.models import ModelSegmenter
 from finecaption_hf.segmentation.segmenter import point_grid, without_duplicates
@@ -44,6 +48,10 @@ def disc(size: tuple[int, int] = SIZE) -> np.ndarray:
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 _DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
@@ -448,3 +456,37 @@ def test_pictures_of_any_mode_have_masks_of_their_displayed_size(classical: Any)
     assert classical.encode(image).masks(points=[(5, 5)])[0].mask.shape == (80, 40)
     for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
         assert classical.encode(picture().convert(mode)).masks(points=[(5, 5)])[0].mask.shape == (60, 90)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_everything_of_a_picture_is_captioned_from_the_command_line(tmp_path: Any) -> None:
+    pytest.importorskip("cv2", reason='needs OpenCV: pip install "finecaption-hf[segmentation]"')
+    picture((180, 120)).save(tmp_path / "disc.png")
+    command = ["caption", tmp_path / "disc.png", "--everything", "--max-regions", 2]
+    result = run(*command, "--device", "cpu", "--max-new-tokens", 4, "--json")
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    assert 1 <= len(records) <= 2
+    assert all(record["answers"]["region"] for record in records)
+    # The disc is among them: its bounding box, to a few pixels.
+    wanted = np.array([45, 30, 113, 91])
+    assert min(np.abs(np.array(record["box_xyxy"]) - wanted).max() for record in records) <= 4
+    assert f"{len(records)} regions found by: classical" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--everything", "--box", "1,2,30,40"], "leave --box out"),
+        (["--segmenter", "some/model"], "--segmenter goes with --everything only"),
+        (["--max-regions", "3"], "--max-regions goes with --everything only"),
+        (["--everything", "--segmenter", "/no/such/folder"], "neither a folder nor the id"),
+    ],
+)
+def test_wrong_use_of_everything_ends_in_one_error(arguments: list[str], message: str) -> None:
+    result = run("caption", EXAMPLE_PICTURE, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output and not result.stdout
