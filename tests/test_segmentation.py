@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import EXAMPLE_PICTURE
 from PIL import Image, ImageDraw
+from tiny import tiny_config, tiny_model
 from transformers import (
     AutoConfig,
     EdgeTamConfig,
@@ -25,10 +26,18 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from finecaption_hf.assembly.plan import _tower_fields
+from finecaption_hf.assembly.sources import Source
+from finecaption_hf.branching_finecaption import BranchEngine
+from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
-from finecaption_hf.segmentation import SegmentationError, open_segmenter
+from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, fit_within
+from finecaption_hf.modeling_finecaption import convert_normalisation
+from finecaption_hf.segmentation import SegmentationError, SharedSegmenter, open_segmenter, open_shared_segmenter
 from finecaption_hf.segmentation.models import ModelSegmenter
 from finecaption_hf.segmentation.segmenter import point_grid, without_duplicates
+from finecaption_hf.training import STAGES
+from finecaption_hf.training.callback import apply_stage
 
 SIDE = 128  # pixels of the tiny models' input
 SIZE = (90, 60)  # width, height of the picture
@@ -456,6 +465,99 @@ def test_pictures_of_any_mode_have_masks_of_their_displayed_size(classical: Any)
     assert classical.encode(image).masks(points=[(5, 5)])[0].mask.shape == (80, 40)
     for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
         assert classical.encode(picture().convert(mode)).masks(points=[(5, 5)])[0].mask.shape == (60, 90)
+
+
+# --- one encoding for segmentation and captions ----------------------------------------------------------------------
+
+
+def shared_parts(**changes: Any) -> tuple[Any, Any, SamModel]:
+    """A tiny FineCaption model, its image processor, and the SAM that its tower was taken from."""
+    model = tiny_model(sam_config={"output_channels": 32}, **changes)
+    sam_config = SamConfig(
+        vision_config=model.config.sam_config.to_dict(),
+        prompt_encoder_config={"hidden_size": 32, "image_size": 256, "image_embedding_size": 16},
+        mask_decoder_config=_DECODER,
+    )
+    sam_config.vision_config.num_pos_feats = 16
+    sam = SamModel(sam_config)
+    if model.config.sam_feature_layer is None:
+        sam.vision_encoder.load_state_dict(model.model.sam_tower.vision_encoder.state_dict())
+    processor = SimpleNamespace(image_processor=FineCaptionImageProcessor(**model.config.image_processor_kwargs()))
+    return model, processor, sam.eval()
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90)])
+def test_one_encoder_call_serves_masks_and_captions(size: tuple[int, int], tmp_path: Any) -> None:
+    model, processor, sam = shared_parts()
+    sam.save_pretrained(tmp_path)
+    model.config.sam_pretrained = str(tmp_path)
+    calls: list[int] = []
+    model.model.sam_tower.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    image = picture(size)
+    encoded = open_shared_segmenter(model, processor).encode(image)
+    box = [size[0] / 4, 10, size[0] - 7, size[1] - 9]
+    found = encoded.masks(box_xyxy=box)
+    prepared = processor.image_processor(image, masks=[found[0].mask], return_tensors="pt")
+    high_res = prepared.pop("high_res_pixel_values")
+    tokens = model.get_image_features(**prepared, high_res_features=encoded.high_res_features).pooler_output
+    assert len(calls) == 1
+
+    reference = model.get_image_features(**prepared, high_res_pixel_values=high_res).pooler_output
+    assert torch.allclose(tokens, reference, atol=1e-5)
+    # The same prompt by SAM alone, on the picture as the captioning model sees it.
+    config, placed = model.config, fit_within(size[1], size[0], 256, 256, True)
+    given = (config.high_res_image_mean, config.high_res_image_std)
+    pixels = convert_normalisation(high_res, given, (config.sam_image_mean, config.sam_image_std))
+    corner = np.array([placed.left, placed.top])
+    scale = np.array([placed.width / size[0], placed.height / size[1]])
+    moved = (np.array(box).reshape(2, 2) * scale + corner).reshape(1, 1, 4)
+    with torch.no_grad():
+        made = sam(pixel_values=pixels, input_boxes=torch.tensor(moved, dtype=torch.float32))
+    assert [it.score for it in found] == pytest.approx(
+        sorted(made.iou_scores.flatten().tolist(), reverse=True)[: len(found)], abs=1e-4
+    )
+
+
+def test_engine_takes_an_encoding_that_is_there_already() -> None:
+    model, processor = load(device="cpu")
+    image = Image.open(EXAMPLE_PICTURE)
+    vision = dict(processor.image_processor(image, masks=[[178, 25, 249, 96], [5, 35, 85, 248]], return_tensors="pt"))
+    requests = [["Color", "Shape"], ["Color"]]
+    expected = [[answer.text for answer in row] for row in BranchEngine(model, processor).answer(vision, requests)]
+    with torch.no_grad():
+        vision["high_res_features"] = model.get_high_res_features(vision.pop("high_res_pixel_values").to(model.dtype))
+    calls: list[int] = []
+    for tower in (model.model.sam_tower, model.model.convnext_tower):
+        tower.register_forward_hook(lambda *_: calls.append(1))
+    found = [[answer.text for answer in row] for row in BranchEngine(model, processor).answer(vision, requests)]
+    assert found == expected and not calls
+
+
+def test_tower_that_was_trained_since_is_not_shared() -> None:
+    model, processor, sam = shared_parts()
+    with pytest.raises(SegmentationError, match="does not say from which SAM"):
+        open_shared_segmenter(model, processor)
+    with torch.no_grad():
+        model.model.sam_tower.vision_encoder.layers[1].mlp.lin1.bias[0] += 0.01
+    with pytest.raises(SegmentationError, match=r"1 tensors differ, such as layers.1.mlp.lin1.bias"):
+        SharedSegmenter(model, processor, sam)
+    model, processor, sam = shared_parts(sam_feature_layer=0)
+    with pytest.raises(SegmentationError, match="no SAM tower with its neck"):
+        SharedSegmenter(model, processor, sam)
+
+
+def test_checkpoint_says_whose_encoder_its_tower_is_until_that_trains(tmp_path: Any) -> None:
+    SamConfig(vision_config=tiny_config().sam_config.to_dict()).save_pretrained(tmp_path)
+    SamImageProcessor().save_pretrained(tmp_path)
+    options: Any = SimpleNamespace(config={}, without=frozenset())
+    for is_hub, expected in ((True, "facebook/sam-vit-large"), (False, None)):
+        source = Source("facebook/sam-vit-large", None, tmp_path, (), None, is_hub)
+        assert _tower_fields(options, {"sam": source}, {"sam": {}}).get("sam_pretrained") == expected
+    for stage in STAGES.values():
+        model = tiny_model(sam_pretrained="facebook/sam-vit-large")
+        apply_stage(model, stage)
+        trains = any(parameter.requires_grad for parameter in model.model.sam_tower.parameters())
+        assert model.config.sam_pretrained == (None if trains else "facebook/sam-vit-large")
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

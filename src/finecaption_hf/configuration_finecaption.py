@@ -123,6 +123,8 @@ class FineCaptionConfig(PreTrainedConfig):
         vision_feature_layer (`int`): the hidden state of CLIP that is used, as in `hidden_states[i]` (0 is the
             embedding); the layers behind it are not built.
         sam_feature_layer (`int`, *optional*): the SAM block whose output is used; `None` means the neck.
+        sam_pretrained (`str`, *optional*): the SAM whose untouched encoder the SAM tower is, as the id of a Hub
+            repository; its prompt encoder and mask decoder then work on the tower's output. `None` means none known.
         high_res_image_size (`int`): side of the high-resolution input in pixels.
         grid_size (`int`): side of the feature grid on which the towers meet; N = grid_size ** 2 image tokens.
         adapter_hidden_size (`int`, *optional*): width of the adapter's hidden layer; `None` means the language model's.
@@ -165,6 +167,7 @@ class FineCaptionConfig(PreTrainedConfig):
     use_sam: bool = True
     vision_feature_layer: int = -2
     sam_feature_layer: int | None = None
+    sam_pretrained: str | None = None
     high_res_image_size: int = 1024
     grid_size: int = 32
     adapter_hidden_size: int | None = None

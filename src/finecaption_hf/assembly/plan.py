@@ -185,6 +185,8 @@ def _tower_fields(
     if "sam" in sources:
         fields["sam_config"] = configs.sam_config(sources["sam"], tensors["sam"])
         fields |= configs.image_statistics(sources["sam"], "sam_image")
+        if sources["sam"].is_hub and fields.get("sam_feature_layer") is None:
+            fields["sam_pretrained"] = sources["sam"].name
     return fields | _geometry(fields)
 
 

@@ -10,5 +10,14 @@
 from .opening import open_segmenter
 from .prompts import SegmentationError
 from .segmenter import Candidate, EncodedImage, Segmenter
+from .shared import SharedSegmenter, open_shared_segmenter
 
-__all__ = ["Candidate", "EncodedImage", "SegmentationError", "Segmenter", "open_segmenter"]
+__all__ = [
+    "Candidate",
+    "EncodedImage",
+    "SegmentationError",
+    "Segmenter",
+    "SharedSegmenter",
+    "open_segmenter",
+    "open_shared_segmenter",
+]

@@ -62,6 +62,9 @@ def apply_stage(model: nn.Module, stage: Stage) -> list[TrainableRow]:
         add_adapters(model, stage)
     for parameter in chosen:
         parameter.requires_grad_(True)
+    if any("sam_tower" in name for name, parameter in model.named_parameters() if parameter.requires_grad):
+        config: Any = model.config
+        config.sam_pretrained = None  # what is trained is no longer the published encoder
     return trainable_table(model)
 
 

@@ -479,7 +479,8 @@ class BranchEngine:
 
         Args:
             vision: what the processor's image processor gives for I images and B regions; moved to the model's device
-                and converted to its dtype here.
+                and converted to its dtype here. `high_res_features` (I, C, h, w), from `get_high_res_features`, may
+                stand in the place of `high_res_pixel_values`.
             requests: for each of the B regions those about it; a text stands for a request with default settings.
             log_probs: whether answers have log-probabilities.
             partial: whether answers come with every new token (in the plain way only once they are finished).
@@ -894,7 +895,9 @@ class _Images:
             return
         with self.engine._timed("images"):
             features = None
-            if "high_res_pixel_values" in self.vision:
+            if "high_res_features" in self.vision:
+                features = self._on_device("high_res_features", [image])
+            elif "high_res_pixel_values" in self.vision:
                 features = self.engine.model.get_high_res_features(self._on_device("high_res_pixel_values", [image]))
             self._features[image] = features
             self.engine.counts["images"] += 1

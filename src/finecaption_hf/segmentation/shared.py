@@ -1,0 +1,102 @@
+"""One encoding for segmentation and captioning, where a checkpoint's SAM tower is the encoder of a published SAM."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from ..image_processing_finecaption import fit_within
+from .models import ModelEncodedImage
+from .prompts import SegmentationError
+from .segmenter import Segmenter, displayed
+
+if TYPE_CHECKING:
+    from ..modeling_finecaption import FineCaptionForConditionalGeneration
+    from ..processing_finecaption import FineCaptionProcessor
+
+
+class SharedEncodedImage(ModelEncodedImage):
+    """A picture whose encoding captions use as well.
+
+    `high_res_features` (1, C, h, w) goes into `model.generate` or, under that name, beside what the image processor
+    returns into `BranchEngine`; the high-resolution towers then do not run again.
+    """
+
+    high_res_features: torch.Tensor
+
+
+class SharedSegmenter(Segmenter):
+    """SAM's prompt encoder and mask decoder over the embeddings of a FineCaption model's SAM tower.
+
+    Args:
+        model, processor: as `finecaption_hf.captioning.load` returns them.
+        sam: the `SamModel` that the tower was taken from. Its own image encoder is let go.
+
+    Raises:
+        SegmentationError: If the model has no such tower, or the tower's weights are not those of `sam`.
+    """
+
+    def __init__(self, model: "FineCaptionForConditionalGeneration", processor: "FineCaptionProcessor", sam: Any):
+        config = model.config
+        if not config.use_sam or config.sam_feature_layer is not None:
+            raise SegmentationError("This model has no SAM tower with its neck, so there is no encoding to share.")
+        tower = model.model.sam_tower.vision_encoder.state_dict()
+        theirs = sam.vision_encoder.state_dict()
+        changed = sorted(
+            name
+            for name in tower.keys() | theirs.keys()
+            if name not in tower
+            or name not in theirs
+            or not torch.equal(tower[name], theirs[name].to(tower[name].device, tower[name].dtype))
+        )
+        if changed:
+            raise SegmentationError(
+                f"The SAM tower is not the encoder of this SAM: {len(changed)} tensors differ, such as {changed[0]}. "
+                "Open the SAM by itself, with open_segmenter."
+            )
+        sam.vision_encoder = torch.nn.Identity()
+        parameter = next(model.model.sam_tower.parameters())
+        self.sam = sam.eval().to(parameter.device, parameter.dtype)
+        self.model, self.processor = model, processor
+        self.name = "SAM, over the captioning model's own tower"
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image) -> SharedEncodedImage:
+        config, picture = self.model.config, displayed(image)
+        prepared = self.processor.image_processor(picture, return_tensors="pt")["high_res_pixel_values"]
+        device = next(self.model.parameters()).device
+        features = self.model.get_high_res_features(prepared.to(device, self.model.dtype))
+        assert features is not None
+        # The tower's own grid, unfolded; its channels stand behind ConvNeXt's.
+        fold = config.sam_config.image_size // config.sam_config.patch_size // config.grid_size
+        embeddings = torch.nn.functional.pixel_shuffle(features[:, -config.sam_feature_size :], fold)
+        side = config.high_res_image_size
+        placed = fit_within(picture.height, picture.width, side, side, self.processor.image_processor.do_pad)
+        size = (picture.height, picture.width)
+        encoded = SharedEncodedImage(self.sam, embeddings.to(self.sam.device), size, (side, side), placed)
+        encoded.high_res_features = features
+        return encoded
+
+
+def open_shared_segmenter(
+    model: "FineCaptionForConditionalGeneration", processor: "FineCaptionProcessor", name: str | None = None
+) -> SharedSegmenter:
+    """Load the rest of the SAM that a FineCaption model's tower was taken from.
+
+    Args:
+        model, processor: as `finecaption_hf.captioning.load` returns them.
+        name: that SAM, as a folder or the id of a Hub repository; `None` means the configuration's `sam_pretrained`.
+
+    Raises:
+        SegmentationError: If none is known, or the tower has changed since.
+    """
+    name = name or model.config.sam_pretrained
+    if name is None:
+        raise SegmentationError(
+            "The checkpoint does not say from which SAM its tower was taken (sam_pretrained). Give its name, or open a "
+            "segmenter of its own with open_segmenter."
+        )
+    from transformers import SamModel
+
+    return SharedSegmenter(model, processor, SamModel.from_pretrained(name, local_files_only=os.path.isdir(name)))
