@@ -146,9 +146,7 @@ class Answering:
 
 def describe_picture(pipeline: Any, asked: AskedPicture) -> list[dict[str, Any]]:
     """The records of a request, answered in one go."""
-    records: list[dict[str, Any]] = pipeline(
-        asked.picture, asked.regions, list(asked.questions), **asked.options
-    )
+    records: list[dict[str, Any]] = pipeline(asked.picture, asked.regions, list(asked.questions), **asked.options)
     return records
 
 

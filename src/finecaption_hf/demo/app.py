@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _KEPT_SECONDS = 24 * 3600
 
 _CSS = """
 .fc-answers { border-collapse: collapse; width: 100%; }
-.fc-answers th, .fc-answers td { text-align: left; vertical-align: top; padding: 6px 10px; overflow-wrap: anywhere;
+.fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px; overflow-wrap: anywhere;
   border-bottom: 1px solid var(--border-color-primary); }
 .fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
 .fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white; font-weight: 700;
@@ -164,6 +164,7 @@ def build_demo(model: Any, processor: Any, name: str | None = None) -> gr.Blocks
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for event in (ask.click, question.submit):
             event(answer, asked_inputs, outputs, concurrency_limit=_AT_ONCE, concurrency_id="model", **private)
+        # Not `cancels`: what is answered so far stays, with what reproduces it.
         stop.click(stop_answer, queue=False, **private)
         every.click(lambda: attributes, outputs=chosen, **private)
         no_one.click(lambda: [], outputs=chosen, **private)
@@ -173,19 +174,27 @@ def build_demo(model: Any, processor: Any, name: str | None = None) -> gr.Blocks
             path, regions = examples[event.index]
             return picked(path, os.path.basename(path), regions)
 
+        picker.clear(lambda: ("", "", "", "", []), outputs=outputs, queue=False, **private)
         gallery.select(load_example, outputs=picker, **private)
         gr.api(describe, api_name="describe", concurrency_limit=_AT_ONCE, concurrency_id="model")
     return demo
 
 
-def launch_demo(demo: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> str:
+def launch_demo(
+    demo: gr.Blocks,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    on_start: Callable[[str], None] | None = None,
+) -> str:
     """Start the app, and return its address.
 
     Args:
         demo: of `build_demo`.
         host: which interface to listen on; by default this machine only.
         port: by default the first free one from 7860 on.
-        block: whether to serve until interrupted.
+        on_start (*optional*): gets the address; the app is then served until interrupted. Without it, the app is
+            served by a thread, until `demo.close()`.
 
     Raises:
         OSError: If the port is taken.
@@ -195,7 +204,7 @@ def launch_demo(demo: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = 
         server_port=port,
         share=False,
         quiet=True,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         max_file_size=MAX_FILE_BYTES,
         run_history=False,
         ssr_mode=False,
@@ -205,6 +214,9 @@ def launch_demo(demo: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = 
         css=_CSS,
         app_kwargs={"middleware": [Middleware(Guard)]},
     )
+    if on_start is not None:
+        on_start(str(address))
+        demo.block_thread()
     return str(address)
 
 

@@ -6,6 +6,7 @@
 const COLORS = [[229, 57, 53], [30, 120, 230], [0, 150, 110], [240, 124, 0], [142, 60, 200], [216, 27, 126], [0, 145, 175], [135, 100, 60]];
 const LIMITS = props.limits;
 const TINY_SHARE = 0.0005, TINY_PIXELS = 64, MAX_UNDO = 60;
+const TINT = 70;  // of 255: little, because the captions speak of colours
 
 const find = (selector) => element.querySelector(selector);
 const canvas = find(".fc-canvas"), stage = find(".fc-stage"), context = canvas.getContext("2d");
@@ -26,19 +27,23 @@ function newRegion() {
 
 function colorOf(index) { return COLORS[index % COLORS.length]; }
 
-/** Repaint a region's layer inside [x0, x1) x [y0, y1), and count its pixels anew there. */
+/** Repaint a region's layer where its mask changed inside [x0, x1) x [y0, y1): a tint, and a line along its border. */
 function refresh(index, x0 = 0, y0 = 0, x1 = width, y1 = height) {
-  const region = regions[index], [red, green, blue] = colorOf(index);
+  const { mask, layer } = regions[index], [red, green, blue] = colorOf(index);
   if (x1 <= x0 || y1 <= y0) return;
+  const line = Math.max(1, Math.round(Math.max(width, height) / 500));
+  x0 = Math.max(0, x0 - line); y0 = Math.max(0, y0 - line); x1 = Math.min(width, x1 + line); y1 = Math.min(height, y1 + line);
+  const isBorder = (x, y, at) => x < line || y < line || x >= width - line || y >= height - line
+    || !mask[at - line] || !mask[at + line] || !mask[at - line * width] || !mask[at + line * width];
   const pixels = new ImageData(x1 - x0, y1 - y0);
   for (let y = y0, at = 0; y < y1; y++) {
     for (let x = x0; x < x1; x++, at += 4) {
-      if (region.mask[y * width + x]) {
-        pixels.data[at] = red; pixels.data[at + 1] = green; pixels.data[at + 2] = blue; pixels.data[at + 3] = 255;
-      }
+      if (!mask[y * width + x]) continue;
+      pixels.data[at] = red; pixels.data[at + 1] = green; pixels.data[at + 2] = blue;
+      pixels.data[at + 3] = isBorder(x, y, y * width + x) ? 255 : TINT;
     }
   }
-  region.layer.getContext("2d").putImageData(pixels, x0, y0);
+  layer.getContext("2d").putImageData(pixels, x0, y0);
 }
 
 function measure(region) {
@@ -102,6 +107,7 @@ function checkSize(h, w) {
 function snapshot() { return { active, masks: regions.map((region) => encode(region.mask).counts) }; }
 
 function restore(state) {
+  const before = regions.length;
   regions = state.masks.map((counts) => {
     const region = newRegion();
     region.mask = decode({ size: [height, width], counts });
@@ -110,6 +116,7 @@ function restore(state) {
   active = state.active;
   regions.forEach((region, index) => { measure(region); refresh(index); });
   changed();
+  if (regions.length !== before) trigger("clear");
 }
 
 function remember() {
@@ -190,6 +197,7 @@ function removeRegion(index) {
   active = Math.min(active, regions.length - 1);
   regions.forEach((_, number) => refresh(number));
   changed();
+  trigger("clear");
 }
 
 // --- drawing ---------------------------------------------------------------------------------------------------------
@@ -212,8 +220,8 @@ function drawNow() {
   context.imageSmoothingEnabled = view.scale < 3;
   context.drawImage(picture, 0, 0, width, height);
   regions.forEach((region, index) => {
-    context.globalAlpha = hovered === null ? (index === active ? 0.5 : 0.38) : index === hovered ? 0.72 : 0.08;
-    context.drawImage(region.layer, 0, 0);
+    context.globalAlpha = hovered === null ? (index === active ? 1 : 0.75) : index === hovered ? 1 : 0.2;
+    for (let layers = index === hovered ? 3 : 1; layers; layers--) context.drawImage(region.layer, 0, 0);
   });
   context.globalAlpha = 1;
   if (stroke && stroke.path.length > 1 && (tool === "lasso" || tool === "box")) {
@@ -463,6 +471,7 @@ function show(image, stored, masks = []) {
   find(".fc-empty").hidden = true;
   canvas.dataset.size = `${width}x${height}`;
   fit(); changed();
+  trigger("clear");  // answers about another picture, or under other numbers, would mislead
 }
 
 /** A value from the server: an example, or nothing. */

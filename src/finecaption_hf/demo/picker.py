@@ -61,5 +61,6 @@ class RegionPicker(gr.HTML):
 def picked(path: str, name: str, regions: Sequence[dict[str, Any]]) -> PickedRegions:
     """A value for the picker: a file that the app made, and COCO RLE of regions."""
     return PickedRegions(
-        image=FileData(path=path, orig_name=name), regions=[Rle(size=rle["size"], counts=rle["counts"]) for rle in regions]
+        image=FileData(path=path, orig_name=name),
+        regions=[Rle(size=rle["size"], counts=rle["counts"]) for rle in regions],
     )

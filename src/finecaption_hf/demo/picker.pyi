@@ -9,13 +9,11 @@ from gradio.data_classes import FileData, GradioModel
 
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS
 
-
 class Rle(GradioModel):
     """A mask as COCO RLE: `size` is [H, W], `counts` are runs down the columns, or their compressed text."""
 
     size: list[int]
     counts: list[int] | str
-
 
 class PickedRegions(GradioModel):
     """A picture in the app's store and the regions marked on it."""
@@ -23,7 +21,6 @@ class PickedRegions(GradioModel):
     image: FileData
     regions: list[Rle]
 
-from gradio.events import Dependency
 
 class RegionPicker(gr.HTML):
     """A picture and several regions of it. Without `data_model` a client could make the server open any file."""
@@ -57,15 +54,18 @@ class RegionPicker(gr.HTML):
 
     def example_value(self) -> Any:
         return None
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
 
-
 def picked(path: str, name: str, regions: Sequence[dict[str, Any]]) -> PickedRegions:
     """A value for the picker: a file that the app made, and COCO RLE of regions."""
     return PickedRegions(
-        image=FileData(path=path, orig_name=name), regions=[Rle(size=rle["size"], counts=rle["counts"]) for rle in regions]
+        image=FileData(path=path, orig_name=name),
+        regions=[Rle(size=rle["size"], counts=rle["counts"]) for rle in regions],
     )
