@@ -36,11 +36,11 @@ _KEPT_SECONDS = 24 * 3600
 
 _CSS = """
 .fc-answers { border-collapse: collapse; width: 100%; }
-.fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px; overflow-wrap: anywhere;
-  border-bottom: 1px solid var(--border-color-primary); }
+.fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px;
+  overflow-wrap: anywhere; border-bottom: 1px solid var(--border-color-primary); }
 .fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
-.fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white; font-weight: 700;
-  align-items: center; justify-content: center; }
+.fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white;
+  font-weight: 700; align-items: center; justify-content: center; }
 .fc-answers .fc-open::after { content: "▍"; opacity: .5; }
 """
 
@@ -106,8 +106,8 @@ def build_demo(model: Any, processor: Any, name: str | None = None) -> gr.Blocks
         """Answer questions about one region of a picture.
 
         image: an uploaded file (`gradio_client.handle_file`). mask: COCO RLE {"size": [H, W], "counts": ..}, a box
-        {"box_xyxy": [x0, y0, x1, y1]}, a polygon, a CompositionCap blob, or an uploaded black and white picture; none is
-        the whole picture. attributes: names of captions and attributes, or questions in own words; none is "region".
+        {"box_xyxy": [x0, y0, x1, y1]}, a polygon, a CompositionCap blob, or an uploaded black and white picture; none
+        is the whole picture. attributes: names of captions and attributes, or own words; none is "region".
         Returns {"region_index", "box_xyxy", "area", "answers": {name: text}}.
         """
         store = get_upload_folder()

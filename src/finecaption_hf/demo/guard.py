@@ -1,6 +1,7 @@
 """Between the network and the app: no request may make the server fetch an address, and no page may call elsewhere."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -86,10 +87,9 @@ def _names_address(body: bytes) -> bool:
         value = left.pop()
         if isinstance(value, dict):
             path = value.get("path")
-            if isinstance(path, str) and (":" in path.partition("/")[0] or path.startswith(("//", "\\\\"))):
-                # A drive letter of Windows is no scheme.
-                if not (len(path) > 2 and path[1] == ":" and path[2] in "/\\"):
-                    return True
+            # A drive letter of Windows is no scheme.
+            if isinstance(path, str) and re.match(r"(?![A-Za-z]:[\\/])[^/]*:|//|\\\\", path):
+                return True
             left.extend(value.values())
         elif isinstance(value, list):
             left.extend(entry for entry in value if isinstance(entry, dict | list))

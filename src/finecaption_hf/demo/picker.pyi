@@ -21,7 +21,6 @@ class PickedRegions(GradioModel):
     image: FileData
     regions: list[Rle]
 
-
 class RegionPicker(gr.HTML):
     """A picture and several regions of it. Without `data_model` a client could make the server open any file."""
 
@@ -54,11 +53,8 @@ class RegionPicker(gr.HTML):
 
     def example_value(self) -> Any:
         return None
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
