@@ -27,6 +27,7 @@ from finecaption_hf.demo import (
     describe_picture,
     python_snippet,
     read_upload,
+    stream_pieces,
 )
 from finecaption_hf.demo.answering import what_the_model_saw
 from finecaption_hf.demo.guard import _names_address
@@ -60,7 +61,8 @@ def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedde
     pipeline = model.as_pipeline(processor)
     answering = Answering(asked)
     lengths = []
-    for _ in answering.stream(pipeline):
+    for piece in stream_pieces(pipeline, asked):
+        answering.take(piece)
         lengths.append(sum(len(text) for record in answering.records for text in record["answers"].values()))
     assert answering.is_finished
     assert len(set(lengths)) > 10, "answers came at once instead of growing"

@@ -3,7 +3,8 @@
 `build_demo` and `launch_demo` are in `.app`, which imports gradio; what is here does not.
 """
 
-from .answering import Answering, AskedPicture, describe_picture, python_snippet
+from .answering import Answering, AskedPicture, describe_picture, python_snippet, stream_pieces
+from .space import write_space
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS, UploadError, read_upload
 
 __all__ = [
@@ -16,4 +17,6 @@ __all__ = [
     "describe_picture",
     "python_snippet",
     "read_upload",
+    "stream_pieces",
+    "write_space",
 ]

@@ -103,23 +103,17 @@ class Answering:
     def is_finished(self) -> bool:
         return len(self.finished) == len(self.records) * len(self.asked.questions)
 
-    def stream(self, pipeline: Any) -> Iterator[None]:
-        """Fill in the answers; yields whenever some have grown.
-
-        Args:
-            pipeline: the checkpoint's `RegionCaptioningPipeline`.
+    def take(self, piece: dict[str, Any]) -> None:
+        """Fill in what `stream_pieces` gave.
 
         Raises:
-            ValueError: If a question cannot be asked, such as one that holds a special token.
+            UploadError: If a region could not be read.
         """
-        asked = self.asked
-        for piece in pipeline.stream(asked.picture, asked.regions, list(asked.questions), **asked.options):
-            if "error" in piece:
-                raise UploadError(piece["error"]["message"])
-            self.records[piece["region_index"]]["answers"][piece["question"]] = piece["text"]
-            if piece["finish_reason"] is not None:
-                self.finished.add((piece["region_index"], piece["question"]))
-            yield
+        if "error" in piece:
+            raise UploadError(piece["error"]["message"])
+        self.records[piece["region_index"]]["answers"][piece["question"]] = piece["text"]
+        if piece["finish_reason"] is not None:
+            self.finished.add((piece["region_index"], piece["question"]))
 
     def as_json(self, model: str | None) -> str:
         """Everything that the answers follow from, but for the picture's pixels, and the answers."""
@@ -142,6 +136,19 @@ class Answering:
             "finished": self.is_finished,
         }
         return json.dumps(content, ensure_ascii=False, indent=2)
+
+
+def stream_pieces(pipeline: Any, asked: AskedPicture) -> Iterator[dict[str, Any]]:
+    """The answers while they grow, for `Answering.take`.
+
+    Args:
+        pipeline: the checkpoint's `RegionCaptioningPipeline`.
+        asked: the request.
+
+    Raises:
+        ValueError: If a question cannot be asked, such as one that holds a special token.
+    """
+    yield from pipeline.stream(asked.picture, asked.regions, list(asked.questions), **asked.options)
 
 
 def describe_picture(pipeline: Any, asked: AskedPicture) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from ..drawing import COLORS
 from ..masks_finecaption import MaskError, encode_rle
 from ..prompts_finecaption import TASKS, normalise_name
 from ..scenes import render_scene
-from .answering import Answering, AskedPicture, describe_picture, python_snippet, what_the_model_saw
+from .answering import Answering, AskedPicture, describe_picture, python_snippet, stream_pieces, what_the_model_saw
 from .guard import Guard
 from .picker import PickedRegions, RegionPicker, picked
 from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
@@ -35,7 +35,7 @@ _AT_ONCE = 2
 _KEPT_SECONDS = 24 * 3600
 
 _CSS = """
-.fc-answers { border-collapse: collapse; width: 100%; }
+.fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; }
 .fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px;
   overflow-wrap: anywhere; border-bottom: 1px solid var(--border-color-primary); }
 .fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
@@ -45,14 +45,27 @@ _CSS = """
 """
 
 
-def build_demo(model: Any, processor: Any, name: str | None = None) -> gr.Blocks:
+def build_demo(
+    model: Any, processor: Any, name: str | None = None, on_gpu: Callable[[Any], Any] | None = None
+) -> gr.Blocks:
     """The app, not yet started.
 
     Args:
         model, processor: as `captioning.load` returns them.
         name: of the checkpoint, for the snippet and the download; `None` means the embedded one.
+        on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
+            run in another process: arguments and results are copied.
     """
     pipeline = model.as_pipeline(processor)
+
+    def pieces(asked: AskedPicture) -> Iterator[dict[str, Any]]:
+        yield from stream_pieces(pipeline, asked)
+
+    def records(asked: AskedPicture) -> list[dict[str, Any]]:
+        return describe_picture(pipeline, asked)
+
+    if on_gpu is not None:
+        pieces, records = on_gpu(pieces), on_gpu(records)
     tasks = [task for task in _CHOICES if task[1] in processor.questions]
     attributes = [known for known in processor.questions if normalise_name(known) not in TASKS]
     stops: dict[str, threading.Event] = {}
@@ -85,7 +98,8 @@ def build_demo(model: Any, processor: Any, name: str | None = None) -> gr.Blocks
             )
             answering = Answering(asked)
             yield _table(answering), "Looking at the picture …", gr.skip(), gr.skip(), gr.skip()
-            for _ in answering.stream(pipeline):
+            for piece in pieces(asked):
+                answering.take(piece)
                 if stop.is_set():
                     break
                 yield _table(answering), "Answering …", gr.skip(), gr.skip(), gr.skip()
@@ -116,7 +130,7 @@ def build_demo(model: Any, processor: Any, name: str | None = None) -> gr.Blocks
             picture = read_picture(path, store)
             references = [] if mask is None else [read_mask(mask, store)]
             asked = AskedPicture.read(picture, "image", references, attributes or ["region"], processor.questions)
-            return describe_picture(pipeline, asked)[0]
+            return records(asked)[0]
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
