@@ -170,7 +170,7 @@ def test_guard_finds_addresses_in_requests() -> None:
     assert _names_address(b'{"data": [{"path": "http://example.com/a.png"}]}')
     assert _names_address(b'{"data": [[{"a": {"p\\u0061th": "HTTPS://example.com"}}]]}')
     assert _names_address(b'{"path": "//host/share"}')
-    assert not _names_address(b'{"data": [{"path": "/tmp/gradio/ab/a:b.png", "url": "http://127.0.0.1:7860/f"}]}')
+    assert not _names_address(b'{"data": [{"path": "/store/ab/a:b.png", "url": "http://127.0.0.1:7860/f"}]}')
     assert not _names_address(b'{"data": [{"path": "C:\\\\Temp\\\\a.png"}, "path: http://a"]}')
     assert not _names_address(b"path")
 
