@@ -64,7 +64,7 @@ def test_requirements_are_those_of_the_package(folder: Path) -> None:
     assert any(line.startswith("transformers") and "5.19" in line for line in lines)
 
 
-@pytest.mark.parametrize("model", ["finecaption", "a/b/c", "../x", "a/b\nc", "", "/tmp/folder"])
+@pytest.mark.parametrize("model", ["finecaption", "a/b/c", "../x", "a/b\nc", "", "/folder"])
 def test_model_that_is_no_id_is_refused(tmp_path: Path, model: str) -> None:
     with pytest.raises(ValueError, match="no id of a Hub repository"):
         write_space(tmp_path / "out", model)

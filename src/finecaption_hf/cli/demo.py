@@ -1,5 +1,6 @@
 """`finecaption demo`: mark regions in a browser, and ask about them."""
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -21,12 +22,9 @@ def demo(
     Needs the extra demo (pip install "finecaption-hf[demo]"). Nothing leaves this machine.
     """
     with errors_in_one_line():
-        try:
-            import gradio  # noqa: F401
-        except ModuleNotFoundError as error:
-            if error.name != "gradio":
-                raise
-            raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".') from error
+        # Not imported here: `demo.app` has to say first that gradio must not call home.
+        if find_spec("gradio") is None:
+            raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
         checkpoint, processor = load_checkpoint(model, device, dtype)
         from ..demo.app import build_demo, launch_demo
 
