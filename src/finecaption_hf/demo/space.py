@@ -93,8 +93,8 @@ def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCapti
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already. Give a new folder, or empty this one.")
     folder.mkdir(parents=True, exist_ok=True)
-    # Without the checkpoint of the package: the Space has its own.
-    unwanted = shutil.ignore_patterns("__pycache__", "checkpoints")
+    # Without the checkpoint of the package: the Space has its own. Gradio writes .pyi files beside components.
+    unwanted = shutil.ignore_patterns("__pycache__", "checkpoints", "*.pyi")
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=unwanted)
     (folder / "app.py").write_text(_APP.format(model=model), encoding="utf-8")
     # JSON text is YAML text.
