@@ -31,6 +31,7 @@ from finecaption_hf.demo import (
 )
 from finecaption_hf.demo.answering import what_the_model_saw
 from finecaption_hf.demo.guard import _names_address
+from finecaption_hf.demo.segmenting import PointMasks
 from finecaption_hf.demo.uploads import read_picture
 from finecaption_hf.masks_finecaption import as_mask, encode_mask, encode_rle
 
@@ -173,6 +174,19 @@ def test_guard_finds_addresses_in_requests() -> None:
     assert not _names_address(b'{"data": [{"path": "/store/ab/a:b.png", "url": "http://127.0.0.1:7860/f"}]}')
     assert not _names_address(b'{"data": [{"path": "C:\\\\Temp\\\\a.png"}, "path: http://a"]}')
     assert not _names_address(b"path")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [None, {}, [], "x", {"path": "a", "points": [[1]], "labels": [1]}, {"path": 3, "points": 1, "labels": []}],
+)
+def test_bad_requests_for_masks_give_a_message(request_: Any) -> None:
+    def read(path: Any) -> Image.Image:
+        raise UploadError("not uploaded")
+
+    assert set(PointMasks(None, read).segment(request_)) == {"error"}
+    good = {"path": "/etc/passwd", "points": [[1, 1]], "labels": [1]}
+    assert PointMasks(None, read).segment(good) == {"error": "not uploaded"}
 
 
 # --- the app ----------------------------------------------------------------------------------------------------------

@@ -386,3 +386,67 @@ def test_small_screen_shows_everything(demo: Demo) -> None:
     demo.open()
     demo.picture("demo-phone")
     assert demo.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+class _Discs:
+    """A segmenter: discs around the points inside, without those around the points outside."""
+
+    name = "discs"
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode(self, image: Image.Image) -> Any:
+        self.encoded += 1
+        height, width = image.height, image.width
+
+        class Encoded:
+            def masks(self, points: Any = None, labels: Any = None, box_xyxy: Any = None) -> list[Any]:
+                rows, columns = np.mgrid[:height, :width]
+                found = []
+                for radius in (30, 50):
+                    mask = np.zeros((height, width), bool)
+                    for label in (1, 0):
+                        for (x, y), own in zip(points or [], labels or []):
+                            if own == label:
+                                mask[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] = bool(label)
+                    if box_xyxy is not None:
+                        x0, y0, x1, y1 = box_xyxy
+                        mask[y0 : (y0 + y1) // 2, x0:x1] = True
+                    found.append((mask, 1 / radius))
+                return found
+
+        return Encoded()
+
+
+def test_points_become_masks_where_there_is_a_segmenter(browser: Any, embedded: Any, demo: Demo) -> None:
+    from finecaption_hf.demo.app import build_demo, launch_demo
+
+    assert not demo.page.locator('[data-tool="positive"]').is_visible(), "a tool that can do nothing is shown"
+    segmenter = _Discs()
+    app = build_demo(*embedded, segmenter=segmenter)
+    page = browser.new_page()
+    try:
+        other = Demo(page, launch_demo(app))
+        other.open()
+        other.tool("positive")
+        other.drag((128, 128))
+        page.wait_for_function("document.querySelector('.fc-canvas').dataset.areas > '0'")
+        first = other.areas[0]
+        assert abs(first - np.pi * 900) < 60 and "discs" in other.status
+        other.do("nextCandidate")
+        assert abs(other.areas[0] - np.pi * 2500) < 80
+        other.tool("negative")
+        other.drag((140, 128))
+        page.wait_for_function(f"Number(document.querySelector('.fc-canvas').dataset.areas) < {first}")
+        other.do("undo")
+        assert abs(other.areas[0] - np.pi * 2500) < 80
+        other.do("addRegion")
+        other.box(10, 10, 60, 60)
+        other.do("refine")
+        page.wait_for_function("Number(document.querySelector('.fc-canvas').dataset.areas.split(',')[1]) < 1600")
+        assert segmenter.encoded == 1, "the picture was encoded again"
+        assert len(other.ask("Color")) == 4 and not other.faults
+    finally:
+        page.close()
+        app.close()

@@ -25,6 +25,7 @@ from ..scenes import render_scene
 from .answering import Answering, AskedPicture, describe_picture, python_snippet, stream_pieces, what_the_model_saw
 from .guard import Guard
 from .picker import PickedRegions, RegionPicker, picked
+from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
 
 _EXAMPLES = (3, 12, 20, 31)
@@ -46,7 +47,11 @@ _CSS = """
 
 
 def build_demo(
-    model: Any, processor: Any, name: str | None = None, on_gpu: Callable[[Any], Any] | None = None
+    model: Any,
+    processor: Any,
+    name: str | None = None,
+    on_gpu: Callable[[Any], Any] | None = None,
+    segmenter: Any = None,
 ) -> gr.Blocks:
     """The app, not yet started.
 
@@ -55,6 +60,8 @@ def build_demo(
         name: of the checkpoint, for the snippet and the download; `None` means the embedded one.
         on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
             run in another process: arguments and results are copied.
+        segmenter (*optional*): `encode(image)` gives what has `masks(points=, labels=, box_xyxy=)`. Without one there
+            are no tools for points.
     """
     pipeline = model.as_pipeline(processor)
 
@@ -64,6 +71,9 @@ def build_demo(
     def records(asked: AskedPicture) -> list[dict[str, Any]]:
         return describe_picture(pipeline, asked)
 
+    point_masks = None
+    if segmenter is not None:
+        point_masks = PointMasks(segmenter, lambda path: read_picture(path, get_upload_folder()))
     if on_gpu is not None:
         pieces, records = on_gpu(pieces), on_gpu(records)
     tasks = [task for task in _CHOICES if task[1] in processor.questions]
@@ -138,7 +148,7 @@ def build_demo(
         gr.Markdown("# FineCaption\nMark a part of a picture, and ask what it is.")
         with gr.Row():
             with gr.Column(scale=3, min_width=360):
-                picker = RegionPicker(elem_id="fc-picker")
+                picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks)
                 gallery = gr.Gallery(
                     [(path, f"Example {number}") for number, (path, _) in enumerate(examples, start=1)],
                     label="Examples",

@@ -22,7 +22,7 @@ const pointers = new Map();
 function newRegion() {
   const layer = document.createElement("canvas");
   layer.width = width; layer.height = height;
-  return { mask: new Uint8Array(width * height), area: 0, layer };
+  return { mask: new Uint8Array(width * height), area: 0, layer, points: [], candidates: [] };
 }
 
 function colorOf(index) { return COLORS[index % COLORS.length]; }
@@ -104,12 +104,12 @@ function checkSize(h, w) {
 
 // --- undo ----------------------------------------------------------------------------------------------------------
 
-function snapshot() { return { active, masks: regions.map((region) => encode(region.mask).counts) }; }
+function snapshot() { return { active, masks: regions.map(({ mask, points, candidates }) => ({ counts: encode(mask).counts, points, candidates })) }; }
 
 function restore(state) {
   const before = regions.length;
-  regions = state.masks.map((counts) => {
-    const region = newRegion();
+  regions = state.masks.map(({ counts, points, candidates }) => {
+    const region = Object.assign(newRegion(), { points, candidates });
     region.mask = decode({ size: [height, width], counts });
     return region;
   });
@@ -233,15 +233,22 @@ function drawNow() {
     }
   }
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.font = "bold 12px sans-serif"; context.textAlign = "center"; context.textBaseline = "middle";
   regions.forEach((region, index) => {
     if (!region.area || !region.center) return;
     const x = region.center[0] * view.scale + view.x, y = region.center[1] * view.scale + view.y;
     context.beginPath(); context.arc(x, y, 11, 0, 7);
     context.fillStyle = `rgb(${colorOf(index)})`; context.fill();
     context.strokeStyle = "white"; context.lineWidth = 2; context.stroke();
-    context.fillStyle = "white"; context.font = "bold 12px sans-serif"; context.textAlign = "center"; context.textBaseline = "middle";
+    context.fillStyle = "white";
     context.fillText(numberOf(index), x, y + 0.5);
   });
+  for (const [px, py, label] of regions[active]?.points ?? []) {
+    const x = px * view.scale + view.x, y = py * view.scale + view.y;
+    context.beginPath(); context.arc(x, y, 6, 0, 7); context.fillStyle = label ? "#1a7f37" : "#c62828"; context.fill();
+    context.strokeStyle = "white"; context.lineWidth = 2; context.stroke();
+    context.fillStyle = "white"; context.fillText(label ? "+" : "−", x, y);
+  }
   if (cursor) {
     const x = cursor[0] * view.scale + view.x, y = cursor[1] * view.scale + view.y;
     const r = tool === "brush" || tool === "eraser" ? Math.max(3, radius() * view.scale) : 6;
@@ -275,6 +282,7 @@ function radius() { return Number(find(".fc-radius").value) * Math.max(width, he
 function begin(point, takesAway) {
   if (!picture) return;
   if (!regions.length) regions.push(newRegion());
+  if (tool === "positive" || tool === "negative") return segment([...regions[active].points, [...point, tool === "positive" ? 1 : 0]]);
   stroke = { path: [point], takesAway, before: snapshot() };
   if (tool === "brush" || tool === "eraser") dab(point, point);
   draw();
@@ -343,6 +351,51 @@ function fill(points, value) {
   refresh(active, 0, low, width, high);
 }
 
+// --- points, where the server has a segmenter ------------------------------------------------------------------------
+
+async function segment(points, box_xyxy = null) {
+  const region = regions[active], asked = file;
+  if (!points.some((point) => point[2]) && !box_xyxy) return say("Begin with a point in the region", true);
+  say("Finding the region…");
+  let found;
+  try {
+    found = await server.segment({ path: file.path, points: points.map(([x, y]) => [x, y]), labels: points.map((point) => point[2]), box_xyxy });
+  } catch (error) { found = { error: "the server did not answer" }; }
+  if (file !== asked || !regions.includes(region)) return;
+  if (found.error || !found.candidates.length) return say(`No region was found: ${found.error ?? "try another point"}`, true);
+  remember();
+  Object.assign(region, { points, candidates: found.candidates });
+  showCandidate(region, 0);
+}
+
+function showCandidate(region, number) {
+  region.candidate = number;
+  region.mask = decode(region.candidates[number].segmentation);
+  measure(region); refresh(regions.indexOf(region));
+  say(`Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`);
+  changed();
+}
+
+function nextCandidate() {
+  const region = regions[active];
+  if (!region || region.candidates.length < 2) return say("There is no other mask; set a point first", true);
+  remember(); showCandidate(region, ((region.candidate ?? 0) + 1) % region.candidates.length);
+}
+
+function refine() {
+  const region = chosen();
+  if (!region) return;
+  let x0 = width, y0 = height, x1 = 0, y1 = 0;
+  region.mask.forEach((inside, at) => {
+    if (!inside) return;
+    const x = at % width, y = (at - x) / width;
+    x0 = Math.min(x0, x); y0 = Math.min(y0, y); x1 = Math.max(x1, x + 1); y1 = Math.max(y1, y + 1);
+  });
+  segment(region.points, [x0, y0, x1, y1]);
+}
+
+element.querySelectorAll("[data-points]").forEach((button) => { button.hidden = !props.segmenter; });
+
 // --- pointers and keys -----------------------------------------------------------------------------------------------
 
 function place(event) {
@@ -397,7 +450,7 @@ canvas.addEventListener("wheel", (event) => {
   event.preventDefault(); zoom(Math.exp(-event.deltaY / 300), ...place(event));
 }, { passive: false });
 
-const KEYS = { b: "brush", r: "box", l: "lasso", e: "eraser", h: "hand" };
+const KEYS = { b: "brush", r: "box", l: "lasso", e: "eraser", h: "hand", ...(props.segmenter ? { p: "positive", n: "negative" } : {}) };
 canvas.addEventListener("keydown", (event) => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const isCommand = event.ctrlKey || event.metaKey;
@@ -421,7 +474,7 @@ canvas.addEventListener("keydown", (event) => {
   } else if ((key === " " || key === "Enter") && picture) {
     cursor ??= [width / 2, height / 2];
     if (stroke) finish(); else begin(cursor, event.altKey);
-    say(stroke ? "Arrow keys draw, space ends the stroke" : "");
+    if (stroke) say("Arrow keys draw, space ends the stroke");
   } else return;
   event.preventDefault();
 });
@@ -602,7 +655,7 @@ async function pasteMask() {
 find(".fc-mask").onchange = (event) => { importMask(event.target.files[0]); event.target.value = ""; };
 
 const ACTIONS = {
-  undo, redo, addRegion, exportPng, exportRle, exportBlob, pasteMask,
+  undo, redo, addRegion, exportPng, exportRle, exportBlob, pasteMask, refine, nextCandidate,
   zoomIn: () => zoom(1.4), zoomOut: () => zoom(1 / 1.4), zoomFit: () => { fit(); draw(); },
 };
 element.querySelectorAll("[data-do]").forEach((button) => { button.onclick = ACTIONS[button.dataset.do]; });

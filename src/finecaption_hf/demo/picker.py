@@ -1,12 +1,13 @@
 """The region picker: a component with one canvas, whose code is in picker.html, picker.css and picker.js."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData, GradioModel
 
+from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS
 
 
@@ -25,11 +26,16 @@ class PickedRegions(GradioModel):
 
 
 class RegionPicker(gr.HTML):
-    """A picture and several regions of it. Without `data_model` a client could make the server open any file."""
+    """A picture and several regions of it. Without `data_model` a client could make the server open any file.
+
+    Args:
+        value: a `PickedRegions`, or none.
+        point_masks: makes masks of points; without it the picker shows no tools for points.
+    """
 
     data_model = PickedRegions
 
-    def __init__(self, value: Any = None, **kwargs: Any) -> None:
+    def __init__(self, value: Any = None, point_masks: PointMasks | None = None, **kwargs: Any) -> None:
         folder = resources.files(__package__)
         limits = {"bytes": MAX_FILE_BYTES, "pixels": MAX_PICTURE_PIXELS, "regions": MAX_REGIONS}
         super().__init__(
@@ -39,6 +45,8 @@ class RegionPicker(gr.HTML):
             js_on_load=(folder / "picker.js").read_text(encoding="utf-8"),
             apply_default_css=False,
             limits=limits,
+            segmenter=None if point_masks is None else point_masks.segmenter.name,
+            server_functions=None if point_masks is None else [_server_function(point_masks)],
             **kwargs,
         )
 
@@ -56,6 +64,15 @@ class RegionPicker(gr.HTML):
 
     def example_value(self) -> Any:
         return None
+
+
+def _server_function(point_masks: PointMasks) -> Callable[[Any], dict[str, Any]]:
+    """As the browser calls it; gradio sets an attribute, which methods do not take."""
+
+    def segment(request: Any) -> dict[str, Any]:
+        return point_masks.segment(request)
+
+    return segment
 
 
 def picked(path: str, name: str, regions: Sequence[dict[str, Any]]) -> PickedRegions:
