@@ -132,3 +132,57 @@ def test_mask_of_another_size_raises() -> None:
 def test_number_of_captions_that_differs_raises() -> None:
     with pytest.raises(ValueError, match="2 captions for 1 regions"):
         draw_regions(picture(), [box_mask(0, 0, 10, 10)], ["a", "b"])
+
+
+def luminance(color: tuple[int, ...]) -> float:
+    """Relative luminance of WCAG 2, from 0 to 1."""
+    channels = [value / 255 for value in color]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_white_digits_are_readable_on_every_color(color: tuple[int, int, int]) -> None:
+    assert 1.05 / (luminance(color) + 0.05) >= 3  # what WCAG asks of large text and of graphics
+
+
+@pytest.mark.parametrize("behind", [*COLORS, (255, 255, 255), (0, 0, 0), GREY])
+@pytest.mark.parametrize("color", COLORS[:3])
+def test_outline_stands_out_from_a_picture_of_any_color(
+    color: tuple[int, int, int], behind: tuple[int, int, int]
+) -> None:
+    drawn = draw_regions(Image.new("RGB", SIZE, behind), [box_mask(300, 200, 600, 400)], colors=[color])
+    row = np.asarray(drawn)[300, 280:300]  # across the left side of the outline
+    values = [luminance(tuple(pixel)) + 0.05 for pixel in [*row.tolist(), list(behind)]]
+    assert max(values) / min(values) >= 2.5
+
+
+@pytest.mark.parametrize("number", [12, 40])
+def test_numbers_of_many_small_regions_do_not_cover_each_other_or_their_regions(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finecaption_hf import drawing
+
+    places: list[tuple[int, int]] = []
+    badge = drawing._badge
+
+    def note(picture: Image.Image, center: tuple[int, int], *rest: object) -> None:
+        places.append(center)
+        badge(picture, center, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drawing, "_badge", note)
+    corners = np.random.default_rng(0).integers((400, 250), (520, 370), (number, 2))
+    masks = [box_mask(x, y, x + 8, y + 8) for x, y in corners.tolist()]
+    drawn = draw_regions(picture(), masks)
+    assert len(places) == number
+    radius = round(round(SIZE[0] * 0.021) * 0.8)
+    for index, place in enumerate(places):
+        assert radius <= place[0] < SIZE[0] - radius and radius <= place[1] < SIZE[1] - radius
+        assert all(np.hypot(*np.subtract(place, other)) > 2 * radius for other in places[:index])
+    discs = np.zeros((SIZE[1], SIZE[0]), dtype=bool)
+    ys, xs = np.ogrid[: SIZE[1], : SIZE[0]]
+    for x, y in places:
+        discs |= (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
+    hidden = [float(discs[mask].mean()) for mask in masks]
+    assert np.mean(hidden) < 0.1 and max(hidden) < 0.9
+    assert drawn.size == SIZE

@@ -20,7 +20,7 @@ COLORS: tuple[Color, ...] = (
     (229, 57, 53),
     (30, 120, 230),
     (0, 150, 110),
-    (240, 124, 0),
+    (220, 110, 0),
     (142, 60, 200),
     (216, 27, 126),
     (0, 145, 175),
@@ -33,6 +33,8 @@ _FONT_SHARE = 0.021  # of the width: about 90 characters a line
 _STROKE_SHARE, _HALO_SHARE = 0.0035, 0.0018  # of the longer side
 _FILL_OPACITY = 0.16  # little, because the captions speak of colours
 _DEPTH_GRID = 96  # a region is looked at this coarsely to find a place for its number
+
+_RINGS, _RING_COST = 24, 0.05  # how far a number may move away, in its radii; what each step costs in hidden regions
 
 # Tried in this order where Pillow's own font, which is Latin only, lacks a character.
 _SYSTEM_FONTS = (
@@ -164,19 +166,39 @@ def _bounds(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:
 def _number_regions(
     picture: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[Color], largest_first: list[int], font_size: int
 ) -> None:
-    """Put each region's number where the region is widest and no smaller region covers it, or beside a small region."""
+    """Put each region's number where the region is widest and no smaller region covers it, or beside a small region.
+
+    Numbers do not cover each other as long as the picture has room; one that had to move away has a line to its region.
+    """
     radius = round(font_size * 0.8)
     taken: list[tuple[int, int]] = []
+    leaders: list[tuple[tuple[int, int], tuple[int, int], Color]] = []
     covered = np.zeros(masks[0].shape, dtype=bool)
+    # How much of its region each pixel is: hiding all of a small region counts as 1, a bit of a large one as nothing.
+    weights = np.zeros(masks[0].shape, dtype=np.float32)
+    for mask in masks:
+        if mask.any() and not mask.all():
+            weights[mask] += 1 / mask.sum()
     for index in reversed(largest_first):
         free = masks[index] & ~covered
         for point in taken:
             _erase_disc(free, point, 2 * radius)
         covered |= masks[index]
-        center, depth = _deepest(free if free.any() else masks[index])
+        middle, depth = _deepest(free if free.any() else masks[index])
+        center = middle
         if depth < radius:
-            center = _beside(masks, center, round(depth + 1.4 * radius), radius, taken)
+            near = round(depth + 1.4 * radius)
+            center = _beside(weights, middle, near, radius, taken)
+            if math.dist(center, middle) > 1.5 * near:
+                leaders.append((middle, center, colors[index]))
         taken.append(center)
+    draw = ImageDraw.Draw(picture)
+    width = max(2, radius // 6)
+    for middle, center, _ in leaders:
+        draw.line((*middle, *center), fill=_WHITE, width=2 * width)
+    for middle, center, color in leaders:
+        draw.line((*middle, *center), fill=color, width=width)
+    for index, center in zip(reversed(largest_first), taken, strict=True):
         _badge(picture, center, index + 1, colors[index], font_size)
 
 
@@ -210,25 +232,35 @@ def _deepest(mask: np.ndarray) -> tuple[tuple[int, int], float]:
 
 
 def _beside(
-    masks: Sequence[np.ndarray], center: tuple[int, int], distance: int, radius: int, taken: Sequence[tuple[int, int]]
+    weights: np.ndarray, center: tuple[int, int], distance: int, radius: int, taken: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """A place for the number of a region that is too small to hold it: next to `center`, hiding little."""
-    height, width = masks[0].shape
-    slanted = round(distance / math.sqrt(2))
-    steps = [(0, -distance), (distance, 0), (-distance, 0), (0, distance)]
-    steps += [(dx, dy) for dy in (-slanted, slanted) for dx in (slanted, -slanted)]
-    places = [
-        (min(max(center[0] + dx, radius), width - 1 - radius), min(max(center[1] + dy, radius), height - 1 - radius))
-        for dx, dy in steps
-    ]
+    """A place for the number of a region that is too small to hold it: near it, free of other numbers, hiding little.
 
-    def crowding(place: tuple[int, int]) -> tuple[int, int]:
-        x, y = place
-        window = np.s_[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
-        numbers = sum(math.dist(place, other) < 2 * radius for other in taken)
-        return numbers, sum(int(mask[window].sum()) for mask in masks if not mask.all())
-
-    return min(places, key=crowding)
+    Args:
+        weights: (H, W), what hiding each pixel costs.
+        center: of the region.
+        distance: from it, in pixels, to the nearest places.
+        radius: of a number, in pixels.
+        taken: where numbers are already.
+    """
+    height, width = weights.shape
+    best, lowest = center, (math.inf, math.inf)
+    for ring in range(_RINGS):
+        reach = distance + ring * radius
+        count = 8 * (1 + ring // 2)
+        for step in range(count):
+            # From the top clockwise, the four main directions before the slanted ones.
+            angle = 2 * math.pi * ((step * 2) % count + (step * 2) // count) / count
+            x = min(max(center[0] + round(reach * math.sin(angle)), radius), max(radius, width - 1 - radius))
+            y = min(max(center[1] - round(reach * math.cos(angle)), radius), max(radius, height - 1 - radius))
+            numbers = sum(math.dist((x, y), other) < 2 * radius + 1 for other in taken)
+            hidden = float(weights[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1].sum())
+            cost = (numbers, hidden + ring * _RING_COST)
+            if cost < lowest:
+                best, lowest = (x, y), cost
+        if lowest[0] == 0 and lowest[1] <= (ring + 1) * _RING_COST:
+            break  # places farther away cannot be better
+    return best
 
 
 def _badge(picture: Image.Image, center: tuple[int, int], number: int, color: Color, font_size: int) -> None:

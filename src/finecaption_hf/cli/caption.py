@@ -46,7 +46,7 @@ def _in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple
 
 _REGIONS, _QUESTIONS = "Regions (repeatable; none: the whole picture)", "Questions (repeatable; none: --task region)"
 _DATASET = "Whole datasets: --input and --output"
-_OF_A_PICTURE = ("image", "mask", "box", "polygon", "rle", "out")
+_OF_A_PICTURE = ("image", "mask", "box", "polygon", "rle", "everything", "segmenter", "max_regions", "out")
 _OF_A_DATASET = ("images", "split", "log_probs", "batch_size", "num_workers", "overwrite", "retry_failed")
 
 
@@ -80,6 +80,22 @@ def caption(
         list[str] | None,
         typer.Option(metavar="JSON|FILE", help='COCO RLE: {"size": [H, W], "counts": ...}.', rich_help_panel=_REGIONS),
     ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--everything", help="Find the regions, instead of naming any.", rich_help_panel=_REGIONS),
+    ] = False,
+    segmenter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID_OR_FOLDER",
+            help="What finds them: SAM, SAM 2, SAM 3 or EdgeTAM.",
+            show_default="by colour alone, with OpenCV",
+            rich_help_panel=_REGIONS,
+        ),
+    ] = None,
+    max_regions: Annotated[
+        int, typer.Option(min=1, help="Of --everything, the best ones.", rich_help_panel=_REGIONS)
+    ] = 20,
     task: Annotated[list[Task] | None, typer.Option(help="A kind of caption.", rich_help_panel=_QUESTIONS)] = None,
     attribute: Annotated[
         list[str] | None,
@@ -196,11 +212,15 @@ def caption(
         _check_writable(out)
         picture = _open_picture(image)
         given = _in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle)
+        _check_everything(ctx, everything, given)
         references = [
             (f"region {number} (--{kind})", _reference(kind, text))
             for number, (kind, text) in enumerate(given, start=1)
         ]
-        regions = [_region(where, it, picture) for where, it in references or [("whole picture", None)]]
+        if everything:
+            regions = _find_regions(picture, segmenter, device, dtype, max_regions)
+        else:
+            regions = [_region(where, it, picture) for where, it in references or [("whole picture", None)]]
         checkpoint, processor = load_checkpoint(model, device, dtype)
         prompts: dict[str, str] = {}
         for kind, value in asked:
@@ -257,6 +277,29 @@ def _check_mode(ctx: typer.Context, image: Path | None, source: str | None, outp
     if given:
         names = ", ".join("IMAGE" if name == "image" else f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{names} cannot be given {'without' if source is None else 'with'} --input.")
+
+
+def _check_everything(ctx: typer.Context, everything: bool, given: list[tuple[str, str]]) -> None:
+    if everything and given:
+        raise ValueError(f"--everything finds the regions itself; leave --{given[0][0]} out, or --everything.")
+    for name in () if everything else ("segmenter", "max_regions"):
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--{name.replace('_', '-')} goes with --everything only.")
+
+
+def _find_regions(
+    picture: "Image.Image", name: str | None, device: str | None, dtype: Any, max_regions: int
+) -> "list[np.ndarray]":
+    """Masks of all that a segmenter finds, best first; who did it is told on standard error."""
+    from ..segmentation import open_segmenter
+
+    found = open_segmenter(name, device, None if dtype is None else dtype.value)
+    masks = [candidate.mask for candidate in found.encode(picture).everything(max_regions=max_regions)]
+    typer.echo(f"{len(masks)} regions found by: {found.name}", err=True)
+    if not masks:
+        raise ValueError("No region was found in the picture. Name some with --mask, --box or --polygon.")
+    return masks
 
 
 def _print_answers(records: list[dict[str, Any]]) -> None:

@@ -14,6 +14,14 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help="Of the server.", show_default="the first free one from 7860")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    segmenter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID_OR_FOLDER",
+            help="SAM, SAM 2, SAM 3 or EdgeTAM, which makes masks of points and boxes.",
+            show_default="OpenCV's GrabCut where it is installed",
+        ),
+    ] = None,
     device: Device = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -27,8 +35,11 @@ def demo(
             raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
         checkpoint, processor = load_checkpoint(model, device, dtype)
         from ..demo.app import build_demo, launch_demo
+        from ..segmentation import open_segmenter
 
-        app = build_demo(checkpoint, processor, model)
+        # The classical one is an extra of its own; without it there are no tools for points.
+        opened = None if segmenter is None and find_spec("cv2") is None else open_segmenter(segmenter, device)
+        app = build_demo(checkpoint, processor, model, segmenter=opened)
 
         def tell(address: str) -> None:
             typer.echo(f"The demo is at {address} (Ctrl+C ends it).")

@@ -1,0 +1,14 @@
+"""Points and boxes -> region masks, through any SAM-family model of transformers, or without one by colour alone.
+
+>>> from finecaption_hf.segmentation import open_segmenter
+>>> segmenter = open_segmenter("facebook/sam2.1-hiera-tiny")
+>>> picture = segmenter.encode(image)  # the only run of the image encoder
+>>> best, *others = picture.masks(points=[(120, 80)])
+>>> regions = picture.everything()
+"""
+
+from .opening import open_segmenter
+from .prompts import SegmentationError
+from .segmenter import Candidate, EncodedImage, Segmenter
+
+__all__ = ["Candidate", "EncodedImage", "SegmentationError", "Segmenter", "open_segmenter"]

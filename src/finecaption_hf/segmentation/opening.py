@@ -1,0 +1,64 @@
+"""Which segmenter: a SAM-family checkpoint, or the classical one."""
+
+import os
+import re
+from typing import Any
+
+import torch
+
+from .prompts import SegmentationError
+from .segmenter import Segmenter
+
+_FAMILIES = {
+    "sam": "SAM",
+    "sam2": "SAM 2",
+    "sam2_video": "SAM 2",
+    "sam3_tracker": "SAM 3",
+    "sam3_video": "SAM 3",
+    "edgetam": "EdgeTAM",
+    "edgetam_video": "EdgeTAM",
+}
+
+
+def open_segmenter(
+    name_or_folder: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Segmenter:
+    """Load what makes masks of points and boxes.
+
+    Args:
+        name_or_folder: SAM, SAM 2, SAM 3 or EdgeTAM, as a folder or the id of a Hub repository; `None` means the
+            classical segmenter, which needs no weights (GrabCut of OpenCV, extra `[segmentation]`).
+        device: where the model goes; `None` means CUDA where there is one, else the CPU.
+        dtype: such as `"bfloat16"`; `None` means the one in which the weights were saved.
+
+    Raises:
+        SegmentationError: If there is no such folder, or it holds a model of another kind.
+        ImportError: If the classical segmenter is meant and OpenCV is not installed.
+        OSError: If the repository cannot be read.
+    """
+    if name_or_folder is None:
+        from .classical import ClassicalSegmenter
+
+        return ClassicalSegmenter()
+    name = os.fspath(name_or_folder)
+    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise SegmentationError(f"{name} is neither a folder nor the id of a Hub repository (owner/name).")
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForMaskGeneration
+
+    from .models import ModelSegmenter
+
+    # A folder needs no network, and without one the library would wait for it.
+    source: dict[str, Any] = {"local_files_only": os.path.isdir(name)}
+    config = AutoConfig.from_pretrained(name, **source)
+    if config.model_type not in _FAMILIES:
+        raise SegmentationError(
+            f"{name} holds a model of type {config.model_type!r}, which makes no masks of points and boxes. Give one "
+            f"of: {', '.join(_FAMILIES)}."
+        )
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForMaskGeneration.from_pretrained(name, dtype=dtype or "auto", **source)
+    processor = AutoImageProcessor.from_pretrained(name, **source)
+    return ModelSegmenter(model.to(device), processor, f"{_FAMILIES[config.model_type]} ({name})")

@@ -1,0 +1,492 @@
+"""Points and boxes -> masks: the real classes at random tiny size, models of known logits, and the classical one."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXAMPLE_PICTURE
+from PIL import Image, ImageDraw
+from transformers import (
+    AutoConfig,
+    EdgeTamConfig,
+    EdgeTamModel,
+    Sam2Config,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam3ImageProcessor,
+    Sam3TrackerConfig,
+    Sam3TrackerModel,
+    SamConfig,
+    SamImageProcessor,
+    SamModel,
+)
+from typer.testing import CliRunner
+
+from finecaption_hf.cli import app
+from finecaption_hf.segmentation import SegmentationError, open_segmenter
+from finecaption_hf.segmentation.models import ModelSegmenter
+from finecaption_hf.segmentation.segmenter import point_grid, without_duplicates
+
+SIDE = 128  # pixels of the tiny models' input
+SIZE = (90, 60)  # width, height of the picture
+
+
+def picture(size: tuple[int, int] = SIZE) -> Image.Image:
+    """A red disc on blue, with a little noise."""
+    image = Image.new("RGB", size, (40, 60, 170))
+    ImageDraw.Draw(image).ellipse((size[0] // 4, size[1] // 4, size[0] * 5 // 8, size[1] * 3 // 4), fill=(200, 50, 40))
+    noise = np.random.default_rng(0).integers(-6, 7, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(np.asarray(image).astype(int) + noise, 0, 255).astype(np.uint8))
+
+
+def disc(size: tuple[int, int] = SIZE) -> np.ndarray:
+    return np.asarray(picture(size))[:, :, 0] > 120
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+_DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+_PROMPTS = {"hidden_size": 32, "image_size": SIDE}
+_PYRAMID = {"fpn_hidden_size": 32, "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]}
+
+
+def _sam() -> tuple[Any, Any]:
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "mlp_dim": 32,
+        "image_size": SIDE,
+        "output_channels": 32,
+        "num_pos_feats": 16,
+        "global_attn_indexes": [1],
+        "window_size": 4,
+        "initializer_range": 0.1,
+    }
+    prompts = {**_PROMPTS, "image_embedding_size": 8}
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=_DECODER))
+    return model, SamImageProcessor(size={"longest_edge": SIDE}, pad_size={"height": SIDE, "width": SIDE})
+
+
+def _sam2() -> tuple[Any, Any]:
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 8,
+        "image_size": [SIDE, SIDE],
+        "blocks_per_stage": [1, 1, 2, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 2, 2],
+        "window_size_per_stage": [4, 4, 4, 4],
+        "global_attention_blocks": [3],
+    }
+    vision = {"backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], **_PYRAMID}
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=_PROMPTS, mask_decoder_config=_DECODER)
+    return Sam2Model(config), Sam2ImageProcessor(size={"height": SIDE, "width": SIDE})
+
+
+def _sam3() -> tuple[Any, Any]:
+    backbone = {
+        "model_type": "sam3_vit_model",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 16,
+        "pretrain_image_size": SIDE,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+    }
+    vision = {"backbone_config": backbone, **_PYRAMID}
+    prompts = {**_PROMPTS, "patch_size": 16}
+    config = Sam3TrackerConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=_DECODER)
+    return Sam3TrackerModel(config), Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
+
+
+def _edgetam() -> tuple[Any, Any]:
+    backbone = AutoConfig.for_model(
+        "timm_wrapper",
+        architecture="resnet18",
+        model_args={"in_chans": 3, "features_only": True, "out_indices": [1, 2, 3, 4]},
+        do_pooling=False,
+    )
+    vision = {"backbone_config": backbone, "backbone_channel_list": [512, 256, 128, 64], **_PYRAMID}
+    config = EdgeTamConfig(vision_config=vision, prompt_encoder_config=_PROMPTS, mask_decoder_config=_DECODER)
+    return EdgeTamModel(config), Sam2ImageProcessor(size={"height": SIDE, "width": SIDE})
+
+
+FAMILIES = {"SAM": _sam, "SAM 2": _sam2, "SAM 3": _sam3, "EdgeTAM": _edgetam}
+
+
+def tiny(family: str) -> ModelSegmenter:
+    torch.manual_seed(0)
+    model, image_processor = FAMILIES[family]()
+    with torch.no_grad():  # random decoders hardly tell prompts apart; larger weights do
+        for parameter in model.mask_decoder.parameters():
+            parameter.mul_(3)
+    return ModelSegmenter(model, image_processor, family)
+
+
+# --- models of transformers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_image_encoder_runs_once_however_many_prompts_follow(family: str) -> None:
+    segmenter = tiny(family)
+    calls: list[int] = []
+    segmenter.model.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    encoded = segmenter.encode(picture())
+    candidates = encoded.masks(points=[(40, 30), (5, 5)], labels=[1, 0], box_xyxy=[20, 10, 60, 50])
+    encoded.masks(box_xyxy=[20, 10, 60, 50], num_candidates=1)
+    encoded.everything(points_per_side=4, min_score=-1e9, min_stability=0)
+    assert len(calls) == 1
+    scores = [candidate.score for candidate in candidates]
+    assert scores == sorted(scores, reverse=True)
+    assert all(it.mask.shape == (60, 90) and it.mask.dtype == bool and it.mask.any() for it in candidates)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (300, 140)])
+def test_masks_are_those_of_the_librarys_own_way(family: str, size: tuple[int, int]) -> None:
+    """The reference goes through pixel values, the processors' coordinates and their post-processing."""
+    from transformers import Sam2Processor, Sam3TrackerProcessor, SamProcessor
+
+    segmenter = tiny(family)
+    kind = {"SAM": SamProcessor, "SAM 3": Sam3TrackerProcessor}.get(family, Sam2Processor)
+    processor = kind(segmenter.image_processor)
+    image, point, box = picture(size), [size[0] / 3, size[1] / 2], [size[0] / 4, 10.0, size[0] - 7.0, size[1] - 9.0]
+    inputs = processor(
+        images=image, input_points=[[[point]]], input_labels=[[[1]]], input_boxes=[[box]], return_tensors="pt"
+    )
+    with torch.no_grad():
+        model_inputs = {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in inputs.items()
+            if name not in ("original_sizes", "reshaped_input_sizes")
+        }
+        made = segmenter.model(**model_inputs)
+    extra = [inputs["reshaped_input_sizes"]] if "reshaped_input_sizes" in inputs else []
+    expected = processor.post_process_masks(made.pred_masks, inputs["original_sizes"], *extra)[0][0].numpy()
+    order = made.iou_scores[0, 0].argsort(descending=True, stable=True)
+    wanted = [expected[index] for index in order if expected[index].any()]
+    found = segmenter.encode(image).masks(points=[(point[0], point[1])], box_xyxy=box)
+    assert wanted and len(found) == len(wanted)
+    for candidate, mask in zip(found, wanted, strict=True):
+        # Embeddings that are computed apart are rounded in another order: a logit on the threshold may turn.
+        assert (candidate.mask != mask).mean() < 0.002
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_segmenter_opens_from_a_folder_and_says_what_it_is(family: str, tmp_path: Any) -> None:
+    segmenter = tiny(family)
+    segmenter.model.save_pretrained(tmp_path)
+    segmenter.image_processor.save_pretrained(tmp_path)
+    opened = open_segmenter(tmp_path, device="cpu")
+    assert opened.name == f"{family} ({tmp_path})"
+    prompt: dict[str, Any] = {"points": [(40, 30)], "box_xyxy": [20, 10, 60, 50]}
+    for again, before in zip(
+        opened.encode(picture()).masks(**prompt), segmenter.encode(picture()).masks(**prompt), strict=True
+    ):
+        assert again.score == pytest.approx(before.score, abs=1e-5)
+        assert (again.mask != before.mask).mean() < 0.002
+
+
+# --- known logits ----------------------------------------------------------------------------------------------------
+
+
+class KnownModel(torch.nn.Module):
+    """Answers every prompt with 8x8 logits that are given, and notes which prompts arrived."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, answers: Any) -> None:
+        super().__init__()
+        self.answers = answers
+        self.prompts: list[dict[str, Any]] = []
+
+    def get_image_embeddings(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return pixel_values
+
+    def forward(self, image_embeddings: Any, multimask_output: bool, **prompts: Any) -> Any:
+        self.prompts.append(prompts)
+        number = next(iter(prompts.values())).shape[1]
+        logits, scores = self.answers(prompts)
+        return SimpleNamespace(
+            pred_masks=logits.expand(1, number, *logits.shape[-3:]), iou_scores=scores.expand(1, number, -1)
+        )
+
+
+def known(answers: Any, squash: bool = False) -> ModelSegmenter:
+    processor: Any = SamImageProcessor(size={"longest_edge": SIDE}, pad_size={"height": SIDE, "width": SIDE})
+    if squash:
+        processor = Sam2ImageProcessor(size={"height": SIDE, "width": SIDE})
+    return ModelSegmenter(KnownModel(answers), processor, "known")
+
+
+def test_padded_input_is_cut_off_exactly_where_the_picture_ends() -> None:
+    logits = torch.full((1, 8, 8), -8.0)
+    logits[:, :, :4] = 8.0  # the left half of the input, padding included
+    segmenter = known(lambda _: (logits, torch.ones(1)))
+    wide = segmenter.encode(picture((128, 64))).masks(points=[(1, 1)])[0].mask
+    assert wide[:, :64].all() and not wide[:, 64:].any()
+    tall = segmenter.encode(picture((64, 128))).masks(points=[(1, 1)])[0].mask
+    assert tall.all()  # the other half of the input is padding
+
+
+def test_squashed_input_is_stretched_back() -> None:
+    logits = torch.full((1, 8, 8), -8.0)
+    logits[:, :4, :] = 8.0
+    mask = (
+        known(lambda _: (logits, torch.ones(1)), squash=True).encode(picture((96, 32))).masks(points=[(1, 1)])[0].mask
+    )
+    assert mask[:16].all() and not mask[16:].any()
+
+
+def test_points_and_boxes_arrive_in_the_pixels_of_the_models_input() -> None:
+    segmenter = known(lambda _: (torch.ones(1, 8, 8), torch.ones(1)))
+    segmenter.encode(picture((64, 32))).masks(points=[(10, 20), (3, 4)], labels=[1, 0], box_xyxy=[-5, 8, 16, 99])
+    (prompt,) = segmenter.model.prompts
+    assert prompt["input_points"].tolist() == [[[[20.0, 40.0], [6.0, 8.0]]]]
+    assert prompt["input_labels"].tolist() == [[[1, 0]]]
+    assert prompt["input_boxes"].tolist() == [[[0.0, 16.0, 32.0, 64.0]]]  # cut at the border
+    squashed = known(lambda _: (torch.ones(1, 8, 8), torch.ones(1)), squash=True)
+    squashed.encode(picture((64, 32))).masks(points=[(10, 20)])
+    assert squashed.model.prompts[0]["input_points"].tolist() == [[[[20.0, 80.0]]]]
+
+
+def test_candidates_are_sorted_and_empty_or_equal_ones_left_out() -> None:
+    full, half, empty = torch.full((8, 8), 5.0), torch.full((8, 8), 5.0), torch.full((8, 8), -5.0)
+    half[:, 4:] = -5.0
+    segmenter = known(
+        lambda _: (torch.stack([half, full, empty, full]), torch.tensor([0.3, 0.9, 1.0, 0.5])), squash=True
+    )
+    encoded = segmenter.encode(picture())
+    found = encoded.masks(points=[(1, 1)])
+    assert [candidate.score for candidate in found] == pytest.approx([0.9, 0.3])
+    assert found[0].mask.all() and not found[1].mask.all()
+    assert len(encoded.masks(points=[(1, 1)], num_candidates=1)) == 1
+
+
+def test_everything_filters_by_score_stability_and_size_and_drops_duplicates() -> None:
+    def answers(prompts: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right, soft, speck = (torch.full((16, 16), -9.0) for _ in range(4))
+        left[:, :8] = 9.0
+        right[:, 8:] = 9.0
+        soft[:8] = 0.5  # vanishes when the threshold rises
+        speck[3, 3] = 9.0
+        nearly_left = left.clone()
+        nearly_left[0, 8] = 9.0
+        bad = torch.full((16, 16), 9.0)
+        masks = torch.stack([left, nearly_left, right, soft, speck, bad])
+        return masks, torch.tensor([0.9, 0.95, 0.97, 0.99, 0.99, 0.2])
+
+    encoded = known(answers, squash=True).encode(picture((64, 64)))
+    found = encoded.everything(points_per_side=3, min_area=0.01)
+    assert [candidate.score for candidate in found] == pytest.approx([0.97, 0.95])
+    assert overlap(found[0].mask, found[1].mask) < 0.05
+    assert (found[0].mask | found[1].mask).all()
+    assert len(encoded.everything(points_per_side=3, min_area=0.01, max_regions=1)) == 1
+    assert len(encoded.everything(points_per_side=3, min_area=0)) == 3  # and the speck
+    assert len(encoded.everything(points_per_side=3, min_area=0.01, min_stability=0)) == 3  # and the soft one
+    assert len(encoded.everything(points_per_side=3, min_area=0.01, min_score=0)) == 3  # and the bad one
+
+
+def test_kept_masks_overlap_by_at_most_the_limit_and_every_other_is_like_a_better_one() -> None:
+    random = np.random.default_rng(1)
+    masks = [np.zeros((20, 20), dtype=bool) for _ in range(60)]
+    for mask in masks:
+        y, x = random.integers(0, 14, 2)
+        mask[y : y + random.integers(3, 9), x : x + random.integers(3, 9)] = True
+    scores = random.random(60).tolist()
+    kept = without_duplicates(masks, scores, 0.5)
+    assert 1 < len(kept) < 60
+    assert [scores[index] for index in kept] == sorted((scores[index] for index in kept), reverse=True)
+    for place, index in enumerate(kept):
+        assert all(overlap(masks[index], masks[other]) <= 0.5 for other in kept[:place])
+    for index in set(range(60)) - set(kept):
+        assert any(overlap(masks[index], masks[other]) > 0.5 and scores[other] >= scores[index] for other in kept)
+    assert without_duplicates([], [], 0.5) == []
+
+
+@pytest.mark.parametrize("size", [(60, 90), (1, 500), (7, 7)])
+def test_grid_lies_inside_evenly(size: tuple[int, int]) -> None:
+    height, width = size
+    grid = point_grid(height, width, 8)
+    assert (grid > 0).all() and (grid < [width, height]).all()
+    assert np.allclose(grid.mean(axis=0), [width / 2, height / 2])
+    assert len({tuple(point) for point in grid.tolist()}) == len(grid) <= 64
+
+
+# --- hostile input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"points": [(90, 10)]}, "lies outside of the picture, which is 90 wide and 60 high"),
+        ({"points": [(-1, 10)]}, "lies outside"),
+        ({"points": [(float("nan"), 10)]}, "not finite"),
+        ({"points": [(10, 10, 10)]}, r"points must be \[\(x, y\), ...\]"),
+        ({"points": ["spot"]}, "points must be"),
+        ({"points": [(10, 10)], "labels": [1, 1]}, "2 labels for 1 points"),
+        ({"points": [(10, 10)], "labels": [2]}, "a label is 1"),
+        ({"points": [(10, 10)], "labels": [0]}, "none of them positive"),
+        ({}, "0 points arrived"),
+        ({"box_xyxy": [5, 5, 5, 9]}, "is empty: x0 < x1"),
+        ({"box_xyxy": [50, 5, 20, 9]}, "is empty"),
+        ({"box_xyxy": [200, 5, 220, 9]}, "lies outside"),
+        ({"box_xyxy": [5, 5, 9]}, "box_xyxy must be"),
+        ({"box_xyxy": [0, 0, float("inf"), 9]}, "not finite"),
+        ({"points": [(10, 10)], "num_candidates": 0}, "at least one"),
+    ],
+)
+def test_prompt_that_cannot_be_raises(prompt: dict[str, Any], message: str) -> None:
+    encoded = known(lambda _: (torch.ones(1, 8, 8), torch.ones(1))).encode(picture())
+    with pytest.raises(SegmentationError, match=message):
+        encoded.masks(**prompt)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"points_per_side": 0}, {"points_per_side": 1000}, {"max_overlap": 2}, {"min_area": -1}, {"max_regions": 0}],
+)
+def test_everything_refuses_numbers_out_of_range(options: dict[str, Any]) -> None:
+    encoded = known(lambda _: (torch.ones(1, 8, 8), torch.ones(1))).encode(picture())
+    with pytest.raises(SegmentationError, match=r"give|shares"):
+        encoded.everything(**options)
+
+
+def test_model_of_another_kind_is_refused(tmp_path: Any) -> None:
+    AutoConfig.for_model("clip").save_pretrained(tmp_path)
+    with pytest.raises(SegmentationError, match=r"of type 'clip'.*sam2"):
+        open_segmenter(tmp_path)
+    with pytest.raises(SegmentationError, match="neither a folder nor"):
+        open_segmenter("no/such/folder")
+
+
+# --- the classical one -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classical() -> Any:
+    pytest.importorskip("cv2", reason='needs OpenCV: pip install "finecaption-hf[segmentation]"')
+    return open_segmenter(None)
+
+
+def test_classical_says_what_it_is(classical: Any) -> None:
+    assert "classical" in classical.name and "OpenCV" in classical.name and "without a model" in classical.name
+
+
+def test_classical_refines_a_box_to_the_object(classical: Any) -> None:
+    size = (180, 120)
+    true = disc(size)
+    box = [43, 28, 115, 93]
+    plain = np.zeros_like(true)
+    plain[28:93, 43:115] = True
+    best = classical.encode(picture(size)).masks(box_xyxy=box)[0].mask
+    assert overlap(best, true) > 0.93 > overlap(plain, true)
+
+
+def test_classical_finds_the_object_from_a_point(classical: Any) -> None:
+    size = (180, 120)
+    best = classical.encode(picture(size)).masks(points=[(75, 60)])[0].mask
+    assert overlap(best, disc(size)) > 0.9
+
+
+@pytest.mark.parametrize("size", [(180, 120), (33, 700), (3, 2), (1, 1)])
+def test_classical_masks_hold_positive_points_and_no_negative_ones(classical: Any, size: tuple[int, int]) -> None:
+    encoded = classical.encode(picture(size))
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        points = [(int(x), int(y)) for x, y in random.integers(0, size, (4, 2))]
+        labels = [1, 1, 0, 0]
+        outside = set(points[2:])
+        for box in (None, [0, 0, max(1, size[0] // 2), max(1, size[1] // 2)]):
+            for mask, score in encoded.masks(points=points, labels=labels, box_xyxy=box):
+                assert 0 <= score <= 1 and mask.shape == (size[1], size[0])
+                assert all(mask[y, x] for x, y in set(points[:2]) - outside)
+                assert not any(mask[y, x] for x, y in outside)
+
+
+def test_classical_keeps_the_box_where_there_is_nothing_to_cut(classical: Any) -> None:
+    flat = Image.new("RGB", (100, 80), (120, 120, 120))
+    best = classical.encode(flat).masks(box_xyxy=[20, 10, 70, 60])[0].mask
+    expected = np.zeros((80, 100), dtype=bool)
+    expected[10:60, 20:70] = True
+    assert overlap(best, expected) > 0.75
+
+
+@pytest.mark.parametrize("colors", [(0, 0), (0, 255), (255, 254), (100, 103), (100, 110)])
+def test_classical_comes_to_an_end_on_flat_colors(classical: Any, colors: tuple[int, int]) -> None:
+    for width, height in ((1, 1), (9, 5), (64, 300)):
+        pixels = np.full((height, width, 3), colors[0], dtype=np.uint8)
+        pixels[height // 3 :, width // 2 :] = colors[1]
+        encoded = classical.encode(Image.fromarray(pixels))
+        for box in (None, [0, 0, width, height], [width // 3, height // 3, width, height]):
+            assert encoded.masks(points=[(width // 2, height // 2)], box_xyxy=box)
+
+
+def test_classical_is_the_same_every_time(classical: Any) -> None:
+    encoded = classical.encode(picture())
+    first, second = (encoded.masks(box_xyxy=[20, 10, 60, 50]) for _ in range(2))
+    assert len(first) == len(second)
+    assert all(np.array_equal(a.mask, b.mask) and a.score == b.score for a, b in zip(first, second, strict=True))
+
+
+def test_classical_everything_finds_the_disc_and_has_no_duplicates(classical: Any) -> None:
+    size = (180, 120)
+    found = classical.encode(picture(size)).everything()
+    assert max(overlap(candidate.mask, disc(size)) for candidate in found) > 0.9
+    for index, candidate in enumerate(found):
+        assert all(overlap(candidate.mask, other.mask) <= 0.7 for other in found[:index])
+
+
+def test_pictures_of_any_mode_have_masks_of_their_displayed_size(classical: Any) -> None:
+    image = picture((80, 40))
+    image.getexif()[0x0112] = 6  # to be turned by 90 degrees
+    assert classical.encode(image).masks(points=[(5, 5)])[0].mask.shape == (80, 40)
+    for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
+        assert classical.encode(picture().convert(mode)).masks(points=[(5, 5)])[0].mask.shape == (60, 90)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_everything_of_a_picture_is_captioned_from_the_command_line(tmp_path: Any) -> None:
+    pytest.importorskip("cv2", reason='needs OpenCV: pip install "finecaption-hf[segmentation]"')
+    picture((180, 120)).save(tmp_path / "disc.png")
+    command = ["caption", tmp_path / "disc.png", "--everything", "--max-regions", 2]
+    result = run(*command, "--device", "cpu", "--max-new-tokens", 4, "--json")
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    assert 1 <= len(records) <= 2
+    assert all(record["answers"]["region"] for record in records)
+    # The disc is among them: its bounding box, to a few pixels.
+    wanted = np.array([45, 30, 113, 91])
+    assert min(np.abs(np.array(record["box_xyxy"]) - wanted).max() for record in records) <= 4
+    assert f"{len(records)} regions found by: classical" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--everything", "--box", "1,2,30,40"], "leave --box out"),
+        (["--segmenter", "some/model"], "--segmenter goes with --everything only"),
+        (["--max-regions", "3"], "--max-regions goes with --everything only"),
+        (["--everything", "--segmenter", "/no/such/folder"], "neither a folder nor the id"),
+    ],
+)
+def test_wrong_use_of_everything_ends_in_one_error(arguments: list[str], message: str) -> None:
+    result = run("caption", EXAMPLE_PICTURE, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output and not result.stdout
