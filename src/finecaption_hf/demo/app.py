@@ -28,7 +28,7 @@ from .picker import PickedRegions, RegionPicker, picked
 from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
 
-_EXAMPLES = (3, 12, 20, 31)
+_EXAMPLES = (5, 12, 31, 28)
 _EXAMPLE_SIZE = 512
 _CHOICES = (("Region: one sentence", "region"), ("Dense: in detail", "dense"), ("Global: whole picture", "global"))
 # Requests that are answered at the same time; they take turns at the model.
@@ -36,7 +36,8 @@ _AT_ONCE = 2
 _KEPT_SECONDS = 24 * 3600
 
 _CSS = """
-.fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; }
+.fc-answers { border-collapse: collapse; width: 100%; }
+.fc-answers tr { border: 0 !important; }
 .fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px;
   overflow-wrap: anywhere; border-bottom: 1px solid var(--border-color-primary); }
 .fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
