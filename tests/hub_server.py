@@ -205,7 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization")
         self.known = given == f"Bearer {TOKEN}"
         if given is not None and not self.known:
-            _fail(401, "", "Invalid credentials in Authorization header")
+            # More talkative than the real one, so that tests see whether clients repeat everything they hear.
+            message = "Invalid credentials in Authorization header"
+            raise _Answer(401, {"error": f"{message}: {given}"}, X_Error_Message=message)
 
     def _must_be_known(self) -> None:
         if not self.known:

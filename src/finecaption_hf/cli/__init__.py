@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import ablate, assemble, caption, data, evaluate, info, scenes, train
+from . import ablate, assemble, caption, data, evaluate, info, push, scenes, train
 
 app = typer.Typer(
     name="finecaption",
@@ -25,6 +25,7 @@ app.add_typer(data.app, name="data")
 app.command(context_settings=train.CONTEXT)(train.train)
 app.command()(evaluate.evaluate)
 app.command(context_settings=train.CONTEXT)(ablate.ablate)
+app.command()(push.push)
 
 
 @app.callback(invoke_without_command=True)
