@@ -199,8 +199,7 @@ def _check_weights(path: Path) -> None:
 
 def _eval_results(evaluation: Evaluation | None, dataset: str | None, tell: Tell) -> dict[str, bytes]:
     """The file of `.eval_results`, with an entry for each metric."""
-    from huggingface_hub import EvalResultEntry
-    from huggingface_hub._eval_results import eval_result_entries_to_yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     if evaluation is None:
         if dataset is not None:
