@@ -257,7 +257,10 @@ def _body(
         yield ""
         yield "**It is untrained as a whole**: its adapter has random weights, so its captions mean nothing yet."
     yield from ["", "## Use", "", "```python", *_snippet(repo).splitlines(), "```", ""]
-    yield "The code travels with the weights, so `transformers` is all that is needed (5.19 or later)."
+    yield (
+        "The code travels with the weights. It needs `transformers` (5.19 or later), `torch`, `torchvision`, `timm` "
+        "and `pillow`. `AutoModelForImageTextToText` and `AutoProcessor` load it too."
+    )
     yield from _origin_section(folder, config, provenance)
     yield from _training_section(provenance)
     yield from _evaluation_section(evaluation)
