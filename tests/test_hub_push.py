@@ -356,6 +356,8 @@ def test_code_and_auto_map_travel_through_two_generations_with_and_without_netwo
     given = hub.model("me/base").at("main").files
     for repo in ("me/second", "you/third"):
         files = hub.model(repo).at("main").files
+        tags = yaml.safe_load(files["README.md"].decode().split("---\n")[1])["tags"]
+        assert tags == ["custom_code", "finecaption", "region-captioning"]
         code = {name for name in given if name.endswith("_finecaption.py")}
         assert code == {name for name in files if name.endswith(".py")}
         for name in code:
