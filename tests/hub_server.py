@@ -160,10 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests.append(f"{self.command} {path}")
         try:
             for methods, pattern, name in _ROUTES:
-                match = re.fullmatch(pattern, path)
+                match = re.fullmatch(pattern, url.path)
                 if match and self.command in methods.split("|"):
                     self._check_token()
-                    getattr(self, name)(**{key: value for key, value in match.groupdict().items()})
+                    getattr(self, name)(**{key: value and unquote(value) for key, value in match.groupdict().items()})
             _fail(404, "NotFound", f"no such page: {self.command} {path}")
         except _Answer as answer:
             self._discard_body()

@@ -18,7 +18,7 @@ from finecaption_hf.hub import Evaluation, HubError, Provenance, check_card, mod
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
 
 PARTS = [
-    {"option": "clip", "role": "configuration of the mask-aware CLIP tower", "source": "some/clip", "licence": "mit"},
+    {"option": "clip", "role": "configuration of the mask-aware CLIP tower", "source": "some/clip", "licence": "other"},
     {
         "option": "alpha_clip",
         "role": "mask-aware CLIP tower with its mask input",
@@ -115,6 +115,7 @@ def test_without_any_record_the_card_says_that_nothing_is_known(folder):
     ("options", "data", "stated"),
     [
         (["sam"], [], "apache-2.0"),
+        (["clip", "sam"], [], "apache-2.0"),  # CLIP gives its configuration alone, whatever its licence
         (["sam", "llm"], [], "llama3.1"),
         (["sam", "llm"], ["CompositionCap-train"], "noncommercial-research"),
         (["alpha_clip", "llm"], ["compositioncap"], "research-only"),

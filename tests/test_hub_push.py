@@ -159,9 +159,9 @@ def test_states_of_training_stay_and_weights_of_an_earlier_push_go_in_the_same_c
 
 
 def test_a_branch_is_made_and_main_stays_as_it_was(hub, client):
-    client.push(TINY, "me/branches", "--revision", "candidate")
+    client.push(TINY, "me/branches", "--revision", "candidates/1")
     repo = hub.model("me/branches")
-    assert "model.safetensors" in repo.at("candidate").files
+    assert "model.safetensors" in repo.at("candidates/1").files
     assert set(repo.at("main").files) == {ATTRIBUTES}
 
 
@@ -220,6 +220,13 @@ def test_nothing_goes_to_a_public_repository_when_a_private_one_was_asked_for(hu
     line = client.refused(TINY, "me/public", "--private")
     assert "me/public exists and is public" in line
     assert not [request for request in hub.requests[requests:] if "preupload" in request or "commit/" in request]
+
+
+def test_what_is_no_repository_or_no_report_is_refused_without_a_trace(client, tmp_path):
+    line = client.refused(TINY, "me/x.git")
+    assert "cannot end by '.git'" in line and "Run the same again" not in line
+    (tmp_path / "report.json").write_text('{"finecaption_report": 1}')
+    assert "is no report that this version reads" in client.refused(TINY, "me/x", "--report", "report.json")
 
 
 def test_without_network_the_error_says_so(client):

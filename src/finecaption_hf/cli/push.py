@@ -66,6 +66,7 @@ def _evaluation(path: Path) -> "Evaluation":
     from ..hub import Evaluation
 
     report = parse_json(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(report, dict) or report.get("finecaption_report") != 1:
+    needed = {"model", "data", "counts", "metrics", "diagnostics", "signature"}
+    if not isinstance(report, dict) or report.get("finecaption_report") != 1 or not needed <= report.keys():
         raise ValueError(f"{path} is no report that this version reads. Give report.json of `finecaption evaluate`.")
     return Evaluation(report, card_row(report), eval_results(report))

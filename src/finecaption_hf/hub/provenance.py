@@ -65,7 +65,8 @@ class Provenance:
 
     def licences(self) -> list[Licence]:
         """The terms of parts, base model and data, the strictest first."""
-        found = [_part_licence(part) for part in self.parts]
+        # A part that gives its configuration alone gives nothing that a licence is about.
+        found = [_part_licence(part) for part in self.parts if not part["role"].startswith("configuration of")]
         if not self.parts:
             found += [_known(name, self.licence or "not stated") for name in self.base_models]
             if self.licence and not self.base_models:

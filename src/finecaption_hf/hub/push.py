@@ -254,7 +254,7 @@ def _hub_errors(repo: str, secret: str | None) -> Iterator[None]:
         reasons.append(_first_line(error))
         if isinstance(error, RuntimeError) and cause is not None:  # "Error while uploading ..."
             reasons.append(_first_line(cause))
-        message = f"{repo}: {_without_token(': '.join(reasons), secret)} {_remedy(error, cause)}"
+        message = f"{repo}: {_without_token(': '.join(reasons), secret)} {_remedy(error)}"
         # Messages further down may hold request headers; the chain ends here.
         raise HubError(message) from None
 
@@ -274,7 +274,7 @@ def _without_token(text: str, secret: str | None) -> str:
     return _TOKEN.sub("***", text)
 
 
-def _remedy(error: BaseException, cause: BaseException | None) -> str:
+def _remedy(error: BaseException) -> str:
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -288,6 +288,7 @@ def _remedy(error: BaseException, cause: BaseException | None) -> str:
         return "- The token may not write there. Take one that may, or a repository of your own."
     if isinstance(error, UnicodeEncodeError):  # of the request's headers
         return "- The token holds a character that none has. Log in again with `hf auth login`."
-    if cause is not None or status is None or status >= 500:
+    is_of_network = type(error).__module__.startswith("httpx") or isinstance(error, (ConnectionError, TimeoutError))
+    if is_of_network or isinstance(error, RuntimeError) or (status or 0) >= 500:
         return "- Run the same again: it goes on with what has arrived, and nothing is to be seen before all of it has."
     return ""
