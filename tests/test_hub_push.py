@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 from hub_server import TOKEN, HubServer
-from huggingface_hub import parse_eval_result_entries
+from huggingface_hub import constants, parse_eval_result_entries
 from PIL import Image
 
 import finecaption_hf
-from finecaption_hf.hub import HubError
+from finecaption_hf.hub import HubError, push_model
 from finecaption_hf.hub.push import checkpoint_files
 from finecaption_hf.scenes import render_scene
 
@@ -391,6 +391,20 @@ def test_a_checkpoint_trained_from_a_hub_repository_knows_where_it_comes_from(hu
     assert "| adapter | `model.adapter.*` | 0.001 | 70 | scenes |" in files["README.md"].decode()
     assert "stage.json" not in files
     assert not any(b"secret-place" in content for content in files.values())
+
+
+def test_model_and_processor_go_from_memory_in_one_commit_with_a_card(hub, embedded, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    pushed = push_model(*embedded, "me/memory", token=TOKEN, message="From memory")
+    commit, _ = hub.model("me/memory").history()
+    assert commit.message == "From memory" and pushed.oid == commit.oid
+    assert {path.name for path in TINY.glob("*_finecaption.py")} <= set(commit.files)
+    card = commit.files["README.md"].decode()
+    # The model was loaded from the embedded checkpoint, whose card states it.
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+    assert 'model="me/memory"' in card and str(TINY) not in card
 
 
 def _sha256(path: Path) -> str:

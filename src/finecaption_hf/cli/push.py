@@ -31,6 +31,10 @@ def push(
         str | None,
         typer.Option("--license", metavar="ID", help="Where the files do not tell one.", show_default="from the parts"),
     ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(metavar="ID_OR_FOLDER", help="What it was trained from.", show_default="from the files"),
+    ] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload FineCaption checkpoint",
     as_json: Json = False,
 ) -> None:
@@ -50,6 +54,7 @@ def push(
             evaluation=evaluation,
             dataset=dataset,
             licence=licence,
+            base_model=base_model,
             message=message,
             tell=lambda line: typer.echo(line, err=True),
         )

@@ -7,6 +7,16 @@
 from .card import Evaluation, check_card, model_card
 from .errors import HubError
 from .provenance import Provenance, read_provenance
-from .push import Pushed, push
+from .push import Pushed, push, push_model
 
-__all__ = ["Evaluation", "HubError", "Provenance", "Pushed", "check_card", "model_card", "push", "read_provenance"]
+__all__ = [
+    "Evaluation",
+    "HubError",
+    "Provenance",
+    "Pushed",
+    "check_card",
+    "model_card",
+    "push",
+    "push_model",
+    "read_provenance",
+]

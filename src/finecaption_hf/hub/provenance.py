@@ -79,17 +79,23 @@ class Provenance:
         return sorted(dict.fromkeys(found), key=lambda licence: -licence.rank)
 
 
-def read_provenance(folder: str | os.PathLike[str], fetch: Fetch = lambda repo, name: None) -> Provenance:
+def read_provenance(
+    folder: str | os.PathLike[str], fetch: Fetch = lambda repo, name: None, *, base_model: str | None = None
+) -> Provenance:
     """Follow the files of a checkpoint folder back to where its weights come from.
 
     Args:
         folder: of the checkpoint; what training wrote lies in it and beside it.
         fetch: gets files of Hub repositories that training started from.
+        base_model: folder or Hub repository that it was trained from, used where the files do not tell.
 
     Raises:
         HubError: If a file of it is damaged.
     """
-    return _read(Path(folder).resolve(), fetch, 0)
+    path = Path(folder).resolve()
+    if base_model is not None and not any((path / name).is_file() for name in (_STAGE, FILE, _ASSEMBLY)):
+        return _origin(Path.cwd(), base_model, fetch, 0)
+    return _read(path, fetch, 0)
 
 
 def _read(folder: Path, fetch: Fetch, depth: int) -> Provenance:

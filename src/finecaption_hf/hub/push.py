@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def push(
     evaluation: Evaluation | None = None,
     dataset: str | None = None,
     licence: str | None = None,
+    base_model: str | None = None,
     message: str = "Upload FineCaption checkpoint",
     token: str | None = None,
     tell: Tell = lambda line: None,
@@ -67,6 +69,7 @@ def push(
         evaluation: for card, `model-index` and `.eval_results`.
         dataset: the Hub id of the evaluation's data; without it there is no `.eval_results`, whose entries name one.
         licence: see `model_card`.
+        base_model: folder or Hub repository that it was trained from, used where its files do not tell.
         message: of the commit.
         token: by default the one of `hf auth login` or HF_TOKEN.
         tell: gets lines about the progress.
@@ -92,7 +95,7 @@ def push(
             return None
 
     with _hub_errors(repo, secret):
-        provenance = read_provenance(path, fetch)
+        provenance = read_provenance(path, fetch, base_model=base_model)
     card = model_card(path, repo, provenance, evaluation=evaluation, licence=licence)
     contents: dict[str, bytes | Path] = {name: path / name for name in files}
     contents["README.md"] = card.encode()
@@ -122,6 +125,23 @@ def push(
         operations += [CommitOperationDelete(path_in_repo=name) for name in deleted]
         commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
     return Pushed(str(url), str(commit.commit_url), str(commit.oid), sorted(contents), deleted)
+
+
+def push_model(model: Any, processor: Any, repo: str, **options: Any) -> Pushed:
+    """Push a model and its processor from memory, as after a training loop of one's own.
+
+    Args:
+        model, processor: of FineCaption. The card knows what the checkpoint that the model was loaded from knows.
+        repo: `owner/name`.
+        **options: those of `push`.
+
+    Raises:
+        HubError: As `push`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        model.save_pretrained(name)
+        processor.save_pretrained(name)
+        return push(name, repo, **{"base_model": model.config.name_or_path or None, **options})
 
 
 def checkpoint_files(folder: Path) -> list[str]:
