@@ -283,7 +283,7 @@ class NotInstalled(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, NotInstalled())
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 trust = {"trust_remote_code": True}
 
@@ -315,6 +315,10 @@ with torch.no_grad():  # what training would do
 logits(model, processor, "tuned.pt")
 model.push_to_hub("me/second", private=True)
 processor.push_to_hub("me/second", private=True)
+try:
+    AutoConfig.from_pretrained("me/second", token=os.environ["WRONG_TOKEN"], **trust)
+except OSError as error:
+    print("wrong token:", error)
 """
 SECOND = """
 model, processor, _ = read("me/second", "second.pt")
@@ -343,9 +347,10 @@ def test_code_and_auto_map_travel_through_two_generations_with_and_without_netwo
     assert 'model="me/base"' in snippet
     (tmp_path / "snippet.py").write_text(snippet.replace("me/base", "you/third"))
 
-    first = client.run(ELSEWHERE + FIRST)
+    first = client.run(ELSEWHERE + FIRST, WRONG_TOKEN=WRONG_TOKEN)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "missing revision: " in first.stdout and "nowhere" in first.stdout
+    assert "wrong token: " in first.stdout and WRONG_TOKEN not in first.stdout + first.stderr
     second = client.run(ELSEWHERE + SECOND)
     assert second.returncode == 0, second.stderr[-3000:]
     assert "[40, 60, 200, 180] {'Color': " in second.stdout
