@@ -246,6 +246,12 @@ def test_a_folder_that_lacks_a_file_is_refused_by_name(copy, name):
         checkpoint_files(copy)
 
 
+def test_a_checkpoint_of_another_model_is_refused(copy):
+    (copy / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(HubError, match="holds a model of type 'llama'"):
+        checkpoint_files(copy)
+
+
 def test_weights_that_were_not_written_to_their_end_are_refused(copy):
     with (copy / "model.safetensors").open("r+b") as file:
         file.truncate(5_000_000)
