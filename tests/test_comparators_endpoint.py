@@ -57,8 +57,10 @@ class Stub:
                     stub.times.append(time.monotonic())
                     reply = stub.replies.pop(0) if stub.replies else None
                 question = json.loads(content)["messages"][-1]["content"][1]["text"]
+                time.sleep(stub.delay(question))
+                with stub._lock:  # before the answer, upon which the client may ask again at once
+                    stub.at_once -= 1
                 try:
-                    time.sleep(stub.delay(question))
                     if callable(reply):
                         reply(self)
                         return
@@ -71,9 +73,6 @@ class Stub:
                     self.wfile.write(data)
                 except OSError:
                     pass  # the client went away
-                finally:
-                    with stub._lock:
-                        stub.at_once -= 1
 
             def log_message(self, *arguments: Any) -> None:
                 pass

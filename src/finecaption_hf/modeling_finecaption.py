@@ -747,6 +747,8 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
         super().__init__(config)
         self.model = FineCaptionModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Into the card by push_to_hub; the first makes the Hub's snippets say trust_remote_code.
+        self.model_tags = ["custom_code", "finecaption", "region-captioning"]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import ablate, assemble, caption, data, evaluate, info, scenes, train
+from . import ablate, assemble, caption, data, demo, evaluate, info, push, scenes, space, train
 
 app = typer.Typer(
     name="finecaption",
@@ -24,7 +24,10 @@ app.command()(info.info)
 app.add_typer(data.app, name="data")
 app.command(context_settings=train.CONTEXT)(train.train)
 app.command()(evaluate.evaluate)
+app.command()(demo.demo)
+app.command()(space.space)
 app.command(context_settings=train.CONTEXT)(ablate.ablate)
+app.command()(push.push)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,47 @@
+"""`finecaption demo`: mark regions in a browser, and ask about them."""
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from .common import Device, DtypeOption, Model, errors_in_one_line, load_checkpoint
+
+
+def demo(
+    model: Model = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of the server.", show_default="the first free one from 7860")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    segmenter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID_OR_FOLDER",
+            help="SAM, SAM 2, SAM 3 or EdgeTAM, which makes masks of points and boxes.",
+            show_default="OpenCV's GrabCut where it is installed",
+        ),
+    ] = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Open the demo: mark regions of a picture in a browser, and ask about them.
+
+    Needs the extra demo (pip install "finecaption-hf[demo]"). Nothing leaves this machine.
+    """
+    with errors_in_one_line():
+        # Not imported here: `demo.app` has to say first that gradio must not call home.
+        if find_spec("gradio") is None:
+            raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
+        checkpoint, processor = load_checkpoint(model, device, dtype)
+        from ..demo.app import build_demo, launch_demo
+        from ..segmentation import open_segmenter
+
+        # The classical one is an extra of its own; without it there are no tools for points.
+        opened = None if segmenter is None and find_spec("cv2") is None else open_segmenter(segmenter, device)
+        app = build_demo(checkpoint, processor, model, segmenter=opened)
+
+        def tell(address: str) -> None:
+            typer.echo(f"The demo is at {address} (Ctrl+C ends it).")
+
+        launch_demo(app, host=host, port=port, on_start=tell)

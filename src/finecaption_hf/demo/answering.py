@@ -1,0 +1,227 @@
+"""Questions about the regions of a picture, answered piece by piece; and what reproduces or explains the answers.
+
+Dimension letters: R regions, H W pixels of the picture, h w pixels of a model input.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import __version__
+from ..drawing import COLORS
+from ..masks_finecaption import as_mask, encode_rle, mask_to_box
+from ..prompts_finecaption import resolve_questions
+from .uploads import MAX_QUESTION_LENGTH, MAX_QUESTIONS, MAX_REGIONS, UploadError
+
+
+@dataclass(frozen=True)
+class AskedPicture:
+    """What one user asks.
+
+    Args:
+        picture: in RGB, upright, (H, W).
+        name: of its file, for the snippet.
+        masks: R of shape (H, W), bool, none of them empty; no mask means the whole picture.
+        questions: at least one, in their order.
+        options: of `BranchRequest`: `max_new_tokens`, `temperature`, `seed`.
+    """
+
+    picture: Image.Image
+    name: str
+    masks: tuple[np.ndarray, ...]
+    questions: tuple[str, ...]
+    options: dict[str, Any]
+
+    @classmethod
+    def read(
+        cls,
+        picture: Image.Image,
+        name: str,
+        references: Sequence[Any],
+        questions: Sequence[str],
+        known: dict[str, str],
+        **options: Any,
+    ) -> "AskedPicture":
+        """Check a request.
+
+        Raises:
+            UploadError: If there are too many regions or questions, or none.
+            MaskError: If a reference is no region of the picture.
+        """
+        if len(references) > MAX_REGIONS:
+            raise UploadError(f"{len(references)} regions were sent; at most {MAX_REGIONS} are taken at once.")
+        asked = [question for question in questions if isinstance(question, str) and question.strip()]
+        if not asked:
+            raise UploadError("Nothing is asked. Choose a caption or an attribute, or ask in your own words.")
+        if len(asked) > MAX_QUESTIONS or max(map(len, asked)) > MAX_QUESTION_LENGTH:
+            raise UploadError(
+                f"At most {MAX_QUESTIONS} questions of {MAX_QUESTION_LENGTH} characters each are taken at once."
+            )
+        masks = tuple(as_mask(reference, picture.height, picture.width) for reference in references)
+        return cls(picture, name, masks, tuple(resolve_questions(asked, known)), options)
+
+    @property
+    def regions(self) -> list[np.ndarray | None]:
+        """For the pipeline: R masks, or the whole picture."""
+        return list(self.masks) or [None]
+
+
+@dataclass
+class Answering:
+    """The records of an `AskedPicture`, as far as they are answered.
+
+    Args:
+        asked: the request.
+        records: as the pipeline's, one for each region.
+        finished: (region, question) whose answer is whole.
+    """
+
+    asked: AskedPicture
+    records: list[dict[str, Any]] = field(init=False)
+    finished: set[tuple[int, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        shape = (self.asked.picture.height, self.asked.picture.width)
+        masks = [np.ones(shape, dtype=bool) if mask is None else mask for mask in self.asked.regions]
+        self.records = [
+            {
+                "region_index": index,
+                "box_xyxy": list(mask_to_box(mask)),
+                "area": int(mask.sum()),
+                "answers": dict.fromkeys(self.asked.questions, ""),
+            }
+            for index, mask in enumerate(masks)
+        ]
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.finished) == len(self.records) * len(self.asked.questions)
+
+    def take(self, piece: dict[str, Any]) -> None:
+        """Fill in what `stream_pieces` gave.
+
+        Raises:
+            UploadError: If a region could not be read.
+        """
+        if "error" in piece:
+            raise UploadError(piece["error"]["message"])
+        self.records[piece["region_index"]]["answers"][piece["question"]] = piece["text"]
+        if piece["finish_reason"] is not None:
+            self.finished.add((piece["region_index"], piece["question"]))
+
+    def as_json(self, model: str | None) -> str:
+        """Everything that the answers follow from, but for the picture's pixels, and the answers."""
+        asked = self.asked
+        picture = np.asarray(asked.picture)
+        content = {
+            "finecaption_hf": __version__,
+            "model": model or "embedded",
+            "image": {
+                "name": asked.name,
+                "size": [asked.picture.height, asked.picture.width],
+                "sha256_of_rgb": hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest(),
+            },
+            "questions": list(asked.questions),
+            "options": asked.options,
+            "regions": [
+                {**record, "segmentation": None if mask is None else encode_rle(mask)}
+                for record, mask in zip(self.records, asked.regions)
+            ],
+            "finished": self.is_finished,
+        }
+        return json.dumps(content, ensure_ascii=False, indent=2)
+
+
+def stream_pieces(pipeline: Any, asked: AskedPicture) -> Iterator[dict[str, Any]]:
+    """The answers while they grow, for `Answering.take`.
+
+    Args:
+        pipeline: the checkpoint's `RegionCaptioningPipeline`.
+        asked: the request.
+
+    Raises:
+        ValueError: If a question cannot be asked, such as one that holds a special token.
+    """
+    yield from pipeline.stream(asked.picture, asked.regions, list(asked.questions), **asked.options)
+
+
+def describe_picture(pipeline: Any, asked: AskedPicture) -> list[dict[str, Any]]:
+    """The records of a request, answered in one go."""
+    records: list[dict[str, Any]] = pipeline(asked.picture, asked.regions, list(asked.questions), **asked.options)
+    return records
+
+
+def python_snippet(asked: AskedPicture, model: str | None) -> str:
+    """Code that gives the same answers; the picture is expected beside it, under its name."""
+    regions = ",\n".join("    None" if mask is None else f"    {encode_rle(mask)!r}" for mask in asked.regions)
+    options = "".join(f", {name}={value!r}" for name, value in asked.options.items())
+    source = "" if model is None else repr(model)
+    return (
+        "from finecaption_hf.captioning import load\n\n"
+        f"model, processor = load({source})\n"
+        "describe = model.as_pipeline(processor)\n"
+        f"regions = [\n{regions},\n]\n"
+        f"questions = {list(asked.questions)!r}\n"
+        f"records = describe({asked.name!r}, regions, questions{options})\n"
+        "for record in records:\n"
+        '    print(record["box_xyxy"], record["answers"])\n'
+    )
+
+
+def what_the_model_saw(processor: Any, asked: AskedPicture, patch_size: int) -> list[tuple[Image.Image, str]]:
+    """Both inputs of the model and the mask as its patches get it, as pictures with captions.
+
+    Args:
+        processor: the checkpoint's.
+        asked: the request; the first eight regions are shown.
+        patch_size: of the mask-aware tower, in pixels of its input.
+    """
+    image_processor = processor.image_processor
+    masks = asked.regions[:8]
+    vision = image_processor(asked.picture, masks=masks, return_tensors="pt")
+    shown: list[tuple[Image.Image, str]] = []
+    if "high_res_pixel_values" in vision:
+        pixels = vision["high_res_pixel_values"][0]
+        high_mean, high_std = image_processor.high_res_image_mean, image_processor.high_res_image_std
+        shown.append((_picture(pixels, high_mean, high_std), f"High resolution, {_size(pixels)}: the whole picture"))
+    pixels = vision["pixel_values"][0]
+    low = _picture(pixels, image_processor.image_mean, image_processor.image_std)
+    if "mask_values" not in vision:
+        return [*shown, (low, f"Low resolution, {_size(pixels)}")]
+    for number, values in enumerate(vision["mask_values"]):
+        alpha = (values[0] * image_processor.mask_std + image_processor.mask_mean).clamp(0, 1)
+        color = COLORS[number % len(COLORS)]
+        which = f"region {number + 1}" if asked.masks else "the whole picture"
+        marked = Image.composite(Image.new("RGB", low.size, color), low, _grey(alpha * 0.55))
+        shown.append((_enlarged(marked), f"Low resolution with mask, {_size(pixels)}: {which}"))
+        grid = torch.nn.functional.avg_pool2d(alpha[None, None], patch_size)[0, 0]
+        cells = tuple(grid.shape)
+        caption = f"Mask grid, {cells[1]}x{cells[0]} patches of {patch_size} px: {which}"
+        shown.append((_grey(grid).resize((336, 336), Image.Resampling.NEAREST), caption))
+    return shown
+
+
+def _size(pixels: torch.Tensor) -> str:
+    return f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+
+
+def _picture(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """(3, h, w), normalised -> the picture."""
+    color = pixels.float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return Image.fromarray((color.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _grey(values: torch.Tensor) -> Image.Image:
+    """(h, w), 0 to 1 -> a grey picture."""
+    return Image.fromarray((values.float().cpu() * 255).round().byte().numpy())
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """Small inputs at the size of the grid, with their pixels to be seen."""
+    return picture if picture.width >= 336 else picture.resize((336, 336), Image.Resampling.NEAREST)

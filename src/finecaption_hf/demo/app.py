@@ -1,0 +1,279 @@
+"""The Gradio app: layout, events, and the endpoint for scripts."""
+
+import html
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Read when gradio is imported: it must not call home.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from PIL import Image
+from starlette.middleware import Middleware
+
+from ..drawing import COLORS
+from ..masks_finecaption import MaskError, encode_rle
+from ..prompts_finecaption import TASKS, normalise_name
+from ..scenes import render_scene
+from .answering import Answering, AskedPicture, describe_picture, python_snippet, stream_pieces, what_the_model_saw
+from .guard import Guard
+from .picker import PickedRegions, RegionPicker, picked
+from .segmenting import PointMasks
+from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
+
+_EXAMPLES = (5, 12, 31, 28)
+_EXAMPLE_SIZE = 512
+_CHOICES = (("Region: one sentence", "region"), ("Dense: in detail", "dense"), ("Global: whole picture", "global"))
+# Requests that are answered at the same time; they take turns at the model.
+_AT_ONCE = 2
+_KEPT_SECONDS = 24 * 3600
+
+_CSS = """
+.fc-answers { border-collapse: collapse; width: 100%; }
+.fc-answers tr { border: 0 !important; }
+.fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px;
+  overflow-wrap: anywhere; border-bottom: 1px solid var(--border-color-primary); }
+.fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
+.fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white;
+  font-weight: 700; align-items: center; justify-content: center; }
+.fc-answers .fc-open::after { content: "▍"; opacity: .5; }
+"""
+
+
+def build_demo(
+    model: Any,
+    processor: Any,
+    name: str | None = None,
+    on_gpu: Callable[[Any], Any] | None = None,
+    segmenter: Any = None,
+) -> gr.Blocks:
+    """The app, not yet started.
+
+    Args:
+        model, processor: as `captioning.load` returns them.
+        name: of the checkpoint, for the snippet and the download; `None` means the embedded one.
+        on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
+            run in another process: arguments and results are copied.
+        segmenter (*optional*): `encode(image)` gives what has `masks(points=, labels=, box_xyxy=)`. Without one there
+            are no tools for points.
+    """
+    pipeline = model.as_pipeline(processor)
+
+    def pieces(asked: AskedPicture) -> Iterator[dict[str, Any]]:
+        yield from stream_pieces(pipeline, asked)
+
+    def records(asked: AskedPicture) -> list[dict[str, Any]]:
+        return describe_picture(pipeline, asked)
+
+    point_masks = None
+    if segmenter is not None:
+        point_masks = PointMasks(segmenter, lambda path: read_picture(path, get_upload_folder()))
+    if on_gpu is not None:
+        pieces, records = on_gpu(pieces), on_gpu(records)
+    tasks = [task for task in _CHOICES if task[1] in processor.questions]
+    attributes = [known for known in processor.questions if normalise_name(known) not in TASKS]
+    stops: dict[str, threading.Event] = {}
+    examples = _render_examples()
+
+    def answer(
+        value: PickedRegions | None,
+        captions: list[str],
+        chosen: list[str],
+        question: str,
+        max_new_tokens: float,
+        temperature: float,
+        seed: float,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Answers as they grow; what reproduces and explains them comes at the end."""
+        stop = stops[request.session_hash or ""] = threading.Event()
+        if value is None:
+            raise gr.Error("First choose a picture.", print_exception=False)
+        try:
+            asked = AskedPicture.read(
+                read_picture(value.image.path, get_upload_folder()),
+                Path(value.image.orig_name or "picture.png").name,
+                [rle.model_dump() for rle in value.regions],
+                [*captions, *chosen, *([question] if question.strip() else [])],
+                processor.questions,
+                max_new_tokens=int(max_new_tokens),
+                temperature=float(temperature),
+                seed=int(seed),
+            )
+            answering = Answering(asked)
+            yield _table(answering), "Looking at the picture …", gr.skip(), gr.skip(), gr.skip()
+            for piece in pieces(asked):
+                answering.take(piece)
+                if stop.is_set():
+                    break
+                yield _table(answering), "Answering …", gr.skip(), gr.skip(), gr.skip()
+            seen = what_the_model_saw(processor, asked, model.config.vision_config.patch_size)
+        except (UploadError, MaskError, ValueError) as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+        finally:
+            if stops.get(request.session_hash or "") is stop:
+                del stops[request.session_hash or ""]
+        status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
+        yield _table(answering), status, python_snippet(asked, name), answering.as_json(name), seen
+
+    def stop_answer(request: gr.Request) -> None:
+        if (stop := stops.get(request.session_hash or "")) is not None:
+            stop.set()
+
+    def describe(image: dict, mask: dict | list | str | None = None, attributes: list[str] | None = None) -> dict:
+        """Answer questions about one region of a picture.
+
+        image: an uploaded file (`gradio_client.handle_file`). mask: COCO RLE {"size": [H, W], "counts": ..}, a box
+        {"box_xyxy": [x0, y0, x1, y1]}, a polygon, a CompositionCap blob, or an uploaded black and white picture; none
+        is the whole picture. attributes: names of captions and attributes, or own words; none is "region".
+        Returns {"region_index", "box_xyxy", "area", "answers": {name: text}}.
+        """
+        store = get_upload_folder()
+        try:
+            path = image.get("path") if isinstance(image, dict) else None
+            picture = read_picture(path, store)
+            references = [] if mask is None else [read_mask(mask, store)]
+            asked = AskedPicture.read(picture, "image", references, attributes or ["region"], processor.questions)
+            return records(asked)[0]
+        except (UploadError, MaskError, ValueError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    with gr.Blocks(title="FineCaption", delete_cache=(3600, _KEPT_SECONDS), analytics_enabled=False) as demo:
+        gr.Markdown("# FineCaption\nMark a part of a picture, and ask what it is.")
+        with gr.Row():
+            with gr.Column(scale=3, min_width=360):
+                picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks)
+                gallery = gr.Gallery(
+                    [(path, f"Example {number}") for number, (path, _) in enumerate(examples, start=1)],
+                    label="Examples",
+                    columns=len(examples),
+                    height=170,
+                    allow_preview=False,
+                    object_fit="contain",
+                    buttons=[],
+                    interactive=False,
+                    elem_id="fc-examples",
+                )
+            with gr.Column(scale=2, min_width=320):
+                captions = gr.CheckboxGroup(tasks, value=[tasks[0][1]] if tasks else [], label="Captions")
+                chosen = gr.CheckboxGroup(attributes, label="Attributes", elem_id="fc-attributes")
+                with gr.Row():
+                    every = gr.Button("All attributes", size="sm")
+                    no_one = gr.Button("None", size="sm")
+                question = gr.Textbox(label="Your own question", placeholder="What is it made of?", max_length=500)
+                with gr.Accordion("Settings", open=False):
+                    max_new_tokens = gr.Slider(1, 512, value=128, step=1, label="Longest answer, in tokens")
+                    temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
+                    seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")
+                with gr.Row():
+                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask")
+                    stop = gr.Button("Stop", variant="stop", elem_id="fc-stop")
+                status = gr.Markdown(elem_id="fc-progress")
+        table = gr.HTML(elem_id="fc-table", js_on_load=None)
+        with gr.Accordion("What the model saw", open=False):
+            seen = gr.Gallery(label="Inputs of the model", columns=3, object_fit="contain", elem_id="fc-seen")
+        with gr.Accordion("Copy as Python", open=False):
+            snippet = gr.Code(language="python", interactive=False, label="The same answers", elem_id="fc-python")
+        with gr.Accordion("JSON", open=False):
+            content = gr.Code(language="json", interactive=False, label="Answers, regions, settings", elem_id="fc-json")
+
+        asked_inputs = [picker, captions, chosen, question, max_new_tokens, temperature, seed]
+        outputs = [table, status, snippet, content, seen]
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        for event in (ask.click, question.submit):
+            event(answer, asked_inputs, outputs, concurrency_limit=_AT_ONCE, concurrency_id="model", **private)
+        # Not `cancels`: what is answered so far stays, with what reproduces it.
+        stop.click(stop_answer, queue=False, **private)
+        every.click(lambda: attributes, outputs=chosen, **private)
+        no_one.click(lambda: [], outputs=chosen, **private)
+        demo.unload(stop_answer)
+
+        def load_example(event: gr.SelectData) -> PickedRegions:
+            path, regions = examples[event.index]
+            return picked(path, os.path.basename(path), regions)
+
+        picker.clear(lambda: ("", "", "", "", []), outputs=outputs, queue=False, **private)
+        gallery.select(load_example, outputs=picker, **private)
+        gr.api(describe, api_name="describe", concurrency_limit=_AT_ONCE, concurrency_id="model")
+    return demo
+
+
+def launch_demo(
+    demo: gr.Blocks,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    on_start: Callable[[str], None] | None = None,
+) -> str:
+    """Start the app, and return its address.
+
+    Args:
+        demo: of `build_demo`.
+        host: which interface to listen on; by default this machine only.
+        port: by default the first free one from 7860 on.
+        on_start (*optional*): gets the address; the app is then served until interrupted. Without it, the app is
+            served by a thread, until `demo.close()`.
+
+    Raises:
+        OSError: If the port is taken.
+    """
+    _, address, _ = demo.queue(max_size=64).launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=MAX_FILE_BYTES,
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        footer_links=["api"],
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=_CSS,
+        app_kwargs={"middleware": [Middleware(Guard)]},
+    )
+    if on_start is not None:
+        on_start(str(address))
+        demo.block_thread()
+    return str(address)
+
+
+def _render_examples() -> list[tuple[str, list[dict[str, Any]]]]:
+    """Scenes with their regions, drawn anew: the package ships no pictures for them."""
+    folder = Path(tempfile.gettempdir()) / f"finecaption-examples-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    examples = []
+    for seed in _EXAMPLES:
+        scene = render_scene(seed, size=_EXAMPLE_SIZE, split="test")
+        path = folder / f"scene-{seed}.png"
+        Image.fromarray(scene.image).save(path)
+        examples.append((str(path), [encode_rle(mask) for mask in scene.masks]))
+    return examples
+
+
+def _table(answering: Answering) -> str:
+    """One row for each region and question; what users and models write is escaped."""
+    rows: list[str] = []
+    for record in answering.records:
+        index = record["region_index"]
+        number = str(index + 1) if answering.asked.masks else "all"
+        color = "rgb({}, {}, {})".format(*COLORS[index % len(COLORS)])
+        for question, text in record["answers"].items():
+            state = "" if (index, question) in answering.finished else ' class="fc-open"'
+            rows.append(
+                f'<tr tabindex="0" data-region="{index + 1}"><td><span class="fc-number" style="background: {color}">'
+                f"{number}</span></td><td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"
+            )
+    return _head(("Region", "Question", "Answer")) + "".join(rows) + "</tbody></table>"
+
+
+def _head(names: Sequence[str]) -> str:
+    return f'<table class="fc-answers"><thead><tr>{"".join(f"<th>{name}</th>" for name in names)}</tr></thead><tbody>'

@@ -1,0 +1,676 @@
+// The region picker: one 2-D canvas with a picture and several regions, each a mask of the picture's own pixels.
+// Runs as the js_on_load of a gr.HTML component, so `element`, `props`, `trigger`, `upload` and `watch` are given.
+//
+// props.value = {image: FileData, regions: [{size: [H, W], counts: [..]}]}, counts as in uncompressed COCO RLE (columns).
+
+const COLORS = [[229, 57, 53], [30, 120, 230], [0, 150, 110], [240, 124, 0], [142, 60, 200], [216, 27, 126], [0, 145, 175], [135, 100, 60]];
+const LIMITS = props.limits;
+const TINY_SHARE = 0.0005, TINY_PIXELS = 64, MAX_UNDO = 60;
+const TINT = 70;  // of 255: little, because the captions speak of colours
+
+const find = (selector) => element.querySelector(selector);
+const canvas = find(".fc-canvas"), stage = find(".fc-stage"), context = canvas.getContext("2d");
+let picture = null, file = null, width = 0, height = 0;
+let regions = [], active = 0, hovered = null;
+let undoStack = [], redoStack = [];
+let tool = "brush", view = { scale: 1, x: 0, y: 0 }, isFitted = true;
+let stroke = null, cursor = null, pinch = null, loads = 0, lastSent = null;
+const pointers = new Map();
+
+// --- regions -------------------------------------------------------------------------------------------------------
+
+function newRegion() {
+  const layer = document.createElement("canvas");
+  layer.width = width; layer.height = height;
+  return { mask: new Uint8Array(width * height), area: 0, layer, points: [], candidates: [] };
+}
+
+function colorOf(index) { return COLORS[index % COLORS.length]; }
+
+/** Repaint a region's layer where its mask changed inside [x0, x1) x [y0, y1): a tint, and a line along its border. */
+function refresh(index, x0 = 0, y0 = 0, x1 = width, y1 = height) {
+  const { mask, layer } = regions[index], [red, green, blue] = colorOf(index);
+  if (x1 <= x0 || y1 <= y0) return;
+  const line = Math.max(1, Math.round(Math.max(width, height) / 500));
+  x0 = Math.max(0, x0 - line); y0 = Math.max(0, y0 - line); x1 = Math.min(width, x1 + line); y1 = Math.min(height, y1 + line);
+  const isBorder = (x, y, at) => x < line || y < line || x >= width - line || y >= height - line
+    || !mask[at - line] || !mask[at + line] || !mask[at - line * width] || !mask[at + line * width];
+  const pixels = new ImageData(x1 - x0, y1 - y0);
+  for (let y = y0, at = 0; y < y1; y++) {
+    for (let x = x0; x < x1; x++, at += 4) {
+      if (!mask[y * width + x]) continue;
+      pixels.data[at] = red; pixels.data[at + 1] = green; pixels.data[at + 2] = blue;
+      pixels.data[at + 3] = isBorder(x, y, y * width + x) ? 255 : TINT;
+    }
+  }
+  layer.getContext("2d").putImageData(pixels, x0, y0);
+}
+
+function measure(region) {
+  let area = 0, sumX = 0, sumY = 0;
+  for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++, at++) if (region.mask[at]) { area++; sumX += x; sumY += y; }
+  region.area = area;
+  region.center = area ? [sumX / area + 0.5, sumY / area + 0.5] : null;
+}
+
+function encode(mask) {
+  const counts = [];
+  let value = 0, run = 0;
+  for (let x = 0; x < width; x++) {
+    for (let y = 0, at = x; y < height; y++, at += width) {
+      if (mask[at] === value) run++;
+      else { counts.push(run); run = 1; value = 1 - value; }
+    }
+  }
+  counts.push(run);
+  return { size: [height, width], counts };
+}
+
+/** COCO's compressed text -> counts. */
+function uncompress(text) {
+  const counts = [];
+  for (let at = 0; at < text.length;) {
+    let number = 0, shift = 0, chunk;
+    do {
+      chunk = text.charCodeAt(at++) - 48;
+      if (!(chunk >= 0 && chunk < 64) || shift > 30) throw Error("the RLE text is damaged");
+      number |= (chunk & 31) << shift; shift += 5;
+      if (!(chunk & 32) && (chunk & 16)) number |= -1 << shift;
+    } while (chunk & 32);
+    if (counts.length > 2) number += counts[counts.length - 2];
+    counts.push(number);
+  }
+  return counts;
+}
+
+function decode(rle) {
+  if (!rle || !Array.isArray(rle.size) || rle.counts === undefined) throw Error("needed is {\"size\": [H, W], \"counts\": ..}");
+  checkSize(rle.size[0], rle.size[1]);
+  const counts = typeof rle.counts === "string" ? uncompress(rle.counts) : rle.counts;
+  const mask = new Uint8Array(width * height);
+  let at = 0, value = 0;
+  for (const run of counts) {
+    if (!Number.isInteger(run) || run < 0 || at + run > mask.length) throw Error("the runs of the RLE do not fit its size");
+    if (value) for (let i = at; i < at + run; i++) mask[(i % height) * width + Math.floor(i / height)] = 1;
+    at += run; value = 1 - value;
+  }
+  if (at !== mask.length) throw Error("the runs of the RLE do not fill its size");
+  return mask;
+}
+
+function checkSize(h, w) {
+  if (h !== height || w !== width) throw Error(`the mask is ${w}x${h} but the picture is ${width}x${height}: give it at the picture's size`);
+}
+
+// --- undo ----------------------------------------------------------------------------------------------------------
+
+function snapshot() { return { active, masks: regions.map(({ mask, points, candidates }) => ({ counts: encode(mask).counts, points, candidates })) }; }
+
+function restore(state) {
+  const before = regions.length;
+  regions = state.masks.map(({ counts, points, candidates }) => {
+    const region = Object.assign(newRegion(), { points, candidates });
+    region.mask = decode({ size: [height, width], counts });
+    return region;
+  });
+  active = state.active;
+  regions.forEach((region, index) => { measure(region); refresh(index); });
+  changed();
+  if (regions.length !== before) trigger("clear");
+}
+
+function remember() {
+  undoStack.push(snapshot());
+  if (undoStack.length > MAX_UNDO) undoStack.shift();
+  redoStack = [];
+}
+
+function undo() { if (undoStack.length) { redoStack.push(snapshot()); restore(undoStack.pop()); say("Undone"); } }
+function redo() { if (redoStack.length) { undoStack.push(snapshot()); restore(redoStack.pop()); say("Done again"); } }
+
+// --- what the server gets --------------------------------------------------------------------------------------------
+
+function changed() {
+  const marked = regions.filter((region) => region.area);
+  lastSent = file ? { image: file, regions: marked.map((region) => encode(region.mask)) } : null;
+  props.value = lastSent;
+  canvas.dataset.areas = regions.map((region) => region.area).join(",");
+  listRegions(); draw();
+  trigger("change");
+}
+
+function say(text, bad = false) {
+  const status = find(".fc-status");
+  status.textContent = text; status.classList.toggle("fc-bad", bad);
+}
+
+function isTiny(region) { return region.area && (region.area < TINY_PIXELS || region.area < TINY_SHARE * width * height); }
+
+function listRegions() {
+  const list = find(".fc-regions");
+  list.replaceChildren(...regions.map((region, index) => {
+    const chip = document.createElement("span");
+    chip.className = "fc-chip" + (index === active ? " fc-active" : "");
+    chip.style.setProperty("--fc-color", `rgb(${colorOf(index)})`);
+    const choose = document.createElement("button");
+    choose.type = "button"; choose.setAttribute("role", "option"); choose.setAttribute("aria-selected", index === active);
+    const dot = document.createElement("span");
+    dot.className = "fc-dot"; dot.textContent = numberOf(index) ?? "·";
+    const text = document.createElement("span");
+    const share = 100 * region.area / (width * height);
+    text.textContent = region.area ? `${region.area.toLocaleString("en")} px, ${share < 0.1 ? share.toFixed(3) : share.toFixed(1)}%` : "empty";
+    choose.append(dot, text);
+    if (isTiny(region)) {
+      const warning = document.createElement("span");
+      warning.className = "fc-warn"; warning.textContent = "\u00a0⚠ tiny"; warning.title = "The model may see little of so small a region";
+      choose.append(warning);
+    }
+    choose.onclick = () => { active = index; listRegions(); draw(); };
+    choose.onmouseenter = () => { hovered = index; draw(); };
+    choose.onmouseleave = () => { hovered = null; draw(); };
+    const remove = document.createElement("button");
+    remove.type = "button"; remove.textContent = "×"; remove.title = "Remove this region"; remove.setAttribute("aria-label", `Remove region ${index + 1}`);
+    remove.onclick = () => removeRegion(index);
+    chip.append(choose, remove);
+    return chip;
+  }));
+  find('[data-do="undo"]').disabled = !undoStack.length;
+  find('[data-do="redo"]').disabled = !redoStack.length;
+}
+
+/** Empty regions are not sent, so numbers count those that are not. */
+function numberOf(index) {
+  return regions[index].area ? regions.slice(0, index + 1).filter((region) => region.area).length : null;
+}
+
+function addRegion() {
+  if (!picture) return say("First choose a picture", true);
+  if (regions.length >= LIMITS.regions) return say(`At most ${LIMITS.regions} regions`, true);
+  const empty = regions.findIndex((region) => !region.area);
+  if (empty >= 0) { active = empty; listRegions(); return; }
+  remember(); regions.push(newRegion()); active = regions.length - 1; changed();
+}
+
+function removeRegion(index) {
+  remember(); regions.splice(index, 1);
+  if (!regions.length) regions.push(newRegion());
+  active = Math.min(active, regions.length - 1);
+  regions.forEach((_, number) => refresh(number));
+  changed();
+  trigger("clear");
+}
+
+// --- drawing ---------------------------------------------------------------------------------------------------------
+
+let isScheduled = false;
+function draw() {
+  if (isScheduled) return;
+  isScheduled = true;
+  requestAnimationFrame(() => { isScheduled = false; drawNow(); });
+}
+
+function drawNow() {
+  const ratio = window.devicePixelRatio || 1, box = stage.getBoundingClientRect();
+  const w = Math.max(1, Math.round(box.width * ratio)), h = Math.max(1, Math.round(box.height * ratio));
+  if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; if (isFitted) fit(); }
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.clearRect(0, 0, w, h);
+  if (!picture) return;
+  context.setTransform(view.scale * ratio, 0, 0, view.scale * ratio, view.x * ratio, view.y * ratio);
+  context.imageSmoothingEnabled = view.scale < 3;
+  context.drawImage(picture, 0, 0, width, height);
+  regions.forEach((region, index) => {
+    context.globalAlpha = hovered === null ? (index === active ? 1 : 0.75) : index === hovered ? 1 : 0.2;
+    for (let layers = index === hovered ? 3 : 1; layers; layers--) context.drawImage(region.layer, 0, 0);
+  });
+  context.globalAlpha = 1;
+  if (stroke && stroke.path.length > 1 && (tool === "lasso" || tool === "box")) {
+    context.beginPath();
+    outline(stroke).forEach(([x, y], index) => index ? context.lineTo(x, y) : context.moveTo(x, y));
+    context.closePath();
+    for (const [style, line] of [["white", 3], [`rgb(${colorOf(active)})`, 1.5]]) {
+      context.strokeStyle = style; context.lineWidth = line / view.scale; context.stroke();
+    }
+  }
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.font = "bold 12px sans-serif"; context.textAlign = "center"; context.textBaseline = "middle";
+  regions.forEach((region, index) => {
+    if (!region.area || !region.center) return;
+    const x = region.center[0] * view.scale + view.x, y = region.center[1] * view.scale + view.y;
+    context.beginPath(); context.arc(x, y, 11, 0, 7);
+    context.fillStyle = `rgb(${colorOf(index)})`; context.fill();
+    context.strokeStyle = "white"; context.lineWidth = 2; context.stroke();
+    context.fillStyle = "white";
+    context.fillText(numberOf(index), x, y + 0.5);
+  });
+  for (const [px, py, label] of regions[active]?.points ?? []) {
+    const x = px * view.scale + view.x, y = py * view.scale + view.y;
+    context.beginPath(); context.arc(x, y, 6, 0, 7); context.fillStyle = label ? "#1a7f37" : "#c62828"; context.fill();
+    context.strokeStyle = "white"; context.lineWidth = 2; context.stroke();
+    context.fillStyle = "white"; context.fillText(label ? "+" : "−", x, y);
+  }
+  if (cursor) {
+    const x = cursor[0] * view.scale + view.x, y = cursor[1] * view.scale + view.y;
+    const r = tool === "brush" || tool === "eraser" ? Math.max(3, radius() * view.scale) : 6;
+    for (const [style, line] of [["white", 3], ["black", 1]]) {
+      context.beginPath(); context.arc(x, y, r, 0, 7); context.strokeStyle = style; context.lineWidth = line; context.stroke();
+    }
+  }
+}
+
+function fit() {
+  if (!picture) return;
+  const box = stage.getBoundingClientRect();
+  view.scale = Math.min(box.width / width, box.height / height);
+  view.x = (box.width - width * view.scale) / 2; view.y = (box.height - height * view.scale) / 2;
+  isFitted = true;
+}
+
+function zoom(factor, x, y) {
+  if (!picture) return;
+  const box = stage.getBoundingClientRect();
+  x ??= box.width / 2; y ??= box.height / 2;
+  const scale = Math.min(40, Math.max(0.02, view.scale * factor));
+  view.x = x - (x - view.x) * scale / view.scale; view.y = y - (y - view.y) * scale / view.scale; view.scale = scale;
+  isFitted = false; draw();
+}
+
+function radius() { return Number(find(".fc-radius").value) * Math.max(width, height) / 1000; }
+
+// --- strokes: the same three steps for pointers and keys -------------------------------------------------------------
+
+function begin(point, takesAway) {
+  if (!picture) return;
+  if (!regions.length) regions.push(newRegion());
+  if (tool === "positive" || tool === "negative") return segment([...regions[active].points, [...point, tool === "positive" ? 1 : 0]]);
+  stroke = { path: [point], takesAway, before: snapshot() };
+  if (tool === "brush" || tool === "eraser") dab(point, point);
+  draw();
+}
+
+function extend(point) {
+  if (!stroke) return;
+  const last = stroke.path[stroke.path.length - 1];
+  stroke.path.push(point);
+  if (tool === "brush" || tool === "eraser") dab(last, point);
+  draw();
+}
+
+function finish() {
+  if (!stroke) return;
+  const done = stroke, region = regions[active];
+  if (tool === "box" || tool === "lasso") fill(outline(done), done.takesAway ? 0 : 1);
+  stroke = null;
+  measure(region);
+  undoStack.push(done.before); if (undoStack.length > MAX_UNDO) undoStack.shift();
+  redoStack = [];
+  say(isTiny(region) ? `Region ${numberOf(active)} is tiny (${region.area} px): the model may see little of it` : "");
+  changed();
+}
+
+function cancelStroke() { if (stroke) { const before = stroke.before; stroke = null; restore(before); } }
+
+function outline({ path }) {
+  if (tool !== "box") return path;
+  const [x0, y0] = path[0], [x1, y1] = path[path.length - 1];
+  return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]];
+}
+
+/** Set the pixels whose centres lie within the brush around the line from a to b. */
+function dab([ax, ay], [bx, by]) {
+  const value = tool === "eraser" ? 0 : 1, r = Math.max(radius(), 0.71), mask = regions[active].mask;
+  const x0 = Math.max(0, Math.floor(Math.min(ax, bx) - r)), x1 = Math.min(width, Math.ceil(Math.max(ax, bx) + r));
+  const y0 = Math.max(0, Math.floor(Math.min(ay, by) - r)), y1 = Math.min(height, Math.ceil(Math.max(ay, by) + r));
+  const dx = bx - ax, dy = by - ay, length = dx * dx + dy * dy;
+  for (let y = y0; y < y1; y++) {
+    for (let x = x0; x < x1; x++) {
+      const px = x + 0.5 - ax, py = y + 0.5 - ay;
+      const t = length ? Math.min(1, Math.max(0, (px * dx + py * dy) / length)) : 0;
+      if ((px - t * dx) ** 2 + (py - t * dy) ** 2 <= r * r) mask[y * width + x] = value;
+    }
+  }
+  refresh(active, x0, y0, x1, y1);
+}
+
+/** Set the pixels whose centres lie inside a polygon (even-odd rule). */
+function fill(points, value) {
+  const mask = regions[active].mask;
+  const low = Math.max(0, Math.floor(Math.min(...points.map((p) => p[1])))), high = Math.min(height, Math.ceil(Math.max(...points.map((p) => p[1]))));
+  for (let y = low; y < high; y++) {
+    const crossings = [];
+    points.forEach(([x0, y0], index) => {
+      const [x1, y1] = points[(index + 1) % points.length];
+      if ((y0 <= y + 0.5) !== (y1 <= y + 0.5)) crossings.push(x0 + (y + 0.5 - y0) * (x1 - x0) / (y1 - y0));
+    });
+    crossings.sort((a, b) => a - b);
+    for (let i = 0; i + 1 < crossings.length; i += 2) {
+      const start = Math.max(0, Math.ceil(crossings[i] - 0.5)), stop = Math.min(width, Math.ceil(crossings[i + 1] - 0.5));
+      if (stop > start) mask.fill(value, y * width + start, y * width + stop);
+    }
+  }
+  refresh(active, 0, low, width, high);
+}
+
+// --- points, where the server has a segmenter ------------------------------------------------------------------------
+
+async function segment(points, box_xyxy = null) {
+  const region = regions[active], asked = file;
+  if (!points.some((point) => point[2]) && !box_xyxy) return say("Begin with a point in the region", true);
+  say("Finding the region…");
+  let found;
+  try {
+    found = await server.segment({ path: file.path, points: points.map(([x, y]) => [x, y]), labels: points.map((point) => point[2]), box_xyxy });
+  } catch (error) { found = { error: "the server did not answer" }; }
+  if (file !== asked || !regions.includes(region)) return;
+  if (found.error || !found.candidates.length) return say(`No region was found: ${found.error ?? "try another point"}`, true);
+  remember();
+  Object.assign(region, { points, candidates: found.candidates });
+  showCandidate(region, 0);
+}
+
+function showCandidate(region, number) {
+  region.candidate = number;
+  region.mask = decode(region.candidates[number].segmentation);
+  measure(region); refresh(regions.indexOf(region));
+  say(`Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`);
+  changed();
+}
+
+function nextCandidate() {
+  const region = regions[active];
+  if (!region || region.candidates.length < 2) return say("There is no other mask; set a point first", true);
+  remember(); showCandidate(region, ((region.candidate ?? 0) + 1) % region.candidates.length);
+}
+
+function refine() {
+  const region = chosen();
+  if (!region) return;
+  let x0 = width, y0 = height, x1 = 0, y1 = 0;
+  region.mask.forEach((inside, at) => {
+    if (!inside) return;
+    const x = at % width, y = (at - x) / width;
+    x0 = Math.min(x0, x); y0 = Math.min(y0, y); x1 = Math.max(x1, x + 1); y1 = Math.max(y1, y + 1);
+  });
+  segment(region.points, [x0, y0, x1, y1]);
+}
+
+element.querySelectorAll("[data-points]").forEach((button) => { button.hidden = !props.segmenter; });
+
+// --- pointers and keys -----------------------------------------------------------------------------------------------
+
+function place(event) {
+  const box = canvas.getBoundingClientRect();
+  return [event.clientX - box.left, event.clientY - box.top];
+}
+
+function toPicture([x, y]) { return [(x - view.x) / view.scale, (y - view.y) / view.scale]; }
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (!picture) return;
+  canvas.setPointerCapture(event.pointerId); canvas.focus({ preventScroll: true });
+  pointers.set(event.pointerId, place(event));
+  if (pointers.size === 2) {
+    cancelStroke();
+    const [a, b] = [...pointers.values()];
+    pinch = { distance: Math.hypot(a[0] - b[0], a[1] - b[1]), center: [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2] };
+  } else if (pointers.size === 1) {
+    cursor = null;
+    if (tool !== "hand" && event.button === 0) begin(toPicture(place(event)), event.altKey);
+  }
+});
+
+canvas.addEventListener("pointermove", (event) => {
+  const now = place(event), before = pointers.get(event.pointerId);
+  if (!before) { if (picture && event.pointerType === "mouse") { cursor = toPicture(now); draw(); } return; }
+  pointers.set(event.pointerId, now);
+  if (pinch && pointers.size === 2) {
+    const [a, b] = [...pointers.values()];
+    const distance = Math.hypot(a[0] - b[0], a[1] - b[1]), center = [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
+    view.x += center[0] - pinch.center[0]; view.y += center[1] - pinch.center[1];
+    if (pinch.distance > 0) zoom(distance / pinch.distance, ...center);
+    pinch = { distance, center };
+  } else if (stroke) {
+    const events = event.getCoalescedEvents?.() ?? [];
+    for (const part of events.length ? events : [event]) extend(toPicture(place(part)));
+  } else if (tool === "hand" || event.buttons === 4) {
+    view.x += now[0] - before[0]; view.y += now[1] - before[1]; isFitted = false; draw();
+  }
+});
+
+function release(event) {
+  pointers.delete(event.pointerId);
+  if (pointers.size < 2) pinch = null;
+  if (event.type === "pointercancel") cancelStroke(); else finish();
+}
+canvas.addEventListener("pointerup", release);
+canvas.addEventListener("pointercancel", release);
+canvas.addEventListener("pointerleave", () => { if (!stroke) { cursor = null; draw(); } });
+canvas.addEventListener("wheel", (event) => {
+  if (!event.ctrlKey && !event.metaKey) return;
+  event.preventDefault(); zoom(Math.exp(-event.deltaY / 300), ...place(event));
+}, { passive: false });
+
+const KEYS = { b: "brush", r: "box", l: "lasso", e: "eraser", h: "hand", ...(props.segmenter ? { p: "positive", n: "negative" } : {}) };
+canvas.addEventListener("keydown", (event) => {
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const isCommand = event.ctrlKey || event.metaKey;
+  const step = (event.shiftKey ? 10 : 1) * Math.max(1, Math.max(width, height) / 250);
+  const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+  if (isCommand && key === "z") event.shiftKey ? redo() : undo();
+  else if (isCommand && key === "y") redo();
+  else if (isCommand) return;
+  else if (KEYS[key]) choose(KEYS[key]);
+  else if (key === "a") addRegion();
+  else if (key === "+" || key === "=") zoom(1.25);
+  else if (key === "-") zoom(0.8);
+  else if (key === "0") { fit(); draw(); }
+  else if (key === "[" || key === "]") find(".fc-radius").value = Number(find(".fc-radius").value) + (key === "]" ? 3 : -3);
+  else if (key === "Escape") cancelStroke();
+  else if (key === "Delete" || key === "Backspace") { if (picture) removeRegion(active); }
+  else if (moves[key] && picture) {
+    cursor ??= [width / 2, height / 2];
+    cursor = [Math.min(width, Math.max(0, cursor[0] + moves[key][0])), Math.min(height, Math.max(0, cursor[1] + moves[key][1]))];
+    if (stroke) extend(cursor); else draw();
+  } else if ((key === " " || key === "Enter") && picture) {
+    cursor ??= [width / 2, height / 2];
+    if (stroke) finish(); else begin(cursor, event.altKey);
+    if (stroke) say("Arrow keys draw, space ends the stroke");
+  } else return;
+  event.preventDefault();
+});
+
+function choose(name) {
+  cancelStroke(); tool = name;
+  element.querySelectorAll("[data-tool]").forEach((button) => {
+    button.setAttribute("role", "radio"); button.setAttribute("aria-checked", button.dataset.tool === name);
+  });
+  canvas.style.cursor = name === "hand" ? "grab" : "crosshair";
+}
+element.querySelectorAll("[data-tool]").forEach((button) => { button.onclick = () => choose(button.dataset.tool); });
+
+// --- pictures --------------------------------------------------------------------------------------------------------
+
+async function openPicture(source) {
+  if (!source) return;
+  const turn = ++loads;
+  try {
+    if (source.size > LIMITS.bytes) throw Error(`it has ${source.size} bytes; at most ${LIMITS.bytes} are taken`);
+    say("Reading the picture…");
+    const shown = await readPicture(URL.createObjectURL(source));
+    if (turn !== loads) return;
+    const stored = await upload(source);
+    if (turn !== loads) return;
+    show(shown, { path: stored.path, url: stored.url, orig_name: source.name || "picture.png", meta: { _type: "gradio.FileData" } });
+    say(`${width} x ${height} pixels. Paint, box or lasso what is meant; without a region it is the whole picture`);
+  } catch (error) { if (turn === loads) say(`This picture cannot be used: ${error.message ?? error}`, true); }
+}
+
+function readPicture(url) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => image.naturalWidth * image.naturalHeight > LIMITS.pixels
+      ? reject(Error(`it has ${image.naturalWidth} x ${image.naturalHeight} pixels; at most ${LIMITS.pixels} are taken`)) : resolve(image);
+    image.onerror = () => reject(Error("it is no picture that this browser can show; give a PNG, JPEG or WebP"));
+    image.src = url;
+  });
+}
+
+function show(image, stored, masks = []) {
+  picture = image; file = stored; width = image.naturalWidth; height = image.naturalHeight;
+  undoStack = []; redoStack = []; stroke = null; hovered = null; active = 0;
+  regions = masks.map((rle) => { const region = newRegion(); region.mask = decode(rle); return region; });
+  if (!regions.length) regions.push(newRegion());
+  regions.forEach((region, index) => { measure(region); refresh(index); });
+  find(".fc-empty").hidden = true;
+  canvas.dataset.size = `${width}x${height}`;
+  fit(); changed();
+  trigger("clear");  // answers about another picture, or under other numbers, would mislead
+}
+
+/** A value from the server: an example, or nothing. */
+async function receive() {
+  const value = props.value;
+  if (!value || !value.image || value === lastSent || JSON.stringify(value) === JSON.stringify(lastSent)) return;
+  const turn = ++loads;
+  try {
+    const image = await readPicture(value.image.url);
+    if (turn === loads) { show(image, value.image, value.regions ?? []); say("An example: change its regions, or ask about them"); }
+  } catch (error) { say(`The example cannot be shown: ${error.message ?? error}`, true); }
+}
+watch("value", receive);
+
+find(".fc-file").onchange = (event) => { openPicture(event.target.files[0]); event.target.value = ""; };
+for (const name of ["dragenter", "dragover"]) stage.addEventListener(name, (event) => { event.preventDefault(); stage.classList.add("fc-over"); });
+for (const name of ["dragleave", "drop"]) stage.addEventListener(name, (event) => { event.preventDefault(); stage.classList.remove("fc-over"); });
+stage.addEventListener("drop", (event) => openPicture([...event.dataTransfer.files].find((it) => it.type.startsWith("image/"))));
+document.addEventListener("paste", (event) => {
+  if (event.target.closest?.("input, textarea")) return;
+  const pasted = [...(event.clipboardData?.items ?? [])].find((item) => item.type.startsWith("image/"));
+  if (pasted) openPicture(pasted.getAsFile());
+});
+
+// --- masks in and out ------------------------------------------------------------------------------------------------
+
+async function importMask(source) {
+  if (!picture) return say("First choose a picture", true);
+  try {
+    const masks = await readMasks(source);
+    for (const mask of masks) if (!mask.includes(1)) throw Error("the mask is empty");
+    const kept = regions.filter((region) => region.area);
+    if (kept.length + masks.length > LIMITS.regions) throw Error(`at most ${LIMITS.regions} regions are taken`);
+    remember();
+    regions = kept.concat(masks.map((mask) => Object.assign(newRegion(), { mask })));
+    active = regions.length - 1;
+    regions.forEach((region, index) => { measure(region); refresh(index); });
+    say(`${masks.length} region${masks.length > 1 ? "s" : ""} imported`);
+    changed();
+  } catch (error) { say(`This mask cannot be used: ${error.message ?? error}`, true); }
+}
+
+async function readMasks(source) {
+  if (typeof source !== "string") {
+    if (source.size > LIMITS.bytes) throw Error(`it has ${source.size} bytes; at most ${LIMITS.bytes} are taken`);
+    if (source.type.startsWith("image/")) return [await pictureMask(source)];
+    source = await source.text();
+  }
+  const text = source.trim();
+  if (text.startsWith("H4sI")) return [await blobMask(text)];
+  let given;
+  try { given = JSON.parse(text); } catch { throw Error("it is no PNG, no JSON of COCO RLE and no CompositionCap blob"); }
+  given = given.regions ?? given;
+  return (Array.isArray(given) ? given : [given]).map((entry) => decode(entry.segmentation ?? entry.rle ?? entry));
+}
+
+async function pictureMask(source) {
+  const image = await readPicture(URL.createObjectURL(source));
+  checkSize(image.naturalHeight, image.naturalWidth);
+  const board = document.createElement("canvas");
+  board.width = width; board.height = height;
+  const pen = board.getContext("2d");
+  pen.drawImage(image, 0, 0);
+  const { data } = pen.getImageData(0, 0, width, height), mask = new Uint8Array(width * height);
+  // {0, 1} and {0, 255} both mean outside and inside.
+  for (let at = 0; at < mask.length; at++) mask[at] = data[4 * at + 3] > 127 && data[4 * at] > 0 ? 1 : 0;
+  return mask;
+}
+
+async function blobMask(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).getReader();
+  const mask = new Uint8Array(width * height);
+  let at = 0;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    if (at + value.length > mask.length) { reader.cancel(); throw Error("the blob holds more pixels than the picture"); }
+    mask.set(value, at); at += value.length;
+  }
+  if (at !== mask.length) throw Error(`the blob holds ${at} pixels, the picture ${mask.length}`);
+  return mask.map((value) => value ? 1 : 0);
+}
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob); link.download = name; link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function chosen() {
+  const region = regions[active];
+  if (!region || !region.area) { say("The chosen region is empty", true); return null; }
+  return region;
+}
+
+async function exportPng() {
+  const region = chosen();
+  if (!region) return;
+  const board = document.createElement("canvas");
+  board.width = width; board.height = height;
+  const pixels = new ImageData(width, height);
+  for (let at = 0; at < region.mask.length; at++) { pixels.data.fill(255 * region.mask[at], 4 * at, 4 * at + 3); pixels.data[4 * at + 3] = 255; }
+  board.getContext("2d").putImageData(pixels, 0, 0);
+  board.toBlob((blob) => save(blob, `region-${numberOf(active)}.png`));
+}
+
+function exportRle() {
+  const marked = regions.filter((region) => region.area).map((region) => encode(region.mask));
+  if (!marked.length) return say("There is no region yet", true);
+  save(new Blob([JSON.stringify(marked)], { type: "application/json" }), "regions.json");
+}
+
+async function exportBlob() {
+  const region = chosen();
+  if (!region) return;
+  const packed = new Uint8Array(await new Response(new Blob([region.mask]).stream().pipeThrough(new CompressionStream("gzip"))).arrayBuffer());
+  let text = "";
+  packed.forEach((byte) => { text += String.fromCharCode(byte); });
+  save(new Blob([btoa(text)], { type: "text/plain" }), `region-${numberOf(active)}.txt`);
+}
+
+async function pasteMask() {
+  const text = window.prompt("COCO RLE as JSON, or a CompositionCap blob");
+  if (text) importMask(text);
+}
+
+find(".fc-mask").onchange = (event) => { importMask(event.target.files[0]); event.target.value = ""; };
+
+const ACTIONS = {
+  undo, redo, addRegion, exportPng, exportRle, exportBlob, pasteMask, refine, nextCandidate,
+  zoomIn: () => zoom(1.4), zoomOut: () => zoom(1 / 1.4), zoomFit: () => { fit(); draw(); },
+};
+element.querySelectorAll("[data-do]").forEach((button) => { button.onclick = ACTIONS[button.dataset.do]; });
+
+// --- captions light their regions ------------------------------------------------------------------------------------
+
+function light(event) {
+  const row = event.target.closest?.("[data-region]");
+  const number = row ? Number(row.dataset.region) : null;
+  const index = number === null ? null : regions.findIndex((_, at) => numberOf(at) === number);
+  const next = index === null || index < 0 ? null : index;
+  if (next !== hovered && (row || hovered !== null)) { hovered = next; canvas.dataset.lit = number ?? ""; draw(); }
+}
+document.addEventListener("mouseover", light);
+document.addEventListener("focusin", light);
+
+new ResizeObserver(draw).observe(stage);
+choose("brush"); listRegions(); draw(); receive();

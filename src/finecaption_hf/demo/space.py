@@ -1,0 +1,107 @@
+"""A folder that is a Space of the Hub: the demo of one checkpoint, with the code that it runs."""
+
+import json
+import os
+import re
+import shutil
+from importlib.metadata import requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+GRADIO_VERSION = "6.31.0"
+"""What a Space is built with; the extra `demo` admits later ones too."""
+
+_PACKAGE = Path(__file__).parents[1]
+
+_APP = '''"""The demo of {model}, as a Space."""
+
+import os
+
+try:
+    import spaces  # before torch: on ZeroGPU it prepares it
+except ImportError:
+    spaces = None
+
+from finecaption_hf.captioning import load
+from finecaption_hf.demo.app import build_demo, launch_demo
+
+MODEL = {model!r}
+
+demo = build_demo(*load(MODEL), MODEL, on_gpu=None if spaces is None else spaces.GPU)
+
+if __name__ == "__main__":
+    launch_demo(
+        demo,
+        host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),
+        port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        on_start=lambda address: print(address, flush=True),
+    )
+'''
+
+_README = """---
+title: {title}
+emoji: 🔎
+colorFrom: blue
+colorTo: green
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+models:
+- {model}
+short_description: Mark a part of a picture and ask what it is
+suggested_hardware: zero-a10g
+---
+
+# {title}
+
+The demo of [{model}](https://huggingface.co/{model}): mark regions of a picture, and ask about them.
+Scripts use its endpoint:
+
+```python
+from gradio_client import Client, handle_file
+
+client = Client("OWNER/SPACE")
+box = {{"box_xyxy": [40, 60, 200, 180]}}
+print(client.predict(handle_file("photo.jpg"), box, ["Color", "Shape"], api_name="/describe"))
+```
+
+`finecaption space` of finecaption-hf wrote this folder; `finecaption_hf/` is the code of that package.
+"""
+
+
+def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCaption") -> list[str]:
+    """Write a Space that shows the demo of a checkpoint.
+
+    Args:
+        out: a folder that does not exist yet, or is empty.
+        model: the checkpoint's id on the Hub.
+        title: of the Space, one line.
+
+    Returns:
+        The names of what lies in the folder.
+
+    Raises:
+        ValueError: If the model is no id, or the title has several lines.
+        FileExistsError: If the folder holds something.
+    """
+    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", model):
+        raise ValueError(f"{model!r} is no id of a Hub repository. Give OWNER/NAME, such as the one you pushed to.")
+    if not title.strip() or not title.isprintable():
+        raise ValueError(f"The title {title!r} is no line of text.")
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already. Give a new folder, or empty this one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without the checkpoint of the package: the Space has its own. Gradio writes .pyi files beside components.
+    unwanted = shutil.ignore_patterns("__pycache__", "checkpoints", "*.pyi")
+    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=unwanted)
+    (folder / "app.py").write_text(_APP.format(model=model), encoding="utf-8")
+    # JSON text is YAML text.
+    shown = json.dumps(title, ensure_ascii=False)
+    readme = _README.format(title=shown, gradio=GRADIO_VERSION, model=model).replace(f"# {shown}\n", f"# {title}\n")
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    needed = [Requirement(line) for line in requires("finecaption-hf") or ()]
+    lines = [f"{it.name}{it.specifier}" for it in needed if it.marker is None or it.marker.evaluate({"extra": ""})]
+    (folder / "requirements.txt").write_text("\n".join([*sorted(lines), "spaces"]) + "\n", encoding="utf-8")
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,398 @@
+"""The demo without a browser: its endpoint, its answers, and what it refuses."""
+
+import base64
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
+from PIL import Image
+
+from finecaption_hf.demo import (
+    MAX_PICTURE_PIXELS,
+    Answering,
+    AskedPicture,
+    UploadError,
+    describe_picture,
+    python_snippet,
+    read_upload,
+    stream_pieces,
+)
+from finecaption_hf.demo.answering import what_the_model_saw
+from finecaption_hf.demo.guard import _names_address
+from finecaption_hf.demo.segmenting import PointMasks
+from finecaption_hf.demo.uploads import read_picture
+from finecaption_hf.masks_finecaption import as_mask, encode_mask, encode_rle
+
+QUESTIONS = ["region", "Color", "global"]
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.open(EXAMPLE_PICTURE).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def mask() -> np.ndarray:
+    return as_mask(Image.open(EXAMPLE_MASK), 256, 256)
+
+
+@pytest.fixture(scope="module")
+def asked(picture: Image.Image, mask: np.ndarray, embedded: Any) -> AskedPicture:
+    references = [encode_rle(mask), {"box_xyxy": [178, 25, 249, 96]}]
+    return AskedPicture.read(picture, "scene.png", references, QUESTIONS, embedded[1].questions, max_new_tokens=32)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedded: Any) -> None:
+    model, processor = embedded
+    pipeline = model.as_pipeline(processor)
+    answering = Answering(asked)
+    lengths = []
+    for piece in stream_pieces(pipeline, asked):
+        answering.take(piece)
+        lengths.append(sum(len(text) for record in answering.records for text in record["answers"].values()))
+    assert answering.is_finished
+    assert len(set(lengths)) > 10, "answers came at once instead of growing"
+    assert answering.records == describe_picture(pipeline, asked)
+
+
+def test_snippet_gives_the_same_answers(asked: AskedPicture, embedded: Any, tmp_path: Path) -> None:
+    model, processor = embedded
+    (tmp_path / "scene.png").write_bytes(EXAMPLE_PICTURE.read_bytes())
+    code = python_snippet(asked, None) + "import json\nprint('JSON' + json.dumps(records))\n"
+    source = Path(__file__).parents[1] / "src"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.partition("JSON")[2]) == describe_picture(model.as_pipeline(processor), asked)
+
+
+def test_json_holds_regions_that_mark_the_same_pixels(asked: AskedPicture, mask: np.ndarray) -> None:
+    content = json.loads(Answering(asked).as_json(None))
+    assert (as_mask(content["regions"][0]["segmentation"], *content["image"]["size"]) == mask).all()
+    assert content["questions"] == QUESTIONS and content["finished"] is False
+
+
+def test_what_the_model_saw_shows_inputs_and_the_mask_grid(
+    asked: AskedPicture, embedded: Any, mask: np.ndarray
+) -> None:
+    model, processor = embedded
+    config = model.config.vision_config
+    shown = what_the_model_saw(processor, asked, config.patch_size)
+    assert len(shown) == 1 + 2 * 2
+    assert shown[0][0].size == (processor.image_processor.high_res_size["width"],) * 2
+    grid = np.asarray(shown[2][0], dtype=float) / 255
+    cells = config.image_size // config.patch_size
+    assert f"{cells}x{cells} patches" in shown[2][1]
+    # The grid has the region's share of the picture.
+    assert abs(grid.mean() - mask.mean()) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("references", "questions", "message"),
+    [
+        ([], [], "Nothing is asked"),
+        ([], ["  "], "Nothing is asked"),
+        ([], ["why? " * 200], "500 characters"),
+        ([], [f"Is it {n}?" for n in range(41)], "40 questions"),
+        ([{"box_xyxy": [0, 0, 9, 9]}] * 33, ["region"], "at most 32"),
+    ],
+)
+def test_requests_out_of_bounds_are_refused(
+    picture: Image.Image, embedded: Any, references: list[Any], questions: list[str], message: str
+) -> None:
+    with pytest.raises(UploadError, match=re.escape(message)):
+        AskedPicture.read(picture, "p.png", references, questions, embedded[1].questions)
+
+
+# --- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_files_in_the_store_are_read(tmp_path: Path) -> None:
+    store, outside = tmp_path / "store", tmp_path / "secret.png"
+    store.mkdir()
+    outside.write_bytes(EXAMPLE_PICTURE.read_bytes())
+    (store / "link.png").symlink_to(outside)
+    (store / "mine.png").write_bytes(b"mine")
+    (tmp_path / "store2").mkdir()
+    (tmp_path / "store2" / "p.png").write_bytes(b"beside")
+    assert read_upload(str(store / "mine.png"), store) == b"mine"
+    for path in (
+        str(outside),
+        str(store / "link.png"),
+        str(store / ".." / "secret.png"),
+        str(tmp_path / "store2" / "p.png"),
+        "http://127.0.0.1/p.png",
+        str(store),
+        "",
+        "a\0b",
+        None,
+        7,
+    ):
+        with pytest.raises(UploadError) as caught:
+            read_upload(path, store)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    side = int(MAX_PICTURE_PIXELS**0.5) + 10
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    with pytest.raises(UploadError, match="pixels, more than"):
+        read_picture(str(tmp_path / "bomb.png"), tmp_path)
+
+
+def test_broken_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(EXAMPLE_PICTURE.read_bytes()[:3000])
+    with pytest.raises(UploadError, match="cannot be used"):
+        read_picture(str(tmp_path / "cut.png"), tmp_path)
+
+
+def test_guard_finds_addresses_in_requests() -> None:
+    assert _names_address(b'{"data": [{"path": "http://example.com/a.png"}]}')
+    assert _names_address(b'{"data": [[{"a": {"p\\u0061th": "HTTPS://example.com"}}]]}')
+    assert _names_address(b'{"path": "//host/share"}')
+    assert not _names_address(b'{"data": [{"path": "/store/ab/a:b.png", "url": "http://127.0.0.1:7860/f"}]}')
+    assert not _names_address(b'{"data": [{"path": "C:\\\\Temp\\\\a.png"}, "path: http://a"]}')
+    assert not _names_address(b"path")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [None, {}, [], "x", {"path": "a", "points": [[1]], "labels": [1]}, {"path": 3, "points": 1, "labels": []}],
+)
+def test_bad_requests_for_masks_give_a_message(request_: Any) -> None:
+    def read(path: Any) -> Image.Image:
+        raise UploadError("not uploaded")
+
+    assert set(PointMasks(None, read).segment(request_)) == {"error"}
+    good = {"path": "/etc/passwd", "points": [[1, 1]], "labels": [1]}
+    assert PointMasks(None, read).segment(good) == {"error": "not uploaded"}
+
+
+# --- the app ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def connections() -> list[Any]:
+    """Addresses to which this process connected, or whose names it looked up, since the fixture was made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def address(embedded: Any, connections: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("store")))
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def watched_connect(self: socket.socket, where: Any) -> Any:
+        connections.append(where)
+        return connect(self, where)
+
+    def watched_look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        connections.append((host, 0))
+        return look_up(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", watched_connect)
+    patch.setattr(socket, "getaddrinfo", watched_look_up)
+    from finecaption_hf.demo.app import build_demo, launch_demo
+
+    demo = build_demo(*embedded)
+    yield launch_demo(demo)
+    demo.close()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from gradio_client import Client
+
+    return Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+def _describe(client: Any, mask: Any = None, attributes: Any = ("Color",), image: Any = EXAMPLE_PICTURE) -> Any:
+    from gradio_client import handle_file
+
+    sent = handle_file(str(image)) if isinstance(image, Path) else image
+    return client.predict(sent, mask, attributes and list(attributes), api_name="/describe")
+
+
+def test_endpoint_takes_masks_in_every_form(client: Any, mask: np.ndarray, embedded: Any) -> None:
+    from gradio_client import handle_file
+
+    model, processor = embedded
+    picture = Image.open(EXAMPLE_PICTURE)
+    (expected,) = model.as_pipeline(processor)(picture, [mask], ["Color"])
+    for form in (encode_rle(mask), encode_mask(mask), handle_file(str(EXAMPLE_MASK))):
+        assert _describe(client, form) == expected
+    (boxed,) = model.as_pipeline(processor)(picture, [{"box_xyxy": [178, 25, 249, 96]}], ["Color", "region"])
+    assert _describe(client, {"box_xyxy": [178, 25, 249, 96]}, ["color", "region"]) == boxed
+    (whole,) = model.as_pipeline(processor)(picture, None, ["region"])
+    assert _describe(client, None, None) == whole
+
+
+def test_endpoint_is_typed_and_the_only_public_one(client: Any) -> None:
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert list(endpoints) == ["/describe"]
+    assert [it["parameter_name"] for it in endpoints["/describe"]["parameters"]] == ["image", "mask", "attributes"]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "H4sIAAAAnonsense",
+        {"size": [256, 256], "counts": [1, 2, 3]},
+        {"size": [2**31, 2**31], "counts": [2**62]},
+        {"box_xyxy": [900, 900, 910, 910]},
+        {"path": "/etc/passwd"},
+        {"polygon": [[0, 0]]},
+        [[1]] * 50,
+        [None],
+        base64.b64encode(b"\0" * 4000).decode(),
+    ],
+)
+def test_hostile_mask_gives_a_message_and_the_next_user_is_served(client: Any, mask: Any) -> None:
+    with pytest.raises(Exception) as caught:
+        _describe(client, mask)
+    assert len(str(caught.value)) > 20 and "Traceback" not in str(caught.value)
+    assert _describe(client)["answers"]["Color"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", str(EXAMPLE_PICTURE), "../../etc/passwd"])
+@pytest.mark.parametrize("where", ["image", "mask"])
+def test_other_paths_are_refused(client: Any, address: str, path: str, where: str) -> None:
+    named = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    data = [named, None, ["Color"]] if where == "image" else [_uploaded(address), named, ["Color"]]
+    event = json.loads(_post(f"{address}gradio_api/call/describe", {"data": data}))["event_id"]
+    with urllib.request.urlopen(f"{address}gradio_api/call/describe/{event}", timeout=30) as answer:
+        text = answer.read().decode()
+    assert "event: error" in text and "root:" not in text and "answers" not in text
+
+
+def test_files_with_addresses_are_refused(address: str, connections: list[Any]) -> None:
+    named = {"path": "http://finecaption.invalid/a.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        _post(f"{address}gradio_api/call/describe", {"data": [named, None, ["Color"]]})
+    assert refused.value.code == 422
+    assert not [where for where in connections if "invalid" in str(where)]
+
+
+def test_picker_opens_uploads_only(address: str) -> None:
+    import gradio
+
+    from finecaption_hf.demo.picker import PickedRegions
+
+    with gradio.Blocks() as demo:
+        from finecaption_hf.demo.picker import RegionPicker
+
+        picker = RegionPicker()
+    assert picker.data_model is PickedRegions
+    from gradio.context import LocalContext
+    from gradio.exceptions import InvalidPathError
+    from gradio.processing_utils import move_files_to_cache
+
+    demo.has_launched = True
+    token = LocalContext.blocks.set(demo)
+    try:
+        value = {"image": {"path": str(EXAMPLE_PICTURE), "meta": {"_type": "gradio.FileData"}}, "regions": []}
+        with pytest.raises(InvalidPathError):
+            move_files_to_cache(value, picker, check_in_upload_folder=True)
+    finally:
+        LocalContext.blocks.reset(token)
+
+
+def _uploaded(address: str) -> dict[str, Any]:
+    """The example picture in the app's store, as a browser puts it there."""
+    line = b"--xyz\r\n"
+    body = line + b'Content-Disposition: form-data; name="files"; filename="p.png"\r\nContent-Type: image/png\r\n\r\n'
+    body += EXAMPLE_PICTURE.read_bytes() + b"\r\n--xyz--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=xyz"}
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{address}gradio_api/upload", body, headers), timeout=30
+    ) as answer:
+        (path,) = json.load(answer)
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def _post(where: str, content: Any) -> str:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(where, json.dumps(content).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def test_hostile_pictures_give_a_message_and_the_next_user_is_served(client: Any, tmp_path: Path) -> None:
+    side = int(MAX_PICTURE_PIXELS**0.5) + 10
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(EXAMPLE_PICTURE.read_bytes()[:2000])
+    for name in ("bomb.png", "text.png", "cut.png"):
+        with pytest.raises(Exception, match="cannot be used"):
+            _describe(client, image=tmp_path / name)
+    assert _describe(client)["answers"]["Color"]
+
+
+def test_exif_orientation_turns_picture_and_mask_alike(client: Any, tmp_path: Path, embedded: Any) -> None:
+    picture = Image.open(EXAMPLE_PICTURE).convert("RGB").crop((0, 0, 256, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = BytesIO()
+    picture.transpose(Image.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
+    (tmp_path / "turned.png").write_bytes(turned.getvalue())
+    picture.save(tmp_path / "plain.png")
+    box = {"box_xyxy": [178, 25, 249, 96]}
+    assert _describe(client, box, image=tmp_path / "turned.png") == _describe(client, box, image=tmp_path / "plain.png")
+
+
+def test_users_at_once_get_their_own_regions(client: Any, address: str) -> None:
+    from gradio_client import Client
+
+    boxes = [[178, 25, 249, 96], [100, 149, 160, 209], [5, 35, 85, 248]]
+    alone = [_describe(client, {"box_xyxy": box}, ["Color", "region"]) for box in boxes]
+    found: dict[int, Any] = {}
+
+    def use(number: int) -> None:
+        other = Client(address, verbose=False)
+        found[number] = [_describe(other, {"box_xyxy": boxes[number]}, ["Color", "region"]) for _ in range(3)]
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(3)] == [[told] * 3 for told in alone]
+
+
+def test_pages_may_load_from_the_app_only(address: str) -> None:
+    with urllib.request.urlopen(address, timeout=30) as page:
+        policy, text = page.headers["content-security-policy"], page.read().decode()
+    assert "default-src 'self'" in policy and "http" not in policy
+    assert "fonts.googleapis" not in text
+
+
+def test_no_connection_leaves_the_machine(client: Any, connections: list[Any]) -> None:
+    _describe(client)
+    hosts = {where[0] for where in connections if isinstance(where, tuple)}
+    assert hosts, "nothing was watched"
+    assert hosts <= {"127.0.0.1", "localhost", "::1", b"127.0.0.1", b"localhost", None}, hosts
