@@ -18,6 +18,7 @@ _ITERATIONS = 5
 _STARTS = (None, 1.0, 1.2)  # the region at first: the whole box, or an ellipse of this share of its sides
 _PLAIN_BOX_SCORE = 0.5  # a refined mask that fills less of its box than this is believed less than the box itself
 _FEWEST, _GRAIN = 32, 2  # pixels on either side of a cut; colour steps
+_SMALL = 24  # pixels of the working copy
 _SPECK = 0.1  # pieces below this share of the largest piece are noise
 _TOLERANCES = (4, 8, 14, 22, 32)  # colour differences between neighbours, of 255, at which a region grows from a point
 _POINT_RADIUS = 2  # pixels of the working copy that a click fixes around itself
@@ -135,7 +136,8 @@ class ClassicalEncodedImage(EncodedImage):
             max(0, y0 - (y1 - y0) // 2) : y1 + (y1 - y0) // 2 + 1, max(0, x0 - (x1 - x0) // 2) : x1 + (x1 - x0) // 2 + 1
         ] = True
         cut = self._grab_cut(reach, best, prompt)
-        return [*found, Candidate(cut, _overlap(cut, best))]
+        trust = max(candidate.score for candidate in found)
+        return [*found, Candidate(cut, trust * _overlap(cut, best))]
 
     def _grow(self, x: float, y: float, tolerance: int) -> np.ndarray:
         """Bool (h, w): what is connected with a point by steps of at most `tolerance` in every colour channel."""
@@ -175,11 +177,15 @@ class ClassicalEncodedImage(EncodedImage):
 def _stabilities(grown: list[np.ndarray]) -> list[float]:
     """Of masks at rising tolerances, how much each is like its neighbours, 0 to 1: a region with an edge stays.
 
-    A mask of half the picture or more is rather what lies behind: its score is lowered in proportion.
+    A mask of half the picture or more is rather what lies behind, one of a few pixels a speck around the point: their
+    scores are lowered in proportion.
     """
     overlaps = [_overlap(a, b) for a, b in pairwise(grown)]
     around = [overlaps[0], *(min(pair) for pair in pairwise(overlaps)), overlaps[-1]]
-    return [score * min(1.0, 2 * (1 - float(mask.mean()))) for score, mask in zip(around, grown, strict=True)]
+    return [
+        score * min(1.0, 2 * (1 - float(mask.mean()))) * min(1.0, float(mask.sum()) / _SMALL)
+        for score, mask in zip(around, grown, strict=True)
+    ]
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
