@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,17 @@ def test_regions_are_numbered_and_captions_light_them(demo: Demo) -> None:
     assert demo.page.locator(".fc-canvas").get_attribute("data-lit") == "1"
 
 
-def test_answers_stream_and_stop_keeps_what_is_there(demo: Demo) -> None:
+def test_answers_stream_and_stop_keeps_what_is_there(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finecaption_hf.demo import app
+
+    stream = app.stream_pieces
+
+    def slowly(*arguments: Any) -> Iterator[dict[str, Any]]:
+        for piece in stream(*arguments):
+            time.sleep(0.03)  # or the small model may be done before anyone can press Stop
+            yield piece
+
+    monkeypatch.setattr(app, "stream_pieces", slowly)
     demo.open()
     demo.box(5, 35, 85, 248)
     demo.page.get_by_role("button", name="All attributes").click()
