@@ -1,14 +1,17 @@
 """Points and boxes -> masks: the real classes at random tiny size, models of known logits, and the classical one."""
 
 import json
+import shutil
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLE_PICTURE
+from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from PIL import Image, ImageDraw
 from tiny import tiny_config, tiny_model
 from transformers import (
@@ -25,6 +28,7 @@ from transformers import (
     SamImageProcessor,
     SamModel,
 )
+from transformers.models.sam.modeling_sam import SamVisionEncoder
 from typer.testing import CliRunner
 
 from finecaption_hf.assembly.plan import _tower_fields
@@ -621,20 +625,170 @@ def test_everything_of_a_picture_is_captioned_from_the_command_line(tmp_path: An
     # The disc is among them: its bounding box, to a few pixels.
     wanted = np.array([45, 30, 113, 91])
     assert min(np.abs(np.array(record["box_xyxy"]) - wanted).max() for record in records) <= 4
-    assert f"{len(records)} regions found by: classical" in result.stderr
+    assert f"{len(records)} region{'s' * (len(records) > 1)} found by: classical" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def sam_and_checkpoint(embedded: Any, tmp_path_factory: Any) -> tuple[Path, Path]:
+    """Folders of a SAM whose encoder is the embedded checkpoint's tower, and of that checkpoint, which says so.
+
+    The SAM's decoder is random, and so sure of itself that `everything` finds something.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    model, processor = embedded
+    vision = model.config.sam_config
+    channels = vision.output_channels
+    grid = {"image_size": vision.image_size, "image_embedding_size": vision.image_size // vision.patch_size}
+    torch.manual_seed(0)
+    sam = SamModel(
+        SamConfig(
+            vision_config={**vision.to_dict(), "num_pos_feats": channels // 2},
+            prompt_encoder_config={"hidden_size": channels, **grid},
+            mask_decoder_config={**_DECODER, "hidden_size": channels},
+        )
+    )
+    sam.vision_encoder.load_state_dict(model.model.sam_tower.vision_encoder.state_dict())
+    with torch.no_grad():
+        for parameter in sam.mask_decoder.parameters():
+            parameter.mul_(3)
+        sam.mask_decoder.iou_prediction_head.proj_out.bias.fill_(6)
+        for layer in sam.mask_decoder.output_hypernetworks_mlps:
+            layer.proj_out.weight.mul_(1e5)
+    sam.save_pretrained(folder / "sam")
+    SamImageProcessor().save_pretrained(folder / "sam")
+    model.save_pretrained(folder / "checkpoint")
+    processor.save_pretrained(folder / "checkpoint")
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    config["sam_pretrained"] = str(folder / "sam")
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(config))
+    return folder / "sam", folder / "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("regions", "number"),
+    [
+        (["--everything", "--max-regions", 3], 3),
+        (["--point", "130,180", "--mask", EXAMPLE_MASK, "--box", "178,25,249,96", "--refine"], 2),
+    ],
+)
+def test_picture_is_encoded_once_for_masks_and_captions(
+    sam_and_checkpoint: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, regions: list[object], number: int
+) -> None:
+    sam, folder = sam_and_checkpoint
+    runs: list[int] = []
+    forward = SamVisionEncoder.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SamVisionEncoder, "forward", counted)
+    command = [
+        "caption",
+        EXAMPLE_PICTURE,
+        *regions,
+        "--task",
+        "region",
+        "--task",
+        "global",
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    result = run(*command, "--model", folder, "--max-new-tokens", 8)
+    assert result.exit_code == 0, result.output
+    assert f"{number} regions found by: SAM ({sam}), over the captioning model's own tower" in result.stderr
+    assert len(json.loads(result.stdout)) == 3
+    assert len(runs) == 1
+    # The regions are those that the shared segmenter finds, and the answers those of a pipeline that encodes anew.
+    model, processor = load(folder, device="cpu")
+    picture = Image.open(EXAMPLE_PICTURE)
+    encoded = open_segmenter_for(model, processor).encode(picture)
+    if "--everything" in regions:
+        masks = [it.mask for it in encoded.everything(max_regions=3)]
+    else:
+        masks = [
+            encoded.masks(points=[(130, 180)], num_candidates=1)[0].mask,
+            np.asarray(Image.open(EXAMPLE_MASK)) > 0,
+            encoded.masks(box_xyxy=[178, 25, 249, 96], num_candidates=1)[0].mask,
+        ]
+    expected = model.as_pipeline(processor)(picture, masks, ["region", "global"], max_new_tokens=8)
+    assert json.loads(result.stdout) == expected
+
+
+def test_sam_that_cannot_be_loaded_is_told_and_the_classical_one_used(
+    sam_and_checkpoint: tuple[Path, Path], classical: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(sam_and_checkpoint[1], tmp_path / "checkpoint")
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    config["sam_pretrained"] = "someone/not-here"
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
+    command = ["caption", EXAMPLE_PICTURE, "--point", "130,180", "--device", "cpu", "--max-new-tokens", 4]
+    result = run(*command, "--model", tmp_path / "checkpoint")
+    assert result.exit_code == 0, result.output
+    assert "Warning: someone/not-here, to which the checkpoint's SAM tower belongs, cannot be used" in result.stderr
+    assert f"1 region found by: {classical.name}" in result.stderr
+    result = run(*command, "--model", tmp_path / "checkpoint", "--segmenter", "someone/not-here")
+    assert result.exit_code == 2 and "couldn't find them in the cached files" in result.stderr
+
+
+def test_points_and_boxes_become_regions_in_the_order_of_the_command_line(classical: Any, tmp_path: Path) -> None:
+    size = (180, 120)
+    picture(size).save(tmp_path / "disc.png")
+    disc_box, corner = np.array([45, 30, 113, 91]), [0, 0, 20, 10]
+    command = ["caption", tmp_path / "disc.png", "--device", "cpu", "--max-new-tokens", 4, "--json"]
+    result = run(
+        *(*command, "--box", "0,0,20,10", "--point", "60,50,90,70", "--not-point", "50,60"),
+        *("--polygon", "0,0,50,0,0,50", "--point", "5 110"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 regions found by: classical" in result.stderr
+    box, points, polygon, outside = json.loads(result.stdout)
+    assert box["box_xyxy"] == corner and polygon["box_xyxy"] == [0, 0, 49, 49]
+    assert np.abs(np.array(points["box_xyxy"]) - disc_box).max() <= 4
+    encoded = classical.encode(picture(size))
+    expected = encoded.masks(points=[(60, 50), (90, 70), (50, 60)], labels=[1, 1, 0], num_candidates=1)[0].mask
+    assert points["area"] == expected.sum()
+    assert outside["area"] > size[0] * size[1] / 2
+
+    loose = ["--box", "38,22,125,100"]
+    (plain,) = json.loads(run(*command, *loose).stdout)
+    assert plain["box_xyxy"] == [38, 22, 125, 100]
+    (refined,) = json.loads(run(*command, *loose, "--refine").stdout)
+    (without,) = json.loads(run(*command, *loose, "--not-point", "40,24,40,98").stdout)
+    for record in (refined, without):
+        assert np.abs(np.array(record["box_xyxy"]) - disc_box).max() <= 4
+
+
+def test_points_without_opencv_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    result = run("caption", EXAMPLE_PICTURE, "--point", "5,5", "--device", "cpu")
+    assert result.exit_code == 2 and 'pip install "finecaption-hf[segmentation]"' in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--everything", "--box", "1,2,30,40"], "leave --box out"),
-        (["--segmenter", "some/model"], "--segmenter goes with --everything only"),
+        (["--everything", "--not-point", "1,2"], "leave --not-point out"),
+        (["--everything", "--refine"], "leave --refine out"),
+        (["--segmenter", "some/model"], "--segmenter goes with --everything, --point, or --box and --refine"),
+        (["--segmenter", "some/model", "--box", "1,2,30,40"], "--segmenter goes with"),
         (["--max-regions", "3"], "--max-regions goes with --everything only"),
         (["--everything", "--segmenter", "/no/such/folder"], "neither a folder nor the id"),
+        (["--refine", "--mask", EXAMPLE_MASK], "--refine goes with --box"),
+        (["--not-point", "1,2", "--point", "3,4"], "--not-point 1,2: it says what is not part of the region before it"),
+        (["--mask", EXAMPLE_MASK, "--not-point", "1,2"], "which has to be a --point or a --box"),
+        (["--point", "1,2,3"], "--point 1,2,3: these are no points. Give X,Y or X,Y,X,Y,..."),
+        (["--point", "there"], "these are no points"),
+        (["--box", "1,2,3,4", "--point", "256,3"], "region 2 (--point): The point (256, 3) lies outside"),
+        (["--point", "-4,3"], "region 1 (--point): The point (-4, 3) lies outside"),
+        (["--point", "5,5", "--not-point", "5,nan"], "region 1 (--point): points hold a number that is not finite"),
+        (["--input", "a.jsonl", "--output", "b.jsonl", "--point", "1,2"], "--point cannot be given with --input"),
     ],
 )
-def test_wrong_use_of_everything_ends_in_one_error(arguments: list[str], message: str) -> None:
-    result = run("caption", EXAMPLE_PICTURE, *arguments)
+def test_wrong_use_of_regions_ends_in_one_error(arguments: list[str], message: str) -> None:
+    result = run("caption", *([] if "--input" in arguments else [EXAMPLE_PICTURE]), *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output and not result.stdout
