@@ -13,17 +13,26 @@ import pytest
 import torch
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from tiny import tiny_config, tiny_model
 from transformers import (
     AutoConfig,
     EdgeTamConfig,
     EdgeTamModel,
+    EdgeTamVideoConfig,
+    EdgeTamVideoModel,
     Sam2Config,
     Sam2ImageProcessor,
     Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    Sam3Config,
     Sam3ImageProcessor,
     Sam3TrackerConfig,
     Sam3TrackerModel,
+    Sam3TrackerVideoConfig,
+    Sam3VideoConfig,
+    Sam3VideoModel,
     SamConfig,
     SamImageProcessor,
     SamModel,
@@ -220,6 +229,82 @@ def test_segmenter_opens_from_a_folder_and_says_what_it_is(family: str, tmp_path
         assert (again.mask != before.mask).mean() < 0.002
 
 
+_MEMORY = {
+    "memory_attention_hidden_size": 32,
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 32,
+    "memory_attention_rope_feat_sizes": [8, 8],
+    "memory_encoder_hidden_size": 32,
+    "memory_encoder_output_channels": 16,
+    "mask_downsampler_embed_dim": 32,
+    "memory_fuser_embed_dim": 32,
+    "memory_fuser_intermediate_dim": 32,
+}
+
+
+def _video_model(family: str, image_model: Any) -> Any:
+    """The video model of a family, with vision encoder, prompts and decoder of the same sizes."""
+    vision = image_model.config.vision_config.to_dict()
+    parts = {"prompt_encoder_config": _PROMPTS, "mask_decoder_config": _DECODER, **_MEMORY}
+    if family == "SAM 2":
+        return Sam2VideoModel(Sam2VideoConfig(vision_config=vision, **parts))
+    if family == "EdgeTAM":
+        resampler = {f"perceiver_resampler_{name}": 4 for name in ("num_latents", "num_latents_2d")}
+        resampler |= {f"perceiver_resampler_{name}": 32 for name in ("hidden_size", "mlp_intermediate_size")}
+        return EdgeTamVideoModel(EdgeTamVideoConfig(vision_config=vision, image_size=SIDE, **parts, **resampler))
+    parts["prompt_encoder_config"] = {**_PROMPTS, "patch_size": 16}
+    tracker = Sam3TrackerVideoConfig(vision_config=vision, image_size=SIDE, **parts)
+    small = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    detector = Sam3Config(
+        vision_config=vision,
+        text_config={**text, "vocab_size": 60, "projection_dim": 32, "max_position_embeddings": 16},
+        geometry_encoder_config=small,
+        detr_encoder_config=small,
+        detr_decoder_config={**small, "num_queries": 4},
+        mask_decoder_config={"hidden_size": 32, "num_upsampling_stages": 3, "num_attention_heads": 2},
+    )
+    return Sam3VideoModel(Sam3VideoConfig(detector_config=detector.to_dict(), tracker_config=tracker.to_dict()))
+
+
+@pytest.mark.parametrize("family", ["SAM 2", "SAM 3", "EdgeTAM"])
+def test_published_video_checkpoints_segment_pictures_with_their_own_weights(family: str, tmp_path: Path) -> None:
+    """Weights lie in the file under the names of the video model, as in the repositories of SAM 2.1, SAM 3, EdgeTAM."""
+    torch.manual_seed(1)
+    image_model, image_processor = FAMILIES[family]()
+    video = _video_model(family, image_model)
+    image_processor.save_pretrained(tmp_path)
+    video.config.save_pretrained(tmp_path)
+    weights = {name: tensor.clone().contiguous() for name, tensor in video.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    opened = open_segmenter(tmp_path, device="cpu")
+    assert opened.name == f"{family} ({tmp_path})"
+    found = opened.encode(picture()).masks(points=[(40, 30)])
+    assert found and all(it.mask.shape == (60, 90) for it in found)
+    # The same picture and point by the part of the video model that does it for its first frame.
+    inner = video.tracker_model if family == "SAM 3" else video
+    parts = {"mask_decoder": inner.mask_decoder, "prompt_encoder": inner.prompt_encoder}
+    neck = video.tracker_neck if family == "SAM 3" else video.vision_encoder.neck
+    backbone = (video.detector_model if family == "SAM 3" else video).vision_encoder.backbone
+    for part, theirs in {**parts, "vision_encoder.neck": neck, "vision_encoder.backbone": backbone}.items():
+        ours = opened.model.get_submodule(part).state_dict()
+        assert ours.keys() <= theirs.state_dict().keys()
+        assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.items()), part
+
+
+def test_checkpoint_that_lacks_weights_is_refused_instead_of_segmenting_at_random(tmp_path: Path) -> None:
+    segmenter = tiny("SAM")
+    segmenter.image_processor.save_pretrained(tmp_path)
+    segmenter.model.config.save_pretrained(tmp_path)
+    weights = {name: tensor.clone() for name, tensor in segmenter.model.state_dict().items()}
+    del weights["mask_decoder.iou_token.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        SegmentationError, match=r"lacks 1 of the weights of a SamModel, such as mask_decoder.iou_token"
+    ):
+        open_segmenter(tmp_path, device="cpu")
+
+
 # --- known logits ----------------------------------------------------------------------------------------------------
 
 
@@ -385,9 +470,19 @@ def test_everything_refuses_numbers_out_of_range(options: dict[str, Any]) -> Non
         encoded.everything(**options)
 
 
-def test_model_of_another_kind_is_refused(tmp_path: Any) -> None:
-    AutoConfig.for_model("clip").save_pretrained(tmp_path)
-    with pytest.raises(SegmentationError, match=r"of type 'clip'.*sam2"):
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("clip", "makes no masks of points and boxes"),
+        ("sam3", "finds things by words; what takes points and boxes is SAM 3's tracker"),
+        ("sam3_lite_text", "finds things by words"),
+        ("sam_hq", "takes points and boxes through a decoder of its own, which is not supported"),
+        ("sam3_tracker_video", "makes no masks"),
+    ],
+)
+def test_model_of_another_kind_is_refused(kind: str, reason: str, tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(SegmentationError, match=rf"of type '{kind}', which {reason}.*sam2"):
         open_segmenter(tmp_path)
     with pytest.raises(SegmentationError, match="neither a folder nor"):
         open_segmenter("no/such/folder")
@@ -476,6 +571,65 @@ def test_pictures_of_any_mode_have_masks_of_their_displayed_size(classical: Any)
     assert classical.encode(image).masks(points=[(5, 5)])[0].mask.shape == (80, 40)
     for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
         assert classical.encode(picture().convert(mode)).masks(points=[(5, 5)])[0].mask.shape == (60, 90)
+
+
+# --- any picture -----------------------------------------------------------------------------------------------------
+
+
+def hostile_picture(kind: str, random: np.random.Generator) -> Image.Image:
+    sizes = {"one pixel": (1, 1), "wide": (2000, 3), "tall": (3, 2000), "two": (2, 1), "odd": (41, 67)}
+    width, height = sizes.get(kind, (50, 30))
+    if kind == "flat":
+        return Image.new("RGB", (width, height), tuple(random.integers(0, 256, 3).tolist()))
+    shapes = Image.new("RGB", (width, height), tuple(random.integers(0, 256, 3).tolist()))
+    for _ in range(5):
+        x, y = int(random.integers(0, width)), int(random.integers(0, height))
+        ImageDraw.Draw(shapes).ellipse((x - 9, y - 7, x + 9, y + 7), fill=tuple(random.integers(0, 256, 3).tolist()))
+    if kind == "16-bit":
+        return Image.fromarray(np.asarray(shapes.convert("L")).astype(np.uint16) * 257)
+    if kind == "transparent":
+        shapes.putalpha(Image.fromarray(random.integers(0, 256, (height, width), dtype=np.uint8)))
+    if kind == "turned":
+        shapes.getexif()[0x0112] = 8
+    return shapes
+
+
+@pytest.mark.parametrize("kind", ["one pixel", "two", "wide", "tall", "odd", "flat", "transparent", "16-bit", "turned"])
+@pytest.mark.parametrize("family", ["classical", "SAM"])
+def test_every_picture_has_sorted_different_masks_of_its_displayed_size(
+    family: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    segmenter = request.getfixturevalue("classical") if family == "classical" else tiny(family)
+    for seed in range(2):
+        random = np.random.default_rng(seed)
+        image = hostile_picture(kind, random)
+        encoded = segmenter.encode(image)
+        width, height = image.size[::-1] if kind == "turned" else image.size
+        assert (encoded.height, encoded.width) == (height, width)
+        points = random.uniform(0, 1, (3, 2)) * [width, height]
+        corners = np.sort(random.uniform(-3, 3 + max(width, height), (2, 2)), axis=0)
+        corners[0] = np.minimum(corners[0], [width - 0.5, height - 0.5])
+        box = [*corners[0], *np.maximum(corners[1], np.maximum(corners[0], 0) + 0.5)]
+        for prompt in ({"points": points[:1]}, {"points": points, "labels": [1, 0, 1]}, {"box_xyxy": box}):
+            found = encoded.masks(**prompt)
+            assert [it.score for it in found] == sorted((it.score for it in found), reverse=True)
+            assert len({it.mask.tobytes() for it in found}) == len(found) <= 3
+            assert all(it.mask.shape == (height, width) and it.mask.dtype == bool and it.mask.any() for it in found)
+            if family == "classical" and "box_xyxy" in prompt:
+                assert found
+        least = {"min_score": -1e9, "min_stability": 0} if family == "SAM" else {}
+        everything = encoded.everything(points_per_side=4, max_overlap=0.5, min_area=0, **least)
+        assert [it.score for it in everything] == sorted((it.score for it in everything), reverse=True)
+        for number, candidate in enumerate(everything):
+            assert candidate.mask.shape == (height, width) and candidate.mask.any()
+            assert all(overlap(candidate.mask, other.mask) <= 0.5 for other in everything[:number])
+
+
+def test_deep_picture_is_segmented_like_its_upper_eight_bits(classical: Any) -> None:
+    shallow = picture((90, 60)).convert("L")
+    deep = Image.fromarray(np.asarray(shallow).astype(np.uint16) * 257)
+    (a,), (b,) = (classical.encode(it).masks(points=[(38, 30)], num_candidates=1) for it in (shallow, deep))
+    assert np.array_equal(a.mask, b.mask) and not a.mask.all()
 
 
 # --- one encoding for segmentation and captions ----------------------------------------------------------------------
