@@ -4,8 +4,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def push(
     Raises:
         HubError: If the folder is no whole checkpoint, or the Hub cannot be reached or refuses; no message has a token.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+    from huggingface_hub import CommitOperationDelete, HfApi, get_token
 
     path = Path(folder)
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", repo):
@@ -119,12 +120,37 @@ def push(
             for name in remote
             if name not in contents and (_WEIGHTS.fullmatch(name) or re.fullmatch(r"\w+_finecaption\.py", name))
         )
-        operations: list[Any] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in sorted(contents.items())
-        ]
-        operations += [CommitOperationDelete(path_in_repo=name) for name in deleted]
-        commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
+        removals = [CommitOperationDelete(path_in_repo=name) for name in deleted]
+        with _uploaded(api, repo, revision, contents, tell) as additions:
+            commit = api.create_commit(repo, [*additions, *removals], commit_message=message, revision=revision)
     return Pushed(str(url), str(commit.commit_url), str(commit.oid), sorted(contents), deleted)
+
+
+@contextmanager
+def _uploaded(
+    api: Any, repo: str, revision: str | None, contents: Mapping[str, bytes | Path], tell: Tell
+) -> Iterator[list[Any]]:
+    """Additions whose large files have been sent: through Xet where the Hub has it."""
+    from huggingface_hub import CommitOperationAdd
+
+    def addition(name: str, content: Any) -> Any:
+        return CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+
+    with ExitStack() as files:
+        additions = [addition(name, content) for name, content in sorted(contents.items())]
+        try:
+            api.preupload_lfs_files(repo, additions, revision=revision, free_memory=False)
+        except ConnectionError as error:
+            if not re.search(r"404.*/xet-write-token/", str(error), re.DOTALL):
+                raise
+            # A mirror or an older Hub. The client sends open files the way it did before there was Xet.
+            tell(f"{repo}: this Hub has no Xet storage; uploading without it")
+            additions = [
+                addition(name, files.enter_context(content.open("rb")) if isinstance(content, Path) else content)
+                for name, content in sorted(contents.items())
+            ]
+            api.preupload_lfs_files(repo, additions, revision=revision, free_memory=False)
+        yield additions
 
 
 def push_model(model: Any, processor: Any, repo: str, **options: Any) -> Pushed:
@@ -151,6 +177,10 @@ def checkpoint_files(folder: Path) -> list[str]:
         HubError: If one is missing or cut short, or the checkpoint is of another model.
     """
     if not (folder / "config.json").is_file():
+        inside = _checkpoints_in(folder)
+        if inside:
+            listed = ", ".join(map(str, inside[:6])) + (f" and {len(inside) - 6} more" if len(inside) > 6 else "")
+            raise HubError(f"{folder} is no checkpoint, but there are some in it: {listed}. Give one of them.")
         raise HubError(f"{folder} is no checkpoint: it has no config.json. Give the folder that holds the weights.")
     config = _json(folder / "config.json")
     if config.get("model_type") != "finecaption":
@@ -169,6 +199,18 @@ def checkpoint_files(folder: Path) -> list[str]:
         if name.endswith(".safetensors"):
             _check_weights(folder / name)
     return names
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a training run, the one to be preferred first: the last stage's final one."""
+
+    def rank(path: Path) -> tuple[bool, int, int]:
+        names = path.relative_to(folder).parts
+        stage, step = (re.match(r"(?:checkpoint-)?(\d+)", name) for name in (names[0], names[-1]))
+        return path.name != "final", -int(stage[1]) if stage and len(names) > 1 else 0, -int(step[1]) if step else 0
+
+    found = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json")]
+    return sorted((path for path in found if not path.name.endswith(".partial")), key=rank)
 
 
 def _json(path: Path) -> Any:
@@ -295,19 +337,33 @@ def _without_token(text: str, secret: str | None) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OfflineModeIsEnabled):
         return "- The Hub is switched off: unset HF_HUB_OFFLINE."
     if isinstance(error, RevisionNotFoundError):
         return "- There is no such revision."
+    if isinstance(error, GatedRepoError):
+        return "- Ask for access on the repository's page, with the account of the token."
     if status == 401 or isinstance(error, RepositoryNotFoundError):
         return "- The Hub does not take the token, or there is none. Log in with `hf auth login`, or set HF_TOKEN."
     if status == 403:
         return "- The token may not write there. Take one that may, or a repository of your own."
     if isinstance(error, UnicodeEncodeError):  # of the request's headers
         return "- The token holds a character that none has. Log in again with `hf auth login`."
+    if status == 429:
+        return "- The Hub takes no more requests for now. Wait some minutes and run the same again."
+    if any(frame.name == "_upload_xet_files" for frame in traceback.extract_tb(error.__traceback__)):
+        return (
+            "- Run the same again. If that does not help, the network keeps the Hub's Xet storage away: set "
+            "HF_HUB_DISABLE_XET=1."
+        )
     is_of_network = type(error).__module__.startswith("httpx") or isinstance(error, (ConnectionError, TimeoutError))
     if is_of_network or isinstance(error, RuntimeError) or (status or 0) >= 500:
         return "- Run the same again: it goes on with what has arrived, and nothing is to be seen before all of it has."
