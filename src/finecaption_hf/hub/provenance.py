@@ -21,7 +21,7 @@ _FORMAT = 1
 _MAX_STEPS_BACK = 32
 
 Fetch = Callable[[str, str], Path | None]
-"""(Hub repository, name of a file) -> where it lies locally, `None` where there is none."""
+"""(Hub repository, with `@revision` where one was given; name of a file) -> where it lies, `None` where it does not."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int) -> Provenance:
     local = Path(os.path.normpath(folder / source))
     if local.is_dir():
         return _read(local, fetch, depth + 1)
-    if os.path.isabs(source) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(@[\w./-]+)?", source)
+    if match is None or os.path.isabs(source):
         return Provenance()  # a folder that is gone; its name is not for others
     found = Provenance()
     for name, reader in ((FILE, _from_json), (_ASSEMBLY, lambda values, _: _from_assembly(values))):
@@ -134,7 +135,7 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int) -> Provenance:
     if not (found.parts or licence):
         path = fetch(source, "README.md")
         licence = None if path is None else card_licence(path)
-    return Provenance([source], found.parts, found.initialised, found.stages, licence)
+    return Provenance([match[1]], found.parts, found.initialised, found.stages, licence)
 
 
 def _stage(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _stage(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": stage["name"],
         "trains": list(stage["trains"]) + (["LoRA adapters, merged"] if stage.get("peft") else []),
-        "learning_rate": stage["learning_rate"],
+        "learning_rate": record.get("learning_rate", stage["learning_rate"]),
         "steps": record.get("global_step"),
         # Names only: paths are of no use to others, and not for their eyes.
         "data": list(stage["data"]) or list(run.get("data") or {}),

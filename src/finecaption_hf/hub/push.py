@@ -91,7 +91,8 @@ def push(
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
         try:
-            return Path(api.hf_hub_download(source, name))
+            base, _, at = source.partition("@")
+            return Path(api.hf_hub_download(base, name, revision=at or None))
         except (EntryNotFoundError, HfHubHTTPError):
             return None
 
