@@ -17,7 +17,6 @@ from .provenance import Licence, Provenance, is_listed, rank_of
 MARK = "<!-- Written by finecaption-hf from the files of the checkpoint. -->"
 """In generated cards; a card without it is somebody's own and stays as it is."""
 
-_ASSEMBLED = "# FineCaption, assembled from pretrained parts"  # the card that assembling writes
 _REPO = r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}"
 _ROLES = (
     ("vision_config", "mask-aware CLIP tower", None),
@@ -68,7 +67,7 @@ def model_card(
     path = Path(folder)
     readme = path / "README.md"
     own = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if own.strip() and MARK not in own and _ASSEMBLED not in own:
+    if own.strip() and MARK not in own:
         fields, body = split_card(own)
         if licence is not None:
             fields |= _licence_fields(provenance, licence, repo)
