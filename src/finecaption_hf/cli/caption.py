@@ -323,11 +323,9 @@ def _write_picture(
 ) -> None:
     from ..drawing import draw_regions
 
-    captions = []
-    for record in records:
-        answers: dict[str, str] = record["answers"]
-        lines = answers.values() if len(answers) == 1 else (f"{name}: {text}" for name, text in answers.items())
-        captions.append("\n".join(lines))
+    answers: list[dict[str, str]] = [record["answers"] for record in records]
+    # A single question needs no repeating.
+    captions = [dict(it) if len(it) > 1 else next(iter(it.values())) for it in answers]
     with errors_in_one_line():
         draw_regions(picture, regions, captions).save(out)
     typer.echo(f"Wrote {out}", err=True)
