@@ -3,7 +3,7 @@
 //
 // props.value = {image: FileData, regions: [{size: [H, W], counts: [..]}]}, counts as in uncompressed COCO RLE (columns).
 
-const COLORS = [[229, 57, 53], [30, 120, 230], [0, 150, 110], [240, 124, 0], [142, 60, 200], [216, 27, 126], [0, 145, 175], [135, 100, 60]];
+const COLORS = [[229, 57, 53], [2, 45, 255], [52, 158, 126], [220, 122, 0], [68, 0, 152], [61, 149, 250], [151, 37, 131], [107, 25, 45]];
 const LIMITS = props.limits;
 const TINY_SHARE = 0.0005, TINY_PIXELS = 64, MAX_UNDO = 60;
 const TINT = 70;  // of 255: little, because the captions speak of colours
