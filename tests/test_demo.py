@@ -62,7 +62,7 @@ def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedde
     pipeline = model.as_pipeline(processor)
     answering = Answering(asked)
     lengths = []
-    for piece in stream_pieces(pipeline, asked):
+    for piece in stream_pieces(pipeline, asked, answering.missing):
         answering.take(piece)
         lengths.append(sum(len(text) for record in answering.records for text in record["answers"].values()))
     assert answering.is_finished

@@ -126,8 +126,24 @@ class Demo:
     def ask(self, *attributes: str) -> list[list[str]]:
         for name in attributes:
             self.page.get_by_role("checkbox", name=name, exact=True).check()
+        before = self.run
         self.page.locator("#fc-ask").click()
-        self.page.locator("#fc-progress").get_by_text("Done.").wait_for()
+        return self.answered(before)
+
+    @property
+    def run(self) -> str:
+        """The number of the request that the page shows."""
+        return self.page.evaluate("document.querySelector('#fc-progress [data-run]')?.dataset.run ?? '0'")
+
+    def answered(self, before: str = "0") -> list[list[str]]:
+        """The rows, when a request after that one is done."""
+        self.page.wait_for_function(
+            """before => {
+                const told = document.querySelector('#fc-progress [data-run]');
+                return told && told.dataset.run !== before && told.innerText === 'Done.';
+            }""",
+            arg=before,
+        )
         return self.rows()
 
     def rows(self) -> list[list[str]]:

@@ -1,10 +1,12 @@
 """The Gradio app: layout, events, and the endpoint for scripts."""
 
 import html
+import itertools
 import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,15 @@ from ..drawing import COLORS
 from ..masks_finecaption import MaskError, encode_rle
 from ..prompts_finecaption import TASKS, normalise_name
 from ..scenes import render_scene
-from .answering import Answering, AskedPicture, describe_picture, python_snippet, stream_pieces, what_the_model_saw
+from .answering import (
+    Answering,
+    AskedPicture,
+    KeptAnswers,
+    describe_picture,
+    python_snippet,
+    stream_pieces,
+    what_the_model_saw,
+)
 from .guard import Guard
 from .picker import PickedRegions, RegionPicker, picked
 from .segmenting import PointMasks
@@ -34,7 +44,10 @@ _CHOICES = (("Region: one sentence", "region"), ("Dense: in detail", "dense"), (
 # Requests that are answered at the same time; they take turns at the model.
 _AT_ONCE = 2
 _KEPT_SECONDS = 24 * 3600
+# Seconds between two looks at growing answers: a table of hundreds of rows takes a while to send.
+_SHOW_EVERY = 0.1
 
+_ANNOUNCE = 'element.setAttribute("role", "status");'
 _CSS = """
 .fc-answers { border-collapse: collapse; width: 100%; }
 .fc-answers tr { border: 0 !important; }
@@ -66,8 +79,8 @@ def build_demo(
     """
     pipeline = model.as_pipeline(processor)
 
-    def pieces(asked: AskedPicture) -> Iterator[dict[str, Any]]:
-        yield from stream_pieces(pipeline, asked)
+    def pieces(asked: AskedPicture, missing: list[Any]) -> Iterator[dict[str, Any]]:
+        yield from stream_pieces(pipeline, asked, missing)
 
     def records(asked: AskedPicture) -> list[dict[str, Any]]:
         return describe_picture(pipeline, asked)
@@ -80,9 +93,11 @@ def build_demo(
     tasks = [task for task in _CHOICES if task[1] in processor.questions]
     attributes = [known for known in processor.questions if normalise_name(known) not in TASKS]
     stops: dict[str, threading.Event] = {}
+    runs = itertools.count(1)
     examples = _render_examples()
 
     def answer(
+        kept: KeptAnswers,
         value: PickedRegions | None,
         captions: list[str],
         chosen: list[str],
@@ -93,10 +108,17 @@ def build_demo(
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Answers as they grow; what reproduces and explains them comes at the end."""
-        stop = stops[request.session_hash or ""] = threading.Event()
-        if value is None:
-            raise gr.Error("First choose a picture.", print_exception=False)
+        session, stop = request.session_hash or "", threading.Event()
+        if session in stops:
+            stops[session].set()  # the user asks something else now
+        stops[session], run = stop, next(runs)
+
+        def told(status: str) -> str:
+            return f'<span data-run="{run}">{status}</span>'
+
         try:
+            if value is None:
+                raise UploadError("First choose a picture.")
             asked = AskedPicture.read(
                 read_picture(value.image.path, get_upload_folder()),
                 Path(value.image.orig_name or "picture.png").name,
@@ -108,20 +130,29 @@ def build_demo(
                 seed=int(seed),
             )
             answering = Answering(asked)
-            yield _table(answering), "Looking at the picture …", gr.skip(), gr.skip(), gr.skip()
-            for piece in pieces(asked):
+            kept.fill(answering)
+            missing, shown = answering.missing, 0.0
+            if missing:
+                yield _table(answering, value.versions), told("Looking at the picture …"), gr.skip(), gr.skip(), gr.skip()
+            for piece in pieces(asked, missing):
                 answering.take(piece)
                 if stop.is_set():
                     break
-                yield _table(answering), "Answering …", gr.skip(), gr.skip(), gr.skip()
+                if time.monotonic() - shown > _SHOW_EVERY:
+                    yield _table(answering, value.versions), told("Answering …"), gr.skip(), gr.skip(), gr.skip()
+                    shown = time.monotonic()
+            kept.keep(answering)
+            if stops.get(session) is not stop:
+                return
+            status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
+            yield _table(answering, value.versions), told(status), python_snippet(asked, name), answering.as_json(name), gr.skip()
             seen = what_the_model_saw(processor, asked, model.config.vision_config.patch_size)
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), seen
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         finally:
-            if stops.get(request.session_hash or "") is stop:
-                del stops[request.session_hash or ""]
-        status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
-        yield _table(answering), status, python_snippet(asked, name), answering.as_json(name), seen
+            if stops.get(session) is stop:
+                del stops[session]
 
     def stop_answer(request: gr.Request) -> None:
         if (stop := stops.get(request.session_hash or "")) is not None:
@@ -175,7 +206,7 @@ def build_demo(
                 with gr.Row():
                     ask = gr.Button("Describe", variant="primary", elem_id="fc-ask")
                     stop = gr.Button("Stop", variant="stop", elem_id="fc-stop")
-                status = gr.Markdown(elem_id="fc-progress")
+                status = gr.HTML(elem_id="fc-progress", js_on_load=_ANNOUNCE)
         table = gr.HTML(elem_id="fc-table", js_on_load=None)
         with gr.Accordion("What the model saw", open=False):
             seen = gr.Gallery(label="Inputs of the model", columns=3, object_fit="contain", elem_id="fc-seen")
@@ -184,11 +215,13 @@ def build_demo(
         with gr.Accordion("JSON", open=False):
             content = gr.Code(language="json", interactive=False, label="Answers, regions, settings", elem_id="fc-json")
 
-        asked_inputs = [picker, captions, chosen, question, max_new_tokens, temperature, seed]
+        asked_inputs = [gr.State(KeptAnswers), picker, captions, chosen, question, max_new_tokens, temperature, seed]
         outputs = [table, status, snippet, content, seen]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        for event in (ask.click, question.submit):
-            event(answer, asked_inputs, outputs, concurrency_limit=_AT_ONCE, concurrency_id="model", **private)
+        asking: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "model", **private}
+        for event in (ask.click, question.submit, picker.submit):
+            # Each of them ends the one before.
+            event(answer, asked_inputs, outputs, trigger_mode="multiple", **asking)
         # Not `cancels`: what is answered so far stays, with what reproduces it.
         stop.click(stop_answer, queue=False, **private)
         every.click(lambda: attributes, outputs=chosen, **private)
@@ -259,9 +292,15 @@ def _render_examples() -> list[tuple[str, list[dict[str, Any]]]]:
     return examples
 
 
-def _table(answering: Answering) -> str:
-    """One row for each region and question; what users and models write is escaped."""
+def _table(answering: Answering, versions: Sequence[int] = ()) -> str:
+    """One row for each region and question; what users and models write is escaped.
+
+    Args:
+        answering: what is shown.
+        versions: the browser's numbers of the masks; its rows light them.
+    """
     rows: list[str] = []
+    marks = [f' data-version="{version}"' for version in versions] if len(versions) == len(answering.asked.masks) else []
     for record in answering.records:
         index = record["region_index"]
         number = str(index + 1) if answering.asked.masks else "all"
@@ -269,7 +308,7 @@ def _table(answering: Answering) -> str:
         for question, text in record["answers"].items():
             state = "" if (index, question) in answering.finished else ' class="fc-open"'
             rows.append(
-                f'<tr tabindex="0" data-region="{index + 1}"><td><span class="fc-number" style="background: {color}">'
+                f'<tr tabindex="0"{marks[index] if marks else ""}><td><span class="fc-number" style="background: {color}">'
                 f"{number}</span></td><td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"
             )
     return _head(("Region", "Question", "Answer")) + "".join(rows) + "</tbody></table>"
