@@ -47,16 +47,29 @@ _KEPT_SECONDS = 24 * 3600
 # Seconds between two looks at growing answers: a table of hundreds of rows takes a while to send.
 _SHOW_EVERY = 0.1
 
+# Fonts of the machine: others would be fetched.
+_THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
 _ANNOUNCE = 'element.setAttribute("role", "status");'
 _CSS = """
-.fc-answers { border-collapse: collapse; width: 100%; }
+#fc-table { max-height: 620px; overflow: auto !important; }
+.fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; margin: 0 !important; }
 .fc-answers tr { border: 0 !important; }
-.fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px;
-  overflow-wrap: anywhere; border-bottom: 1px solid var(--border-color-primary); }
+.fc-answers th { position: sticky; top: 0; background: var(--body-background-fill); white-space: nowrap; }
+.fc-answers th, .fc-answers td { border: 0 !important; text-align: left; vertical-align: top; padding: 6px 10px;
+  box-shadow: inset 0 -1px var(--border-color-primary); }
+.fc-answers td:nth-child(2) { width: 30%; min-width: 90px; color: var(--body-text-color); }
+.fc-answers td:nth-child(n+2) { overflow-wrap: anywhere; }
 .fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
 .fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white;
   font-weight: 700; align-items: center; justify-content: center; }
 .fc-answers .fc-open::after { content: "▍"; opacity: .5; }
+#fc-examples .grid-wrap { min-height: 0; }
+footer .divider:last-child { display: none; }
+.dark .fc-warn { color: #fbbf24 !important; }
+.dark .fc-bad { color: #f87171 !important; }
+@media (max-width: 640px) { .fc-answers th, .fc-answers td { padding: 6px 5px; } }
 """
 
 
@@ -181,17 +194,11 @@ def build_demo(
         with gr.Row():
             with gr.Column(scale=3, min_width=360):
                 picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks)
-                gallery = gr.Gallery(
-                    [(path, f"Example {number}") for number, (path, _) in enumerate(examples, start=1)],
-                    label="Examples",
-                    columns=len(examples),
-                    height=170,
-                    allow_preview=False,
-                    object_fit="contain",
-                    buttons=[],
-                    interactive=False,
-                    elem_id="fc-examples",
-                )
+                with gr.Row():
+                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask")
+                    stop = gr.Button("Stop", variant="stop", elem_id="fc-stop")
+                status = gr.HTML(elem_id="fc-progress", js_on_load=_ANNOUNCE)
+                table = gr.HTML(elem_id="fc-table", js_on_load=None)
             with gr.Column(scale=2, min_width=320):
                 captions = gr.CheckboxGroup(tasks, value=[tasks[0][1]] if tasks else [], label="Captions")
                 chosen = gr.CheckboxGroup(attributes, label="Attributes", elem_id="fc-attributes")
@@ -203,11 +210,17 @@ def build_demo(
                     max_new_tokens = gr.Slider(1, 512, value=128, step=1, label="Longest answer, in tokens")
                     temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")
-                with gr.Row():
-                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask")
-                    stop = gr.Button("Stop", variant="stop", elem_id="fc-stop")
-                status = gr.HTML(elem_id="fc-progress", js_on_load=_ANNOUNCE)
-        table = gr.HTML(elem_id="fc-table", js_on_load=None)
+                gallery = gr.Gallery(
+                    [path for path, _ in examples],
+                    label="Examples",
+                    columns=len(examples),
+                    height="auto",
+                    allow_preview=False,
+                    object_fit="contain",
+                    buttons=[],
+                    interactive=False,
+                    elem_id="fc-examples",
+                )
         with gr.Accordion("What the model saw", open=False):
             seen = gr.Gallery(label="Inputs of the model", columns=3, object_fit="contain", elem_id="fc-seen")
         with gr.Accordion("Copy as Python", open=False):
@@ -268,7 +281,7 @@ def launch_demo(
         ssr_mode=False,
         enable_monitoring=False,
         footer_links=["api"],
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_THEME,
         css=_CSS,
         app_kwargs={"middleware": [Middleware(Guard)]},
     )

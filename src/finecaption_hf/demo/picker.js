@@ -7,7 +7,7 @@
 const COLORS = props.colors, LIMITS = props.limits;
 const TINY_SHARE = 0.0005, TINY_PIXELS = 64, MAX_UNDO = 60;
 const TINT = 70;  // of 255: little, because the captions speak of colours
-const MAX_LAYER = 2e6;  // pixels of what is drawn over the picture, for each region
+const LAYER = [6e5, 2e6];  // pixels of what is drawn over the picture for each region: fine lines on small ones, memory on large ones
 
 const find = (selector) => element.querySelector(selector);
 const stale = document.head.appendChild(document.createElement("style"));
@@ -22,7 +22,7 @@ const pointers = new Map();
 // --- regions -------------------------------------------------------------------------------------------------------
 
 function newRegion() {
-  const layer = document.createElement("canvas"), scale = Math.min(1, Math.sqrt(MAX_LAYER / (width * height)));
+  const layer = document.createElement("canvas"), scale = Math.sqrt(Math.min(Math.max(width * height, LAYER[0]), LAYER[1]) / (width * height));
   layer.width = Math.ceil(width * scale); layer.height = Math.ceil(height * scale);
   return { mask: new Uint8Array(width * height), counts: [width * height], area: 0, version: ++versions, layer, points: [], candidates: [] };
 }
@@ -32,20 +32,19 @@ function colorOf(index) { return COLORS[index % COLORS.length]; }
 /** Repaint a region's layer where its mask changed inside [x0, x1) x [y0, y1): a tint, and a line along its border. */
 function refresh(index, x0 = 0, y0 = 0, x1 = width, y1 = height) {
   const { mask, layer } = regions[index], [red, green, blue] = colorOf(index);
-  const across = width / layer.width, down = height / layer.height, line = Math.max(1, Math.round(Math.max(width, height) / 500));
-  x0 = Math.max(0, Math.floor((x0 - line) / across)); x1 = Math.min(layer.width, Math.ceil((x1 + line) / across));
-  y0 = Math.max(0, Math.floor((y0 - line) / down)); y1 = Math.min(layer.height, Math.ceil((y1 + line) / down));
+  const across = width / layer.width, down = height / layer.height, line = Math.max(1, Math.round(Math.max(layer.width, layer.height) / 500));
+  x0 = Math.max(0, Math.floor(x0 / across) - line); x1 = Math.min(layer.width, Math.ceil(x1 / across) + line);
+  y0 = Math.max(0, Math.floor(y0 / down) - line); y1 = Math.min(layer.height, Math.ceil(y1 / down) + line);
   if (x1 <= x0 || y1 <= y0) return;
-  const isBorder = (x, y, at) => x < line || y < line || x >= width - line || y >= height - line
-    || !mask[at - line] || !mask[at + line] || !mask[at - line * height] || !mask[at + line * height];
+  const isInside = (x, y) => x >= 0 && y >= 0 && x < layer.width && y < layer.height
+    && mask[Math.floor((x + 0.5) * across) * height + Math.floor((y + 0.5) * down)];
   const pixels = new ImageData(x1 - x0, y1 - y0);
-  for (let row = y0, to = 0; row < y1; row++) {
-    const y = Math.min(height - 1, Math.floor((row + 0.5) * down));
-    for (let column = x0; column < x1; column++, to += 4) {
-      const x = Math.min(width - 1, Math.floor((column + 0.5) * across)), at = x * height + y;
-      if (!mask[at]) continue;
-      pixels.data[to] = red; pixels.data[to + 1] = green; pixels.data[to + 2] = blue;
-      pixels.data[to + 3] = isBorder(x, y, at) ? 255 : TINT;
+  for (let y = y0, at = 0; y < y1; y++) {
+    for (let x = x0; x < x1; x++, at += 4) {
+      if (!isInside(x, y)) continue;
+      pixels.data[at] = red; pixels.data[at + 1] = green; pixels.data[at + 2] = blue;
+      const isInner = isInside(x - line, y) && isInside(x + line, y) && isInside(x, y - line) && isInside(x, y + line);
+      pixels.data[at + 3] = isInner ? TINT : 255;
     }
   }
   layer.getContext("2d").putImageData(pixels, x0, y0);
