@@ -1,6 +1,7 @@
 """Points and boxes -> masks: the real classes at random tiny size, models of known logits, and the classical one."""
 
 import json
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +34,13 @@ from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, fit_within
 from finecaption_hf.modeling_finecaption import convert_normalisation
-from finecaption_hf.segmentation import SegmentationError, SharedSegmenter, open_segmenter, open_shared_segmenter
+from finecaption_hf.segmentation import (
+    SegmentationError,
+    SharedSegmenter,
+    open_segmenter,
+    open_segmenter_for,
+    open_shared_segmenter,
+)
 from finecaption_hf.segmentation.models import ModelSegmenter
 from finecaption_hf.segmentation.segmenter import point_grid, without_duplicates
 from finecaption_hf.training import STAGES
@@ -544,6 +551,45 @@ def test_tower_that_was_trained_since_is_not_shared() -> None:
     model, processor, sam = shared_parts(sam_feature_layer=0)
     with pytest.raises(SegmentationError, match="no SAM tower with its neck"):
         SharedSegmenter(model, processor, sam)
+
+
+def test_segmenter_beside_a_model_is_over_its_tower_where_that_is_the_published_one(tmp_path: Any) -> None:
+    model, processor, sam = shared_parts()
+    sam.save_pretrained(tmp_path / "sam")
+    SamImageProcessor(size={"longest_edge": 256}, pad_size={"height": 256, "width": 256}).save_pretrained(
+        tmp_path / "sam"
+    )
+    for name in (tmp_path / "sam", str(tmp_path / "sam")):  # it is compared with the tower, whatever the configuration
+        shared = open_segmenter_for(model, processor, name)
+        assert isinstance(shared, SharedSegmenter)
+        assert shared.name == f"SAM ({tmp_path / 'sam'}), over the captioning model's own tower"
+    model.config.sam_pretrained = str(tmp_path / "sam")
+    assert isinstance(open_segmenter_for(model, processor), SharedSegmenter)
+
+    other = tiny("SAM 2")
+    other.model.save_pretrained(tmp_path / "sam2")
+    other.image_processor.save_pretrained(tmp_path / "sam2")
+    opened = open_segmenter_for(model, processor, tmp_path / "sam2", device="cpu", dtype="bfloat16")
+    assert opened.name == f"SAM 2 ({tmp_path / 'sam2'})" and opened.model.dtype == torch.bfloat16
+
+    with torch.no_grad():
+        model.model.sam_tower.vision_encoder.layers[1].mlp.lin1.bias[0] += 0.01
+    alone = open_segmenter_for(model, processor, tmp_path / "sam", device="cpu")
+    assert alone.name == f"SAM ({tmp_path / 'sam'})"
+    with pytest.raises(SegmentationError, match="neither a folder nor"):
+        open_segmenter_for(model, processor, tmp_path / "nothing")
+
+
+def test_segmenter_beside_a_model_is_the_classical_one_where_nothing_can_be_shared(classical: Any) -> None:
+    model, processor, _ = shared_parts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_segmenter_for(model, processor).name == classical.name
+    model.config.sam_pretrained = "someone/not-here"
+    with pytest.warns(UserWarning, match=r"someone/not-here.*cannot be used, so that regions are found by colour"):
+        assert open_segmenter_for(model, processor).name == classical.name
+    with pytest.raises(OSError, match="couldn't find them"):
+        open_segmenter_for(model, processor, "someone/not-here")
 
 
 def test_checkpoint_says_whose_encoder_its_tower_is_until_that_trains(tmp_path: Any) -> None:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..data.images import to_rgb
 from ..image_processing_finecaption import Geometry
 from .prompts import Prompt
-from .segmenter import Candidate, EncodedImage, Proposals, Segmenter, displayed
+from .segmenter import Candidate, EncodedImage, Proposals, Segmenter
 
 _STABILITY_OFFSET = 1.0  # in logits, as in Segment Anything (arXiv 2304.02643, appendix B)
 
@@ -31,7 +32,7 @@ class ModelSegmenter(Segmenter):
 
     @torch.no_grad()
     def encode(self, image: Image.Image) -> "ModelEncodedImage":
-        picture = displayed(image)
+        picture = to_rgb(image)
         inputs = self.image_processor(images=picture, return_tensors="pt")
         pixel_values = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         input_size = (int(pixel_values.shape[-2]), int(pixel_values.shape[-1]))
