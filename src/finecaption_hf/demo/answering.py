@@ -71,8 +71,8 @@ class AskedPicture:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the picture's pixels."""
-        return hashlib.sha256(np.ascontiguousarray(self.picture).tobytes()).hexdigest()
+        """See `pixel_digest`."""
+        return pixel_digest(self.picture)
 
     @property
     def regions(self) -> list[np.ndarray | None]:
@@ -141,7 +141,7 @@ class Answering:
             "image": {
                 "name": asked.name,
                 "size": [asked.picture.height, asked.picture.width],
-                "sha256_of_rgb": asked.digest,
+                "sha256_of_rgb": hashlib.sha256(np.asarray(asked.picture).tobytes()).hexdigest(),
             },
             "questions": list(asked.questions),
             "options": asked.options,
@@ -194,7 +194,10 @@ class KeptAnswers:
 
 
 def stream_pieces(
-    pipeline: Any, asked: AskedPicture, missing: Sequence[tuple[Sequence[int], Sequence[str]]]
+    pipeline: Any,
+    asked: AskedPicture,
+    missing: Sequence[tuple[Sequence[int], Sequence[str]]],
+    high_res_features: torch.Tensor | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The answers while they grow, for `Answering.take`.
 
@@ -202,20 +205,33 @@ def stream_pieces(
         pipeline: the checkpoint's `RegionCaptioningPipeline`.
         asked: the request.
         missing: of `Answering.missing`.
+        high_res_features (1, C, h, w): of the picture, where they are known.
 
     Raises:
         ValueError: If a question cannot be asked, such as one that holds a special token.
     """
     for indices, questions in missing:
         regions = [asked.regions[index] for index in indices]
-        for piece in pipeline.stream(asked.picture, regions, list(questions), **asked.options):
+        for piece in pipeline.stream(
+            asked.picture, regions, list(questions), high_res_features=high_res_features, **asked.options
+        ):
             yield {**piece, "region_index": indices[piece["region_index"]]}
 
 
-def describe_picture(pipeline: Any, asked: AskedPicture) -> list[dict[str, Any]]:
+def describe_picture(
+    pipeline: Any, asked: AskedPicture, high_res_features: torch.Tensor | None = None
+) -> list[dict[str, Any]]:
     """The records of a request, answered in one go."""
-    records: list[dict[str, Any]] = pipeline(asked.picture, asked.regions, list(asked.questions), **asked.options)
+    records: list[dict[str, Any]] = pipeline(
+        asked.picture, asked.regions, list(asked.questions), high_res_features=high_res_features, **asked.options
+    )
     return records
+
+
+def pixel_digest(picture: Image.Image) -> str:
+    """SHA-256 of a picture's size and RGB pixels, row after row."""
+    size = f"{picture.width}x{picture.height} ".encode()
+    return hashlib.sha256(size + np.asarray(picture).tobytes()).hexdigest()
 
 
 def python_snippet(asked: AskedPicture, model: str | None) -> str:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Read when gradio is imported: it must not call home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -33,6 +33,8 @@ from .answering import (
     stream_pieces,
     what_the_model_saw,
 )
+from .api_types import BoxMask, PolygonMask, RegionRecord, RleMask, UploadedFile
+from .encoded import EncodedPictures
 from .guard import Guard
 from .picker import PickedRegions, RegionPicker, picked
 from .segmenting import PointMasks
@@ -86,21 +88,25 @@ def build_demo(
         model, processor: as `captioning.load` returns them.
         name: of the checkpoint, for the snippet and the download; `None` means the embedded one.
         on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
-            run in another process: arguments and results are copied.
-        segmenter (*optional*): `encode(image)` gives what has `masks(points=, labels=, box_xyxy=)`. Without one there
+            run in another process: arguments and results are copied, and pictures are encoded for each request.
+        segmenter (*optional*): a `finecaption_hf.segmentation.Segmenter`; it runs in this process. Without one there
             are no tools for points.
     """
     pipeline = model.as_pipeline(processor)
+    encoded = EncodedPictures(pipeline, segmenter)
+    # What another process encodes would be lost with it, or be copied for each request.
+    encode = encoded.features if on_gpu is None else pipeline.encode
 
     def pieces(asked: AskedPicture, missing: list[Any]) -> Iterator[dict[str, Any]]:
-        yield from stream_pieces(pipeline, asked, missing)
+        if missing:
+            yield from stream_pieces(pipeline, asked, missing, encode(asked.picture))
 
     def records(asked: AskedPicture) -> list[dict[str, Any]]:
-        return describe_picture(pipeline, asked)
+        return describe_picture(pipeline, asked, encode(asked.picture))
 
     point_masks = None
     if segmenter is not None:
-        point_masks = PointMasks(segmenter, lambda path: read_picture(path, get_upload_folder()))
+        point_masks = PointMasks(encoded, segmenter.name, lambda path: read_picture(path, get_upload_folder()))
     if on_gpu is not None:
         pieces, records = on_gpu(pieces), on_gpu(records)
     tasks = [task for task in _CHOICES if task[1] in processor.questions]
@@ -146,7 +152,13 @@ def build_demo(
             kept.fill(answering)
             missing, shown = answering.missing, 0.0
             if missing:
-                yield _table(answering, value.versions), told("Looking at the picture …"), gr.skip(), gr.skip(), gr.skip()
+                yield (
+                    _table(answering, value.versions),
+                    told("Looking at the picture …"),
+                    gr.skip(),
+                    gr.skip(),
+                    gr.skip(),
+                )
             for piece in pieces(asked, missing):
                 answering.take(piece)
                 if stop.is_set():
@@ -158,7 +170,13 @@ def build_demo(
             if stops.get(session) is not stop:
                 return
             status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
-            yield _table(answering, value.versions), told(status), python_snippet(asked, name), answering.as_json(name), gr.skip()
+            yield (
+                _table(answering, value.versions),
+                told(status),
+                python_snippet(asked, name),
+                answering.as_json(name),
+                gr.skip(),
+            )
             seen = what_the_model_saw(processor, asked, model.config.vision_config.patch_size)
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), seen
         except (UploadError, MaskError, ValueError) as error:
@@ -171,7 +189,11 @@ def build_demo(
         if (stop := stops.get(request.session_hash or "")) is not None:
             stop.set()
 
-    def describe(image: dict, mask: dict | list | str | None = None, attributes: list[str] | None = None) -> dict:
+    def describe(
+        image: UploadedFile,
+        mask: RleMask | BoxMask | PolygonMask | UploadedFile | list[float] | str | None = None,
+        attributes: list[str] | None = None,
+    ) -> RegionRecord:
         """Answer questions about one region of a picture.
 
         image: an uploaded file (`gradio_client.handle_file`). mask: COCO RLE {"size": [H, W], "counts": ..}, a box
@@ -181,11 +203,10 @@ def build_demo(
         """
         store = get_upload_folder()
         try:
-            path = image.get("path") if isinstance(image, dict) else None
-            picture = read_picture(path, store)
+            picture = read_picture(image.get("path") if isinstance(image, dict) else None, store)
             references = [] if mask is None else [read_mask(mask, store)]
             asked = AskedPicture.read(picture, "image", references, attributes or ["region"], processor.questions)
-            return records(asked)[0]
+            return cast(RegionRecord, records(asked)[0])
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -228,7 +249,7 @@ def build_demo(
         with gr.Accordion("JSON", open=False):
             content = gr.Code(language="json", interactive=False, label="Answers, regions, settings", elem_id="fc-json")
 
-        asked_inputs = [gr.State(KeptAnswers), picker, captions, chosen, question, max_new_tokens, temperature, seed]
+        asked_inputs = [gr.State(KeptAnswers()), picker, captions, chosen, question, max_new_tokens, temperature, seed]
         outputs = [table, status, snippet, content, seen]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asking: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "model", **private}
@@ -313,16 +334,19 @@ def _table(answering: Answering, versions: Sequence[int] = ()) -> str:
         versions: the browser's numbers of the masks; its rows light them.
     """
     rows: list[str] = []
-    marks = [f' data-version="{version}"' for version in versions] if len(versions) == len(answering.asked.masks) else []
+    marks = (
+        [f' data-version="{version}"' for version in versions] if len(versions) == len(answering.asked.masks) else []
+    )
     for record in answering.records:
         index = record["region_index"]
+        mark = marks[index] if marks else ""
         number = str(index + 1) if answering.asked.masks else "all"
         color = "rgb({}, {}, {})".format(*COLORS[index % len(COLORS)])
         for question, text in record["answers"].items():
             state = "" if (index, question) in answering.finished else ' class="fc-open"'
             rows.append(
-                f'<tr tabindex="0"{marks[index] if marks else ""}><td><span class="fc-number" style="background: {color}">'
-                f"{number}</span></td><td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"
+                f'<tr tabindex="0"{mark}><td><span class="fc-number" style="background: {color}">{number}</span></td>'
+                f"<td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"
             )
     return _head(("Region", "Question", "Answer")) + "".join(rows) + "</tbody></table>"
 

@@ -220,6 +220,7 @@ function drawNow() {
   const ratio = window.devicePixelRatio || 1, box = stage.getBoundingClientRect();
   const w = Math.max(1, Math.round(box.width * ratio)), h = Math.max(1, Math.round(box.height * ratio));
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; if (isFitted) fit(); }
+  canvas.dataset.zoom = view.scale;
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, w, h);
   if (!picture) return;
@@ -567,7 +568,9 @@ stage.addEventListener("drop", (event) => openPicture([...event.dataTransfer.fil
 document.addEventListener("paste", (event) => {
   if (event.target.closest?.("input, textarea")) return;
   const pasted = [...(event.clipboardData?.items ?? [])].find((item) => item.type.startsWith("image/"));
-  if (pasted) openPicture(pasted.getAsFile());
+  if (pasted) return openPicture(pasted.getAsFile());
+  const text = event.clipboardData?.getData("text") ?? "";
+  if (picture && /^\s*([[{]|H4sI)/.test(text)) importMask(text);
 });
 
 // --- masks in and out ------------------------------------------------------------------------------------------------

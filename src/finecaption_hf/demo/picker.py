@@ -20,7 +20,7 @@ class Rle(GradioModel):
 
 
 class PickedRegions(GradioModel):
-    """A picture in the app's store and the regions marked on it; versions tell the browser which of its masks they were."""
+    """A picture in the app's store and the regions marked on it; `versions` tell the browser which masks they were."""
 
     image: FileData
     regions: list[Rle]
@@ -48,7 +48,7 @@ class RegionPicker(gr.HTML):
             apply_default_css=False,
             limits=limits,
             colors=[list(color) for color in COLORS],
-            segmenter=None if point_masks is None else point_masks.segmenter.name,
+            segmenter=None if point_masks is None else point_masks.name,
             server_functions=None if point_masks is None else [_server_function(point_masks)],
             **kwargs,
         )
