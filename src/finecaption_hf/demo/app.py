@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import math
 import os
 import shutil
 import tempfile
@@ -144,9 +145,9 @@ def build_demo(
                 [rle.model_dump() for rle in value.regions],
                 [*captions, *chosen, *([question] if question.strip() else [])],
                 processor.questions,
-                max_new_tokens=int(max_new_tokens),
-                temperature=float(temperature),
-                seed=int(seed),
+                max_new_tokens=int(_number(max_new_tokens, "The longest answer")),
+                temperature=_number(temperature, "The temperature"),
+                seed=int(_number(seed, "The seed")),
             )
             answering = Answering(asked)
             kept.fill(answering)
@@ -324,6 +325,13 @@ def _render_examples() -> list[tuple[str, list[dict[str, Any]]]]:
         Image.fromarray(scene.image).save(path)
         examples.append((str(path), [encode_rle(mask) for mask in scene.masks]))
     return examples
+
+
+def _number(value: Any, name: str) -> float:
+    """What a field holds, which is nothing where a user emptied it."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UploadError(f"{name} is {'empty' if value is None else value}. Give a number.")
+    return value
 
 
 def _table(answering: Answering, versions: Sequence[int] = ()) -> str:
