@@ -3,12 +3,8 @@
 import copy as copy_module
 import inspect
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_server import TOKEN, HubServer, Repo
+from hub_server import COMMAND, TOKEN, Client, HubServer, Repo
 from huggingface_hub import HfApi, constants, parse_eval_result_entries
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
@@ -32,58 +28,11 @@ PACKAGE = Path(finecaption_hf.__file__).parent
 ATTRIBUTES = ".gitattributes"
 WRONG_TOKEN = "hf_" + "somebodyElse" * 3
 
-# The client waits half a minute in all before it gives a connection up; nothing is to be learnt from that here.
-WITHOUT_WAITING = "import time; time.sleep = lambda seconds: None\n"
-COMMAND = WITHOUT_WAITING + "from finecaption_hf.cli import main; main()"
-
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server
-
-
-class Client:
-    """Runs code as a user of the Hub, in a fresh process with a home of its own."""
-
-    def __init__(self, hub: HubServer, work: Path) -> None:
-        self.work = work
-        self.environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(work / "home"),
-            "HF_MODULES_CACHE": str(work / "home" / "modules"),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def run(self, code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=self.work,
-            env={**self.environment, **environment},
-        )
-        assert TOKEN not in done.stdout + done.stderr
-        return done
-
-    def push(self, *arguments: object, **environment: str) -> dict[str, Any]:
-        done = self.run(COMMAND, "push", *arguments, "--json", **environment)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def refused(self, *arguments: object, **environment: str) -> str:
-        """The one line that a push ends in."""
-        done = self.run(COMMAND, "push", *arguments, **environment)
-        assert done.returncode == 2, done.stderr
-        line = done.stderr.strip().splitlines()[-1]
-        assert line.startswith("Error: ") and "Traceback" not in done.stderr
-        return line
 
 
 @pytest.fixture

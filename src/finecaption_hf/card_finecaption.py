@@ -39,7 +39,7 @@ _FORMAT = 1
 _MAX_STEPS_BACK = 32
 
 Fetch = Callable[[str, str], Path | None]
-"""(Hub repository, name of a file) -> where it lies locally, `None` where there is none."""
+"""(Hub repository, with `@revision` where one was given; name of a file) -> where it lies, `None` where it does not."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | Non
     local = Path(os.path.normpath(folder / source))
     if local.is_dir():
         return _read(local, fetch, depth + 1, repo)
-    if os.path.isabs(source) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(@[\w./-]+)?", source)
+    if match is None or os.path.isabs(source):
         return Provenance()  # a folder that is gone; its name is not for others
     found = Provenance()
     for name, reader in ((FILE, _from_json), (_ASSEMBLY, lambda values, _: _from_assembly(values))):
@@ -157,7 +158,7 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | Non
     if not (found.parts or licence):
         path = fetch(source, "README.md")
         licence = None if path is None else card_licence(path)
-    base_models = found.base_models if source == repo else [source]
+    base_models = found.base_models if match[1] == repo else [match[1]]
     return Provenance(base_models, found.parts, found.initialised, found.stages, licence)
 
 
@@ -166,7 +167,7 @@ def _stage(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": stage["name"],
         "trains": list(stage["trains"]) + (["LoRA adapters, merged"] if stage.get("peft") else []),
-        "learning_rate": stage["learning_rate"],
+        "learning_rate": record.get("learning_rate", stage["learning_rate"]),
         "steps": record.get("global_step"),
         # Names only: paths are of no use to others, and not for their eyes.
         "data": list(stage["data"]) or list(run.get("data") or {}),
