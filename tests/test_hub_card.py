@@ -311,6 +311,10 @@ def test_cards_that_the_library_writes_give_way(folder, tmp_path):
     blank = ModelCard.from_template(ModelCardData(library_name="transformers"), model_description=description)
     for existing in (summary, str(blank)):
         assert "describes any region of an image" in model_card(folder, "me/x", found, existing=existing)
+    card = model_card(folder, "me/x", found, existing=summary)
+    assert "- seed: 42" in card and "record no training" not in card
+    again = model_card(folder, "me/x", found, existing=card, evaluation=evaluation())
+    assert again.count("- seed: 42") == 1 and "87.11" in again
     filled = str(blank).replace("[More Information Needed]", "We know.")
     assert "We know." in model_card(folder, "me/x", found, existing=filled)
 
