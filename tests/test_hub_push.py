@@ -206,6 +206,12 @@ def test_a_checkpoint_of_another_model_is_refused(copy):
         checkpoint_files(copy)
 
 
+def test_a_model_without_its_head_is_refused(here, embedded):
+    with pytest.raises(HubError, match=r"holds a FineCaptionModel, .* Push the FineCaptionForConditionalGeneration"):
+        embedded[0].model.push_to_hub("me/headless")
+    assert ("model", "me/headless") not in here.repos
+
+
 def test_weights_that_were_not_written_to_their_end_are_refused(copy):
     with (copy / "model.safetensors").open("r+b") as file:
         file.truncate(5_000_000)
@@ -600,7 +606,7 @@ logits(model.eval(), processor, "trained.pt")
 """
 FINISH = """
 model, processor, _ = read("me/trained", "again.pt")
-model.push_to_hub("me/trained", base_model="me/start")
+model.push_to_hub("me/trained")
 """
 
 
@@ -626,6 +632,7 @@ def test_what_the_librarys_trainer_pushes_loads_again_and_a_push_completes_its_c
     assert check_card(card) == [] and "describes any region of an image" in card
     fields = yaml.safe_load(card.split("---\n")[1])
     assert (fields["license"], fields["base_model"]) == ("apache-2.0", ["me/start"])
+    assert "- learning_rate: 0.001" in card
     assert repo.at("main").files["tokenizer.json"] == files["tokenizer.json"]
 
 

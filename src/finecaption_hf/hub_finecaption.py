@@ -53,6 +53,7 @@ _CODE = re.compile(r"\w+_finecaption\.py")
 _WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin|index\.json)")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _MAX_TEXT = 64 * 2**20
+_CLASS = "FineCaptionForConditionalGeneration"
 _MESSAGE = "Upload FineCaption checkpoint"
 
 
@@ -367,6 +368,9 @@ def _push(
         if "README.md" in remote:
             contents["README.md"] = card(target.read("README.md"))
             target.refuse_tokens({"README.md": contents["README.md"]})
+        results = [name for name in remote if name.startswith(".eval_results/") and name not in contents]
+        if results:
+            target.tell(f"{', '.join(results)} stays as it is in {target.repo}: remove it where the weights changed.")
         _remark_on_llama(provenance, target.repo, {*contents, *remote}, target.tell)
         stale = [name for name in remote if _WEIGHTS.fullmatch(name) or _CODE.fullmatch(name)]
         return target.commit(url, contents, sorted({*stale} - {*contents}), message or _MESSAGE, description)
@@ -595,6 +599,12 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
     config = _json(folder / "config.json")
     if config.get("model_type") != "finecaption":
         raise HubError(f"{folder} holds a model of type {config.get('model_type')!r}. Give a FineCaption checkpoint.")
+    classes = config.get("architectures") or [_CLASS]
+    if classes != [_CLASS]:
+        raise HubError(
+            f"{folder} holds a {classes[0]}, which cannot describe anything by itself. Push the {_CLASS} that it "
+            "belongs to."
+        )
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and _TRAVELS.fullmatch(path.name))
     texts = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("licences/*/*"))]
     needed = set(_NEEDED_OF_PROCESSOR) if needs_processor else set()
