@@ -12,8 +12,9 @@ from packaging.requirements import Requirement
 GRADIO_VERSION = "6.31.0"
 """What a Space is built with; the extra `demo` admits later ones too."""
 
-PYTHON_VERSION = "3.12"
-"""Of a Space; without it 3.10 is taken, which current releases of transformers and torch do not support any more."""
+PYTHON_VERSION = "3.12.12"
+"""Of a Space. Without it 3.10 is taken, which current releases of transformers and torch do not support any more, and
+ZeroGPU has 3.10.13 and exactly this one."""
 
 _PACKAGE = Path(__file__).parents[1]
 # The Space has its own checkpoint, and does nothing but answer. Gradio writes .pyi files beside components.
