@@ -1,5 +1,6 @@
 """`pipeline("region-captioning")`: records, errors, streams and batches, and that it travels with a checkpoint."""
 
+import copy
 import itertools
 import json
 import re
@@ -14,13 +15,14 @@ from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE, ROOT
 from PIL import Image
 from pycocotools import mask as coco
 from test_remote_code import SAVED_FILES, run
-from tiny import tiny_config
+from tiny import tiny_config, tiny_model
 from transformers import CLIPVisionConfig, CLIPVisionModel, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 from finecaption_hf import EMBEDDED_CHECKPOINT, MaskError, RegionCaptioningPipeline
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
+from finecaption_hf.pipeline_finecaption import ImageError
 from finecaption_hf.scenes import render_scene
 
 TRIANGLE = {"polygon": [178, 92, 215, 25, 249, 96]}
@@ -203,6 +205,85 @@ def test_options_given_on_construction_are_defaults_of_calls(embedded, scenes):
     assert [record["answers"]["dense"] for record in stopped] == [
         record["answers"]["dense"].split(" ")[0] for record in whole[0]
     ]
+
+
+# --- a picture that is encoded already -------------------------------------------------------------------------------
+
+
+@pytest.mark.hub
+def test_one_encoding_serves_several_calls_and_changes_no_answer(describe, scenes, monkeypatch):
+    scene, questions = scenes[1], ["color", "dense", "global"]
+    options: dict[str, Any] = {"log_probs": True, "temperature": 1.5, "seed": 3}
+    expected = describe(scene, questions=questions, **options)
+    alone = [describe(scene["image"], mask, "shape", log_probs=True) for mask in scene["regions"]]
+    runs: list[str] = []
+    prepared: list[set[str]] = []
+    towers = (describe.model.model.sam_tower, describe.model.model.convnext_tower)
+    hooks = [tower.register_forward_hook(lambda module, *_: runs.append(type(module).__name__)) for tower in towers]
+    engine = describe._engine(None)
+    answer = engine.answer
+
+    def noting(vision: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared.append(set(vision))
+        return answer(vision, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "answer", noting)
+    try:
+        features = describe.encode(scene["image"])
+        assert len(runs) == len(set(runs)) == 2
+        given = {"high_res_features": features.to(torch.float64)}  # as another device, another type is no hindrance
+        assert describe(scene, questions=questions, **given, **options) == expected
+        assert [describe(scene["image"], mask, "shape", log_probs=True, **given) for mask in scene["regions"]] == alone
+        streamed = describe.stream(
+            scene["image"], scene["regions"], questions, **given, partial=False, num_workers=1, **options
+        )
+        assert {(piece["region_index"], piece["question"], piece["text"]) for piece in streamed} == {
+            (record["region_index"], name, text) for record in expected for name, text in record["answers"].items()
+        }
+        assert len(runs) == 2
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert all("high_res_pixel_values" not in names and "high_res_features" in names for names in prepared)
+    assert not features.requires_grad and not features.is_inference()
+
+
+def test_encoding_of_an_image_is_read_as_a_call_reads_it(describe, tmp_path):
+    image = Image.open(EXAMPLE_PICTURE).convert("RGBA")
+    image.putalpha(Image.open(EXAMPLE_MASK).point(lambda level: 255 if level else 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    for given in (tmp_path / "turned.png", image, np.asarray(image)):
+        vision = describe.processor.image_processor(str(given) if isinstance(given, Path) else given)
+        with torch.no_grad():
+            expected = describe.model.get_high_res_features(vision["high_res_pixel_values"])
+        assert torch.equal(describe.encode(given), expected)
+    with pytest.raises(ImageError, match="no such file"):
+        describe.encode(tmp_path / "none.png")
+
+
+def test_model_without_high_resolution_towers_has_nothing_to_encode(embedded):
+    processor = copy.deepcopy(embedded[1])
+    model = tiny_model(use_sam=False, use_convnext=False, text_config={"vocab_size": len(processor.tokenizer)})
+    for name, value in model.config.image_processor_kwargs().items():
+        setattr(processor.image_processor, name, value)
+    describe = RegionCaptioningPipeline(model, processor)
+    assert describe.encode(EXAMPLE_PICTURE) is None
+    with pytest.raises(ValueError, match=r"no high-resolution towers. Leave high_res_features out"):
+        describe(EXAMPLE_PICTURE, high_res_features=torch.zeros(1, 8, 8, 8))
+
+
+def test_encoding_that_does_not_belong_to_the_call_is_refused(describe, scenes):
+    features = describe.encode(EXAMPLE_PICTURE)
+    for several in ([EXAMPLE_PICTURE], iter([EXAMPLE_PICTURE]), KeyDataset([{"scene": scenes[0]}], "scene")):
+        with pytest.raises(ValueError, match=r"of one image, but several arrived. Call once per image"):
+            describe(several, high_res_features=features)
+    for wrong, shown in ((features[0], "Tensor of shape"), (features.numpy(), "ndarray of shape"), ("no", "str of")):
+        with pytest.raises(ValueError, match=rf"a {shown} .*Give what `encode` returns"):
+            describe(EXAMPLE_PICTURE, high_res_features=wrong)
+        with pytest.raises(ValueError, match="Give what `encode` returns"):
+            describe.stream(EXAMPLE_PICTURE, high_res_features=wrong)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -284,6 +284,7 @@ def test_app_answers_where_a_gpu_is_another_process(folder: Path, cache: Path, t
     environment = {
         **os.environ,
         "PYTHONPATH": str(tmp_path / "modules"),
+        "SPACES_ZERO_GPU": "true",
         "HF_HUB_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(tmp_path / "store"),
@@ -314,12 +315,12 @@ def test_streams_on_zero_gpu_stay_streams_and_keep_their_messages() -> None:
 
         return decorate
 
-    def count(asked: int) -> Iterator[int]:
+    def count(asked: int, missing: list[int]) -> Iterator[int]:
         yield from range(asked)
         raise ValueError("There are <no> more.")
 
     # `spaces.GPU` looks at what it decorates, and runs a generator to its end before anything comes if it is not one.
-    stream = on_zero_gpu(gpu)(count)(2)
+    stream = on_zero_gpu(gpu)(count)(2, [])
     assert taken == [True] and [next(stream), next(stream)] == [0, 1]
     with pytest.raises(gradio.Error, match="There are &lt;no&gt; more"):
         next(stream)

@@ -1,13 +1,13 @@
 """`pipeline("region-captioning")`: images with regions, and questions about them -> a record of each region.
 
-Dimension letters: B regions that the engine gets, R regions of one image, H W pixels of an image as displayed. A region
-reference is whatever `as_mask` takes.
+Dimension letters: B regions that the engine gets, R regions of one image, H W pixels of an image as displayed, C h w
+channels and cells of the high-resolution towers' features. A region reference is whatever `as_mask` takes.
 """
 
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,16 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class _Item:
-    """One image of a call, as given. `questions` are its own; `None` means those of the call."""
+    """One image of a call, as given. `questions` are its own; `None` means those of the call.
+
+    `high_res_features` (1, C, h, w) are what the high-resolution towers say of it, where that is known already.
+    """
 
     image_index: int
     image: Any
     regions: Any
     questions: str | Sequence[str] | None = None
+    high_res_features: torch.Tensor | None = None
 
 
 @dataclass
@@ -120,7 +124,12 @@ class RegionCaptioningPipeline(Pipeline):
         super().__init__(model, *args, processor=processor, task=task, **kwargs)
 
     def __call__(
-        self, images: Any, regions: Any = None, questions: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        images: Any,
+        regions: Any = None,
+        questions: str | Sequence[str] | None = None,
+        high_res_features: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Answer every question about every region.
 
@@ -134,6 +143,8 @@ class RegionCaptioningPipeline(Pipeline):
             questions: one or several: names of tasks or attributes that the processor knows, own words, or `"all"`,
                 every attribute. `None` means what the pipeline was made with, else `"region"`. `"global"` is asked once
                 about the whole image, and its answer is in the record of every region.
+            high_res_features (`torch.Tensor` of shape `(1, C, h, w)`): what `encode` gave for this image, which must
+                be one image; the high-resolution towers then do not run. The answers are the same.
             log_probs (`bool`): whether records hold the log-probability of each token of the answers.
             max_new_tokens (`int`): the longest answer; without it the checkpoint's own limit.
             temperature (`float`): 0, the default, is greedy decoding; above it tokens are drawn.
@@ -156,14 +167,38 @@ class RegionCaptioningPipeline(Pipeline):
         """
         if questions is not None:
             kwargs["questions"] = questions
-        items = _items(images, regions)
+        items = self._with_features(_items(images, regions), high_res_features)
         return super().__call__(items, **kwargs) if items else []
+
+    @torch.no_grad()
+    def encode(self, image: Any) -> torch.Tensor | None:
+        """Run the high-resolution towers on an image, once for several calls about it.
+
+        Args:
+            image: one image, as for a call.
+
+        Returns:
+            `torch.Tensor` of shape `(1, C, h, w)`, for `high_res_features`, on the model's device; `None` where the
+            model has no such towers.
+
+        Raises:
+            ImageError: If the image cannot be read.
+        """
+        image_processor = self.processor.image_processor
+        prepared = image_processor(
+            self._read_image(image), input_data_format="channels_first", do_mask=False, return_tensors="pt"
+        )
+        if "high_res_pixel_values" not in prepared:
+            return None
+        pixels = prepared["high_res_pixel_values"].to(self.model.device, self.model.dtype)
+        return self.model.get_high_res_features(pixels)
 
     def stream(
         self,
         images: Any,
         regions: Any = None,
         questions: str | Sequence[str] | None = None,
+        high_res_features: torch.Tensor | None = None,
         *,
         partial: bool = True,
         batch_size: int | None = None,
@@ -173,7 +208,7 @@ class RegionCaptioningPipeline(Pipeline):
         """Answers while they grow, by region and question.
 
         Args:
-            images, regions, questions, batch_size, num_workers, **kwargs: as for a call.
+            images, regions, questions, high_res_features, batch_size, num_workers, **kwargs: as for a call.
             partial (`bool`): whether to give unfinished answers as well, or only each answer when it is finished.
 
         Returns:
@@ -188,10 +223,11 @@ class RegionCaptioningPipeline(Pipeline):
         if questions is not None:
             kwargs["questions"] = questions
         preprocess_params, forward_params, _ = self._sanitize_parameters(**kwargs)
-        items = _items(images, regions)
+        items = self._with_features(_items(images, regions), high_res_features)
+        is_one = isinstance(items, _Item)
         batches = self._batches(
-            [items] if isinstance(items, _Item) else items,
-            self._num_workers or 0 if num_workers is None else num_workers,
+            [items] if is_one else items,
+            0 if is_one else self._num_workers or 0 if num_workers is None else num_workers,
             self._batch_size or 1 if batch_size is None else batch_size,
             {**self._preprocess_params, **preprocess_params},
         )
@@ -228,8 +264,9 @@ class RegionCaptioningPipeline(Pipeline):
         options = {name: value for name, value in options.items() if value is not None}
         BranchRequest("region", **options)
         if questions is not None:
-            resolve_questions(questions, self.processor.questions)
-        if max_batch_tokens is not None:
+            for text in resolve_questions(questions, self.processor.questions).values():
+                self._engine(max_batch_tokens).question_ids(text)
+        elif max_batch_tokens is not None:
             self._engine(max_batch_tokens)
         steps = {"questions": questions}, {"log_probs": log_probs, "max_batch_tokens": max_batch_tokens, **options}
         preprocess, forward = ({name: value for name, value in step.items() if value is not None} for step in steps)
@@ -253,6 +290,7 @@ class RegionCaptioningPipeline(Pipeline):
             size,
             references,
             [names] * len(references),
+            high_res_features=item.high_res_features,
             input_data_format="channels_first",
         )
         return _PreparedImage(item.image_index, regions)
@@ -287,6 +325,31 @@ class RegionCaptioningPipeline(Pipeline):
         return next(self.get_iterator([inputs], 0, 1, *params))
 
     # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _with_features(self, items: Any, high_res_features: torch.Tensor | None) -> Any:
+        """The items of a call, with what is known of its image already.
+
+        Raises:
+            ValueError: If they are several images, or these are no features of this model.
+        """
+        if high_res_features is None:
+            return items
+        if not isinstance(items, _Item):
+            raise ValueError(
+                "high_res_features are of one image, but several arrived. Call once per image, or leave them out."
+            )
+        config = self.model.config
+        if not (config.use_convnext or config.use_sam):
+            raise ValueError("This model has no high-resolution towers. Leave high_res_features out.")
+        channels = config.fused_feature_size - config.vision_config.hidden_size
+        needed = (1, channels, config.grid_size, config.grid_size)
+        shape = tuple(getattr(high_res_features, "shape", ()))
+        if not isinstance(high_res_features, torch.Tensor) or shape != needed:
+            raise ValueError(
+                f"high_res_features are a {type(high_res_features).__name__} of shape {shape}; this model's are a "
+                f"tensor of shape {needed}. Give what `encode` returns for the image."
+            )
+        return replace(items, high_res_features=high_res_features)
 
     def _batches(self, items: Any, num_workers: int, batch_size: int, preprocess_params: dict[str, Any]) -> DataLoader:
         """Lists of up to `batch_size` prepared images. The library's own way pads them to one tensor."""

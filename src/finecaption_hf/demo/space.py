@@ -43,16 +43,23 @@ import torch
 from finecaption_hf.captioning import load
 from finecaption_hf.demo.app import build_demo, launch_demo
 from finecaption_hf.demo.zerogpu import on_zero_gpu
-from finecaption_hf.segmentation import open_segmenter
+from finecaption_hf.segmentation import open_segmenter, open_segmenter_for
 
 MODEL = {model!r}
+ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
 
 # To the GPU only here: ZeroGPU stands in for it in this thread, and loading uses several.
 model, processor = load(MODEL, device="cpu")
 if torch.cuda.is_available():
     model.to("cuda")
-# Masks of points are made on the CPU.
-demo = build_demo(model, processor, MODEL, on_gpu=on_zero_gpu(spaces.GPU), segmenter=open_segmenter())
+# What makes masks of points stays in this process, which has no GPU on ZeroGPU: there it is one that needs none.
+demo = build_demo(
+    model,
+    processor,
+    MODEL,
+    on_gpu=on_zero_gpu(spaces.GPU) if ON_ZERO_GPU else None,
+    segmenter=open_segmenter() if ON_ZERO_GPU else open_segmenter_for(model, processor),
+)
 
 if __name__ == "__main__":
     launch_demo(

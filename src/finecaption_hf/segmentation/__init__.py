@@ -10,7 +10,7 @@
 from .opening import open_segmenter
 from .prompts import SegmentationError
 from .segmenter import Candidate, EncodedImage, Segmenter
-from .shared import SharedSegmenter, open_shared_segmenter
+from .shared import SharedSegmenter, open_segmenter_for, open_shared_segmenter
 
 __all__ = [
     "Candidate",
@@ -19,5 +19,6 @@ __all__ = [
     "Segmenter",
     "SharedSegmenter",
     "open_segmenter",
+    "open_segmenter_for",
     "open_shared_segmenter",
 ]

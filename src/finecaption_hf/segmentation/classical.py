@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.images import to_rgb
 from .prompts import Prompt
-from .segmenter import Candidate, EncodedImage, Proposals, Segmenter, displayed
+from .segmenter import Candidate, EncodedImage, Proposals, Segmenter
 
 _WORKING_SIDE = 256  # pixels of the longer side on which GrabCut works: a fifth of a second, and less noise
 _MARGIN = 0.2  # of the box's sides: what lies around it shows what the background looks like
@@ -42,7 +43,7 @@ class ClassicalSegmenter(Segmenter):
         self.name = f"classical (GrabCut and region growing of OpenCV {cv2.__version__}, by colour, without a model)"
 
     def encode(self, image: Image.Image) -> "ClassicalEncodedImage":
-        return ClassicalEncodedImage(np.asarray(displayed(image)))
+        return ClassicalEncodedImage(np.asarray(to_rgb(image)))
 
 
 class ClassicalEncodedImage(EncodedImage):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .prompts import Prompt, SegmentationError, checked_prompt
 
@@ -43,6 +43,8 @@ class EncodedImage(ABC):
     """Below it, `everything` leaves a mask out; each segmenter has its own scale."""
     min_stability = 0.0
     points_at_once = 64
+    high_res_features: Any = None
+    """Of a `SharedSegmenter`: (1, C, h, w), what the captioning model's high-resolution towers say of the picture."""
 
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width
@@ -152,14 +154,6 @@ class Segmenter(ABC):
     @abstractmethod
     def encode(self, image: Image.Image) -> EncodedImage:
         """Encode a picture of any mode; its EXIF orientation is applied, and masks have its size as displayed."""
-
-
-def displayed(image: Image.Image) -> Image.Image:
-    """RGB, turned by its EXIF orientation, transparent pixels on white."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-    return upright.convert("RGB")
 
 
 def point_grid(height: int, width: int, points_per_side: int) -> np.ndarray:

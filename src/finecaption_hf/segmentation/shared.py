@@ -1,15 +1,18 @@
 """One encoding for segmentation and captioning, where a checkpoint's SAM tower is the encoder of a published SAM."""
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
+from ..data.images import to_rgb
 from ..image_processing_finecaption import fit_within
 from .models import ModelEncodedImage
+from .opening import open_segmenter
 from .prompts import SegmentationError
-from .segmenter import Segmenter, displayed
+from .segmenter import Segmenter
 
 if TYPE_CHECKING:
     from ..modeling_finecaption import FineCaptionForConditionalGeneration
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
 class SharedEncodedImage(ModelEncodedImage):
     """A picture whose encoding captions use as well.
 
-    `high_res_features` (1, C, h, w) goes into `model.generate` or, under that name, beside what the image processor
-    returns into `BranchEngine`; the high-resolution towers then do not run again.
+    `high_res_features` (1, C, h, w) goes under that name into the `region-captioning` pipeline or `model.generate`; the
+    high-resolution towers then do not run again.
     """
 
     high_res_features: torch.Tensor
@@ -38,9 +41,7 @@ class SharedSegmenter(Segmenter):
     """
 
     def __init__(self, model: "FineCaptionForConditionalGeneration", processor: "FineCaptionProcessor", sam: Any):
-        config = model.config
-        if not config.use_sam or config.sam_feature_layer is not None:
-            raise SegmentationError("This model has no SAM tower with its neck, so there is no encoding to share.")
+        _check_tower(model)
         tower = model.model.sam_tower.vision_encoder.state_dict()
         theirs = sam.vision_encoder.state_dict()
         changed = sorted(
@@ -59,11 +60,11 @@ class SharedSegmenter(Segmenter):
         parameter = next(model.model.sam_tower.parameters())
         self.sam = sam.eval().to(parameter.device, parameter.dtype)
         self.model, self.processor = model, processor
-        self.name = "SAM, over the captioning model's own tower"
+        self.name = f"SAM{f' ({sam.name_or_path})' if sam.name_or_path else ''}, over the captioning model's own tower"
 
     @torch.no_grad()
     def encode(self, image: Image.Image) -> SharedEncodedImage:
-        config, picture = self.model.config, displayed(image)
+        config, picture = self.model.config, to_rgb(image)
         prepared = self.processor.image_processor(picture, return_tensors="pt")["high_res_pixel_values"]
         device = next(self.model.parameters()).device
         features = self.model.get_high_res_features(prepared.to(device, self.model.dtype))
@@ -80,7 +81,9 @@ class SharedSegmenter(Segmenter):
 
 
 def open_shared_segmenter(
-    model: "FineCaptionForConditionalGeneration", processor: "FineCaptionProcessor", name: str | None = None
+    model: "FineCaptionForConditionalGeneration",
+    processor: "FineCaptionProcessor",
+    name: str | os.PathLike[str] | None = None,
 ) -> SharedSegmenter:
     """Load the rest of the SAM that a FineCaption model's tower was taken from.
 
@@ -89,14 +92,73 @@ def open_shared_segmenter(
         name: that SAM, as a folder or the id of a Hub repository; `None` means the configuration's `sam_pretrained`.
 
     Raises:
-        SegmentationError: If none is known, or the tower has changed since.
+        SegmentationError: If none is known, it is no SAM, or the tower is not its encoder.
+        OSError: If it cannot be read.
     """
-    name = name or model.config.sam_pretrained
+    _check_tower(model)
+    name = model.config.sam_pretrained if name is None else os.fspath(name)
     if name is None:
         raise SegmentationError(
             "The checkpoint does not say from which SAM its tower was taken (sam_pretrained). Give its name, or open a "
             "segmenter of its own with open_segmenter."
         )
-    from transformers import SamModel
+    from transformers import AutoConfig, SamModel
 
-    return SharedSegmenter(model, processor, SamModel.from_pretrained(name, local_files_only=os.path.isdir(name)))
+    config = _load(AutoConfig, name)
+    theirs, ours = getattr(config, "vision_config", None), model.config.sam_config
+    sizes = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "output_channels")
+    if config.model_type != "sam" or any(getattr(theirs, size) != getattr(ours, size) for size in sizes):
+        raise SegmentationError(
+            f"The SAM tower is not the encoder of {name}, a model of type {config.model_type!r}: sizes or kind differ. "
+            "Open that model by itself, with open_segmenter."
+        )
+    return SharedSegmenter(model, processor, _load(SamModel, name))
+
+
+def open_segmenter_for(
+    model: "FineCaptionForConditionalGeneration",
+    processor: "FineCaptionProcessor",
+    name: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Segmenter:
+    """The segmenter to use beside a captioning model: over the model's own tower where that can be.
+
+    Args:
+        model, processor: as `finecaption_hf.captioning.load` returns them.
+        name: a segmentation model, as for `open_segmenter`. If the model's SAM tower is its encoder, it is a
+            `SharedSegmenter`. `None` means the SAM that the configuration names (`sam_pretrained`); where there is
+            none, or it cannot be shared, which is warned about, the classical segmenter.
+        device, dtype: as for `open_segmenter`; a shared one is where the captioning model is, in its dtype.
+
+    Raises:
+        SegmentationError, ImportError, OSError: As `open_segmenter`.
+    """
+    if name is None and model.config.sam_pretrained is None:
+        return open_segmenter(None)
+    try:
+        return open_shared_segmenter(model, processor, name)
+    except (OSError, SegmentationError) as error:
+        if name is None:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(
+                f"{model.config.sam_pretrained}, to which the checkpoint's SAM tower belongs, cannot be used, so that "
+                f"regions are found by colour alone: {reason}",
+                stacklevel=2,
+            )
+    return open_segmenter(name, device, dtype)
+
+
+def _check_tower(model: "FineCaptionForConditionalGeneration") -> None:
+    if not model.config.use_sam or model.config.sam_feature_layer is not None:
+        raise SegmentationError("This model has no SAM tower with its neck, so there is no encoding to share.")
+
+
+def _load(kind: Any, name: str) -> Any:
+    """What is on this machine needs no network, and without one the library would wait for it."""
+    try:
+        return kind.from_pretrained(name, local_files_only=True)
+    except OSError:
+        if os.path.isdir(name):
+            raise
+    return kind.from_pretrained(name)

@@ -52,6 +52,7 @@ class RegionRecords:
         references: Sequence[Any],
         names: Sequence[Sequence[str]],
         heads: Sequence[Mapping[str, Any]] | None = None,
+        high_res_features: Any = None,
         **kwargs: Any,
     ) -> "RegionRecords":
         """Read the regions of an image; what cannot be one ends in its record.
@@ -63,6 +64,8 @@ class RegionRecords:
             references: R of them, as `as_mask` takes them, or errors that stand for a region that could not be read.
             names: of the questions about each region.
             heads (*optional*): what each record begins with; by default its `region_index`.
+            high_res_features (*optional*): (1, C, h, w), of the picture; it is then prepared without its
+                high-resolution form.
             **kwargs: for the image processor.
         """
         heads = heads or [{"region_index": index} for index in range(len(references))]
@@ -91,8 +94,11 @@ class RegionRecords:
         elif whole:
             masks.append(None)
             found.branches.append(whole)
-        if masks:
+        if masks and high_res_features is None:
             found.vision = image_processor(picture, masks=masks, return_tensors="pt", **kwargs)
+        elif masks:
+            vision = image_processor(picture, masks=masks, return_tensors="pt", high_res_size=None, **kwargs)
+            found.vision = {**vision, "high_res_features": high_res_features}
         return found
 
     @property
