@@ -21,7 +21,7 @@ from finecaption_hf import MaskError, __version__
 from finecaption_hf.branching_finecaption import BranchEngine
 from finecaption_hf.captioning import caption_regions, load
 from finecaption_hf.cli import app
-from finecaption_hf.drawing import MIN_WIDTH
+from finecaption_hf.drawing import MIN_SIDE
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, accepted, is_right, render_scene
 
@@ -303,7 +303,7 @@ def test_out_writes_an_outlined_picture(embedded: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert str(out) in result.stderr.replace("\n", "")
     with Image.open(out) as drawn:
-        assert drawn.width >= MIN_WIDTH and drawn.height > drawn.width  # the picture is square; captions are below
+        assert drawn.width >= MIN_SIDE and drawn.height > drawn.width  # the picture is square; captions are below
 
 
 def test_mask_fits_the_picture_as_it_is_displayed(embedded: Any, tmp_path: Path) -> None:

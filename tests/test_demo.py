@@ -30,6 +30,7 @@ from finecaption_hf.demo import (
     stream_pieces,
 )
 from finecaption_hf.demo.answering import what_the_model_saw
+from finecaption_hf.demo.encoded import EncodedPictures
 from finecaption_hf.demo.guard import _names_address
 from finecaption_hf.demo.segmenting import PointMasks
 from finecaption_hf.demo.uploads import read_picture
@@ -62,7 +63,7 @@ def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedde
     pipeline = model.as_pipeline(processor)
     answering = Answering(asked)
     lengths = []
-    for piece in stream_pieces(pipeline, asked):
+    for piece in stream_pieces(pipeline, asked, answering.missing):
         answering.take(piece)
         lengths.append(sum(len(text) for record in answering.records for text in record["answers"].values()))
     assert answering.is_finished
@@ -184,9 +185,10 @@ def test_bad_requests_for_masks_give_a_message(request_: Any) -> None:
     def read(path: Any) -> Image.Image:
         raise UploadError("not uploaded")
 
-    assert set(PointMasks(None, read).segment(request_)) == {"error"}
+    point_masks = PointMasks(EncodedPictures(None), "none", read)
+    assert set(point_masks.segment(request_)) == {"error"}
     good = {"path": "/etc/passwd", "points": [[1, 1]], "labels": [1]}
-    assert PointMasks(None, read).segment(good) == {"error": "not uploaded"}
+    assert point_masks.segment(good) == {"error": "not uploaded"}
 
 
 # --- the app ----------------------------------------------------------------------------------------------------------

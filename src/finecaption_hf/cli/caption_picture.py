@@ -147,11 +147,9 @@ def _write_picture(
     from ..drawing import draw_regions
     from ..masks_finecaption import as_mask
 
-    captions = []
-    for record in records:
-        answers: dict[str, str] = record["answers"]
-        lines = answers.values() if len(answers) == 1 else (f"{name}: {text}" for name, text in answers.items())
-        captions.append("\n".join(lines))
+    answers: list[dict[str, str]] = [record["answers"] for record in records]
+    # A single question needs no repeating.
+    captions = [dict(it) if len(it) > 1 else next(iter(it.values())) for it in answers]
     with errors_in_one_line():
         regions = [as_mask(mask, picture.height, picture.width) for mask in masks]
         draw_regions(picture, regions, captions).save(out)

@@ -19,7 +19,7 @@ def demo(
         typer.Option(
             metavar="ID_OR_FOLDER",
             help="SAM, SAM 2, SAM 3 or EdgeTAM, which makes masks of points and boxes.",
-            show_default="OpenCV's GrabCut where it is installed",
+            show_default="the SAM that the checkpoint's tower comes from, else by colour, with OpenCV",
         ),
     ] = None,
     device: Device = None,
@@ -35,10 +35,17 @@ def demo(
             raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
         checkpoint, processor = load_checkpoint(model, device, dtype)
         from ..demo.app import build_demo, launch_demo
-        from ..segmentation import open_segmenter
+        from ..segmentation import open_segmenter_for
 
-        # The classical one is an extra of its own; without it there are no tools for points.
-        opened = None if segmenter is None and find_spec("cv2") is None else open_segmenter(segmenter, device)
+        try:
+            opened = open_segmenter_for(
+                checkpoint, processor, segmenter, device, None if dtype is None else dtype.value
+            )
+        except ImportError as error:
+            if segmenter is not None:
+                raise
+            typer.echo(f"There are no tools for points. {error}", err=True)
+            opened = None
         app = build_demo(checkpoint, processor, model, segmenter=opened)
 
         def tell(address: str) -> None:

@@ -5,8 +5,10 @@ Dimension letters: R regions, H W pixels of the picture, h w pixels of a model i
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from .. import __version__
 from ..drawing import COLORS
 from ..masks_finecaption import as_mask, encode_rle, mask_to_box
 from ..prompts_finecaption import resolve_questions
+from ..records_finecaption import is_global
 from .uploads import MAX_QUESTION_LENGTH, MAX_QUESTIONS, MAX_REGIONS, UploadError
 
 
@@ -66,6 +69,11 @@ class AskedPicture:
         masks = tuple(as_mask(reference, picture.height, picture.width) for reference in references)
         return cls(picture, name, masks, tuple(resolve_questions(asked, known)), options)
 
+    @cached_property
+    def digest(self) -> str:
+        """See `pixel_digest`."""
+        return pixel_digest(self.picture)
+
     @property
     def regions(self) -> list[np.ndarray | None]:
         """For the pipeline: R masks, or the whole picture."""
@@ -103,6 +111,15 @@ class Answering:
     def is_finished(self) -> bool:
         return len(self.finished) == len(self.records) * len(self.asked.questions)
 
+    @property
+    def missing(self) -> list[tuple[list[int], list[str]]]:
+        """What is not answered yet, as (indices of regions, questions) of which every pair is missing."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index in range(len(self.records)):
+            left = tuple(question for question in self.asked.questions if (index, question) not in self.finished)
+            groups.setdefault(left, []).append(index)
+        return [(indices, list(questions)) for questions, indices in groups.items() if questions]
+
     def take(self, piece: dict[str, Any]) -> None:
         """Fill in what `stream_pieces` gave.
 
@@ -118,14 +135,13 @@ class Answering:
     def as_json(self, model: str | None) -> str:
         """Everything that the answers follow from, but for the picture's pixels, and the answers."""
         asked = self.asked
-        picture = np.asarray(asked.picture)
         content = {
             "finecaption_hf": __version__,
             "model": model or "embedded",
             "image": {
                 "name": asked.name,
                 "size": [asked.picture.height, asked.picture.width],
-                "sha256_of_rgb": hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest(),
+                "sha256_of_rgb": hashlib.sha256(np.asarray(asked.picture).tobytes()).hexdigest(),
             },
             "questions": list(asked.questions),
             "options": asked.options,
@@ -138,23 +154,84 @@ class Answering:
         return json.dumps(content, ensure_ascii=False, indent=2)
 
 
-def stream_pieces(pipeline: Any, asked: AskedPicture) -> Iterator[dict[str, Any]]:
+class KeptAnswers:
+    """Finished answers of one user, for a picture that is asked about again.
+
+    An answer is kept for the same picture, mask, question and settings. Draws are not kept: they depend on a region's
+    place among the others.
+    """
+
+    _MOST = 4096
+
+    def __init__(self) -> None:
+        self._texts: OrderedDict[tuple[Any, ...], str] = OrderedDict()
+
+    def fill(self, answering: Answering) -> None:
+        """Finish what is known."""
+        for index, question, key in self._keys(answering.asked):
+            if key in self._texts:
+                text = self._texts[key]
+                answering.take({"region_index": index, "question": question, "text": text, "finish_reason": "kept"})
+
+    def keep(self, answering: Answering) -> None:
+        """Remember what is finished."""
+        for index, question, key in self._keys(answering.asked):
+            if (index, question) in answering.finished:
+                self._texts[key] = answering.records[index]["answers"][question]
+                self._texts.move_to_end(key)
+        while len(self._texts) > self._MOST:
+            self._texts.popitem(last=False)
+
+    @staticmethod
+    def _keys(asked: AskedPicture) -> Iterator[tuple[int, str, tuple[Any, ...]]]:
+        if asked.options.get("temperature", 0) > 0:
+            return
+        of_request = (asked.digest, *sorted(asked.options.items()))
+        for index, mask in enumerate(asked.regions):
+            of_mask = None if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).digest()
+            for question in asked.questions:
+                yield index, question, (*of_request, None if is_global(question) else of_mask, question)
+
+
+def stream_pieces(
+    pipeline: Any,
+    asked: AskedPicture,
+    missing: Sequence[tuple[Sequence[int], Sequence[str]]],
+    high_res_features: torch.Tensor | None = None,
+) -> Iterator[dict[str, Any]]:
     """The answers while they grow, for `Answering.take`.
 
     Args:
         pipeline: the checkpoint's `RegionCaptioningPipeline`.
         asked: the request.
+        missing: of `Answering.missing`.
+        high_res_features (1, C, h, w): of the picture, where they are known.
 
     Raises:
         ValueError: If a question cannot be asked, such as one that holds a special token.
     """
-    yield from pipeline.stream(asked.picture, asked.regions, list(asked.questions), **asked.options)
+    for indices, questions in missing:
+        regions = [asked.regions[index] for index in indices]
+        for piece in pipeline.stream(
+            asked.picture, regions, list(questions), high_res_features=high_res_features, **asked.options
+        ):
+            yield {**piece, "region_index": indices[piece["region_index"]]}
 
 
-def describe_picture(pipeline: Any, asked: AskedPicture) -> list[dict[str, Any]]:
+def describe_picture(
+    pipeline: Any, asked: AskedPicture, high_res_features: torch.Tensor | None = None
+) -> list[dict[str, Any]]:
     """The records of a request, answered in one go."""
-    records: list[dict[str, Any]] = pipeline(asked.picture, asked.regions, list(asked.questions), **asked.options)
+    records: list[dict[str, Any]] = pipeline(
+        asked.picture, asked.regions, list(asked.questions), high_res_features=high_res_features, **asked.options
+    )
     return records
+
+
+def pixel_digest(picture: Image.Image) -> str:
+    """SHA-256 of a picture's size and RGB pixels, row after row."""
+    size = f"{picture.width}x{picture.height} ".encode()
+    return hashlib.sha256(size + np.asarray(picture).tobytes()).hexdigest()
 
 
 def python_snippet(asked: AskedPicture, model: str | None) -> str:

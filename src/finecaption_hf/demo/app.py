@@ -1,13 +1,16 @@
 """The Gradio app: layout, events, and the endpoint for scripts."""
 
 import html
+import itertools
+import math
 import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Read when gradio is imported: it must not call home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -22,7 +25,17 @@ from ..drawing import COLORS
 from ..masks_finecaption import MaskError, encode_rle
 from ..prompts_finecaption import TASKS, normalise_name
 from ..scenes import render_scene
-from .answering import Answering, AskedPicture, describe_picture, python_snippet, stream_pieces, what_the_model_saw
+from .answering import (
+    Answering,
+    AskedPicture,
+    KeptAnswers,
+    describe_picture,
+    python_snippet,
+    stream_pieces,
+    what_the_model_saw,
+)
+from .api_types import BoxMask, PolygonMask, RegionRecord, RleMask, UploadedFile
+from .encoded import EncodedPictures
 from .guard import Guard
 from .picker import PickedRegions, RegionPicker, picked
 from .segmenting import PointMasks
@@ -34,16 +47,32 @@ _CHOICES = (("Region: one sentence", "region"), ("Dense: in detail", "dense"), (
 # Requests that are answered at the same time; they take turns at the model.
 _AT_ONCE = 2
 _KEPT_SECONDS = 24 * 3600
+# Seconds between two looks at growing answers: a table of hundreds of rows takes a while to send.
+_SHOW_EVERY = 0.1
 
+# Fonts of the machine: others would be fetched.
+_THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
+_ANNOUNCE = 'element.setAttribute("role", "status");'
 _CSS = """
-.fc-answers { border-collapse: collapse; width: 100%; }
+#fc-table { max-height: 620px; overflow: auto !important; }
+.fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; margin: 0 !important; }
 .fc-answers tr { border: 0 !important; }
-.fc-answers th, .fc-answers td { border: 0; text-align: left; vertical-align: top; padding: 6px 10px;
-  overflow-wrap: anywhere; border-bottom: 1px solid var(--border-color-primary); }
+.fc-answers th { position: sticky; top: 0; background: var(--body-background-fill); white-space: nowrap; }
+.fc-answers th, .fc-answers td { border: 0 !important; text-align: left; vertical-align: top; padding: 6px 10px;
+  box-shadow: inset 0 -1px var(--border-color-primary); }
+.fc-answers td:nth-child(2) { width: 30%; min-width: 90px; color: var(--body-text-color); }
+.fc-answers td:nth-child(n+2) { overflow-wrap: anywhere; }
 .fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
 .fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white;
   font-weight: 700; align-items: center; justify-content: center; }
 .fc-answers .fc-open::after { content: "▍"; opacity: .5; }
+#fc-examples .grid-wrap { min-height: 0; }
+footer .divider:last-child { display: none; }
+.dark .fc-warn { color: #fbbf24 !important; }
+.dark .fc-bad { color: #f87171 !important; }
+@media (max-width: 640px) { .fc-answers th, .fc-answers td { padding: 6px 5px; } }
 """
 
 
@@ -60,29 +89,35 @@ def build_demo(
         model, processor: as `captioning.load` returns them.
         name: of the checkpoint, for the snippet and the download; `None` means the embedded one.
         on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
-            run in another process: arguments and results are copied.
-        segmenter (*optional*): `encode(image)` gives what has `masks(points=, labels=, box_xyxy=)`. Without one there
+            run in another process: arguments and results are copied, and pictures are encoded for each request.
+        segmenter (*optional*): a `finecaption_hf.segmentation.Segmenter`; it runs in this process. Without one there
             are no tools for points.
     """
     pipeline = model.as_pipeline(processor)
+    encoded = EncodedPictures(pipeline, segmenter)
+    # What another process encodes would be lost with it, or be copied for each request.
+    encode = encoded.features if on_gpu is None else pipeline.encode
 
-    def pieces(asked: AskedPicture) -> Iterator[dict[str, Any]]:
-        yield from stream_pieces(pipeline, asked)
+    def pieces(asked: AskedPicture, missing: list[Any]) -> Iterator[dict[str, Any]]:
+        if missing:
+            yield from stream_pieces(pipeline, asked, missing, encode(asked.picture))
 
     def records(asked: AskedPicture) -> list[dict[str, Any]]:
-        return describe_picture(pipeline, asked)
+        return describe_picture(pipeline, asked, encode(asked.picture))
 
     point_masks = None
     if segmenter is not None:
-        point_masks = PointMasks(segmenter, lambda path: read_picture(path, get_upload_folder()))
+        point_masks = PointMasks(encoded, segmenter.name, lambda path: read_picture(path, get_upload_folder()))
     if on_gpu is not None:
         pieces, records = on_gpu(pieces), on_gpu(records)
     tasks = [task for task in _CHOICES if task[1] in processor.questions]
     attributes = [known for known in processor.questions if normalise_name(known) not in TASKS]
     stops: dict[str, threading.Event] = {}
+    runs = itertools.count(1)
     examples = _render_examples()
 
     def answer(
+        kept: KeptAnswers,
         value: PickedRegions | None,
         captions: list[str],
         chosen: list[str],
@@ -93,41 +128,73 @@ def build_demo(
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Answers as they grow; what reproduces and explains them comes at the end."""
-        stop = stops[request.session_hash or ""] = threading.Event()
-        if value is None:
-            raise gr.Error("First choose a picture.", print_exception=False)
+        session, stop = request.session_hash or "", threading.Event()
+        if session in stops:
+            stops[session].set()  # the user asks something else now
+        stops[session], run = stop, next(runs)
+
+        def told(status: str) -> str:
+            return f'<span data-run="{run}">{status}</span>'
+
         try:
+            if value is None:
+                raise UploadError("First choose a picture.")
             asked = AskedPicture.read(
                 read_picture(value.image.path, get_upload_folder()),
                 Path(value.image.orig_name or "picture.png").name,
                 [rle.model_dump() for rle in value.regions],
                 [*captions, *chosen, *([question] if question.strip() else [])],
                 processor.questions,
-                max_new_tokens=int(max_new_tokens),
-                temperature=float(temperature),
-                seed=int(seed),
+                max_new_tokens=int(_number(max_new_tokens, "The longest answer")),
+                temperature=_number(temperature, "The temperature"),
+                seed=int(_number(seed, "The seed")),
             )
             answering = Answering(asked)
-            yield _table(answering), "Looking at the picture …", gr.skip(), gr.skip(), gr.skip()
-            for piece in pieces(asked):
+            kept.fill(answering)
+            missing, shown = answering.missing, 0.0
+            if missing:
+                yield (
+                    _table(answering, value.versions),
+                    told("Looking at the picture …"),
+                    gr.skip(),
+                    gr.skip(),
+                    gr.skip(),
+                )
+            for piece in pieces(asked, missing):
                 answering.take(piece)
                 if stop.is_set():
                     break
-                yield _table(answering), "Answering …", gr.skip(), gr.skip(), gr.skip()
+                if time.monotonic() - shown > _SHOW_EVERY:
+                    yield _table(answering, value.versions), told("Answering …"), gr.skip(), gr.skip(), gr.skip()
+                    shown = time.monotonic()
+            kept.keep(answering)
+            if stops.get(session) is not stop:
+                return
+            status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
+            yield (
+                _table(answering, value.versions),
+                told(status),
+                python_snippet(asked, name),
+                answering.as_json(name),
+                gr.skip(),
+            )
             seen = what_the_model_saw(processor, asked, model.config.vision_config.patch_size)
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), seen
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         finally:
-            if stops.get(request.session_hash or "") is stop:
-                del stops[request.session_hash or ""]
-        status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
-        yield _table(answering), status, python_snippet(asked, name), answering.as_json(name), seen
+            if stops.get(session) is stop:
+                del stops[session]
 
     def stop_answer(request: gr.Request) -> None:
         if (stop := stops.get(request.session_hash or "")) is not None:
             stop.set()
 
-    def describe(image: dict, mask: dict | list | str | None = None, attributes: list[str] | None = None) -> dict:
+    def describe(
+        image: UploadedFile,
+        mask: RleMask | BoxMask | PolygonMask | UploadedFile | list[float] | str | None = None,
+        attributes: list[str] | None = None,
+    ) -> RegionRecord:
         """Answer questions about one region of a picture.
 
         image: an uploaded file (`gradio_client.handle_file`). mask: COCO RLE {"size": [H, W], "counts": ..}, a box
@@ -137,11 +204,10 @@ def build_demo(
         """
         store = get_upload_folder()
         try:
-            path = image.get("path") if isinstance(image, dict) else None
-            picture = read_picture(path, store)
+            picture = read_picture(image.get("path") if isinstance(image, dict) else None, store)
             references = [] if mask is None else [read_mask(mask, store)]
             asked = AskedPicture.read(picture, "image", references, attributes or ["region"], processor.questions)
-            return records(asked)[0]
+            return cast(RegionRecord, records(asked)[0])
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -150,17 +216,11 @@ def build_demo(
         with gr.Row():
             with gr.Column(scale=3, min_width=360):
                 picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks)
-                gallery = gr.Gallery(
-                    [(path, f"Example {number}") for number, (path, _) in enumerate(examples, start=1)],
-                    label="Examples",
-                    columns=len(examples),
-                    height=170,
-                    allow_preview=False,
-                    object_fit="contain",
-                    buttons=[],
-                    interactive=False,
-                    elem_id="fc-examples",
-                )
+                with gr.Row():
+                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask")
+                    stop = gr.Button("Stop", variant="stop", elem_id="fc-stop")
+                status = gr.HTML(elem_id="fc-progress", js_on_load=_ANNOUNCE)
+                table = gr.HTML(elem_id="fc-table", js_on_load=None)
             with gr.Column(scale=2, min_width=320):
                 captions = gr.CheckboxGroup(tasks, value=[tasks[0][1]] if tasks else [], label="Captions")
                 chosen = gr.CheckboxGroup(attributes, label="Attributes", elem_id="fc-attributes")
@@ -172,11 +232,17 @@ def build_demo(
                     max_new_tokens = gr.Slider(1, 512, value=128, step=1, label="Longest answer, in tokens")
                     temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")
-                with gr.Row():
-                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask")
-                    stop = gr.Button("Stop", variant="stop", elem_id="fc-stop")
-                status = gr.Markdown(elem_id="fc-progress")
-        table = gr.HTML(elem_id="fc-table", js_on_load=None)
+                gallery = gr.Gallery(
+                    [path for path, _ in examples],
+                    label="Examples",
+                    columns=len(examples),
+                    height="auto",
+                    allow_preview=False,
+                    object_fit="contain",
+                    buttons=[],
+                    interactive=False,
+                    elem_id="fc-examples",
+                )
         with gr.Accordion("What the model saw", open=False):
             seen = gr.Gallery(label="Inputs of the model", columns=3, object_fit="contain", elem_id="fc-seen")
         with gr.Accordion("Copy as Python", open=False):
@@ -184,11 +250,13 @@ def build_demo(
         with gr.Accordion("JSON", open=False):
             content = gr.Code(language="json", interactive=False, label="Answers, regions, settings", elem_id="fc-json")
 
-        asked_inputs = [picker, captions, chosen, question, max_new_tokens, temperature, seed]
+        asked_inputs = [gr.State(KeptAnswers()), picker, captions, chosen, question, max_new_tokens, temperature, seed]
         outputs = [table, status, snippet, content, seen]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        for event in (ask.click, question.submit):
-            event(answer, asked_inputs, outputs, concurrency_limit=_AT_ONCE, concurrency_id="model", **private)
+        asking: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "model", **private}
+        for event in (ask.click, question.submit, picker.submit):
+            # Each of them ends the one before.
+            event(answer, asked_inputs, outputs, trigger_mode="multiple", **asking)
         # Not `cancels`: what is answered so far stays, with what reproduces it.
         stop.click(stop_answer, queue=False, **private)
         every.click(lambda: attributes, outputs=chosen, **private)
@@ -235,7 +303,7 @@ def launch_demo(
         ssr_mode=False,
         enable_monitoring=False,
         footer_links=["api"],
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_THEME,
         css=_CSS,
         app_kwargs={"middleware": [Middleware(Guard)]},
     )
@@ -259,18 +327,34 @@ def _render_examples() -> list[tuple[str, list[dict[str, Any]]]]:
     return examples
 
 
-def _table(answering: Answering) -> str:
-    """One row for each region and question; what users and models write is escaped."""
+def _number(value: Any, name: str) -> float:
+    """What a field holds, which is nothing where a user emptied it."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UploadError(f"{name} is {'empty' if value is None else value}. Give a number.")
+    return value
+
+
+def _table(answering: Answering, versions: Sequence[int] = ()) -> str:
+    """One row for each region and question; what users and models write is escaped.
+
+    Args:
+        answering: what is shown.
+        versions: the browser's numbers of the masks; its rows light them.
+    """
     rows: list[str] = []
+    marks = (
+        [f' data-version="{version}"' for version in versions] if len(versions) == len(answering.asked.masks) else []
+    )
     for record in answering.records:
         index = record["region_index"]
+        mark = marks[index] if marks else ""
         number = str(index + 1) if answering.asked.masks else "all"
         color = "rgb({}, {}, {})".format(*COLORS[index % len(COLORS)])
         for question, text in record["answers"].items():
             state = "" if (index, question) in answering.finished else ' class="fc-open"'
             rows.append(
-                f'<tr tabindex="0" data-region="{index + 1}"><td><span class="fc-number" style="background: {color}">'
-                f"{number}</span></td><td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"
+                f'<tr tabindex="0"{mark}><td><span class="fc-number" style="background: {color}">{number}</span></td>'
+                f"<td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"
             )
     return _head(("Region", "Question", "Answer")) + "".join(rows) + "</tbody></table>"
 

@@ -16,13 +16,19 @@ _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'"
 )
+# A drive letter of Windows is no scheme.
+_SCHEME = r"(?![A-Za-z]:[\\/])[^/]*:|//|\\\\"
+_ADDRESS = re.compile(_SCHEME)
+_ADDRESS_IN_PATH = re.compile(rf"/proxy=|/file[=/](?:{_SCHEME})")
+_ONLY_UPLOADS = "Files are taken from uploads only, not from addresses."
 
 
 class Guard:
     """ASGI middleware.
 
-    Gradio downloads what a request names as a file with an address, before a component sees the value. Requests with
-    such a file are refused, and those that are too long. Pages get a policy that lets browsers load from the app only.
+    Gradio downloads what a request names as a file with an address, before a component sees the value; asked to show
+    such a file, it looks up its host. Such requests are refused, and those that are too long. Pages get a policy that
+    lets browsers load from the app only.
     """
 
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
@@ -39,6 +45,9 @@ class Guard:
                 message = {**message, "headers": [*headers, (b"referrer-policy", b"no-referrer")]}
             await send(message)
 
+        if _ADDRESS_IN_PATH.search(scope["path"]):
+            await _refuse(send_with_policy, 403, _ONLY_UPLOADS)
+            return
         headers = dict(scope["headers"])
         if scope["method"] != "POST" or headers.get(b"content-type", b"").startswith(b"multipart/"):
             await self.app(scope, receive, send_with_policy)
@@ -54,7 +63,7 @@ class Guard:
                 await _refuse(send_with_policy, 413, f"A request has at most {MAX_BODY_BYTES} bytes.")
                 return
         if _names_address(bytes(body)):
-            await _refuse(send_with_policy, 422, "Files are taken from uploads only, not from addresses.")
+            await _refuse(send_with_policy, 422, _ONLY_UPLOADS)
             return
         replayed = False
 
@@ -87,8 +96,7 @@ def _names_address(body: bytes) -> bool:
         value = left.pop()
         if isinstance(value, dict):
             path = value.get("path")
-            # A drive letter of Windows is no scheme.
-            if isinstance(path, str) and re.match(r"(?![A-Za-z]:[\\/])[^/]*:|//|\\\\", path):
+            if isinstance(path, str) and _ADDRESS.match(path):
                 return True
             left.extend(value.values())
         elif isinstance(value, list):

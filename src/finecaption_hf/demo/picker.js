@@ -1,28 +1,30 @@
 // The region picker: one 2-D canvas with a picture and several regions, each a mask of the picture's own pixels.
 // Runs as the js_on_load of a gr.HTML component, so `element`, `props`, `trigger`, `upload` and `watch` are given.
 //
-// props.value = {image: FileData, regions: [{size: [H, W], counts: [..]}]}, counts as in uncompressed COCO RLE (columns).
+// props.value = {image: FileData, regions: [{size: [H, W], counts: [..]}], versions: [..]}, counts as in uncompressed COCO RLE.
+// Masks are in COCO's order as well, column after column: the pixel (x, y) is at x * height + y.
 
-const COLORS = [[229, 57, 53], [30, 120, 230], [0, 150, 110], [240, 124, 0], [142, 60, 200], [216, 27, 126], [0, 145, 175], [135, 100, 60]];
-const LIMITS = props.limits;
+const COLORS = props.colors, LIMITS = props.limits;
 const TINY_SHARE = 0.0005, TINY_PIXELS = 64, MAX_UNDO = 60;
 const TINT = 70;  // of 255: little, because the captions speak of colours
+const LAYER = [6e5, 2e6];  // pixels of what is drawn over the picture for each region: fine lines on small ones, memory on large ones
 
 const find = (selector) => element.querySelector(selector);
+const stale = document.head.appendChild(document.createElement("style"));
 const canvas = find(".fc-canvas"), stage = find(".fc-stage"), context = canvas.getContext("2d");
 let picture = null, file = null, width = 0, height = 0;
 let regions = [], active = 0, hovered = null;
 let undoStack = [], redoStack = [];
-let tool = "brush", view = { scale: 1, x: 0, y: 0 }, isFitted = true;
+let tool = "brush", versions = 0, view = { scale: 1, x: 0, y: 0 }, isFitted = true;
 let stroke = null, cursor = null, pinch = null, loads = 0, lastSent = null;
 const pointers = new Map();
 
 // --- regions -------------------------------------------------------------------------------------------------------
 
 function newRegion() {
-  const layer = document.createElement("canvas");
-  layer.width = width; layer.height = height;
-  return { mask: new Uint8Array(width * height), area: 0, layer, points: [], candidates: [] };
+  const layer = document.createElement("canvas"), scale = Math.sqrt(Math.min(Math.max(width * height, LAYER[0]), LAYER[1]) / (width * height));
+  layer.width = Math.ceil(width * scale); layer.height = Math.ceil(height * scale);
+  return { mask: new Uint8Array(width * height), counts: [width * height], area: 0, version: ++versions, layer, points: [], candidates: [] };
 }
 
 function colorOf(index) { return COLORS[index % COLORS.length]; }
@@ -30,41 +32,42 @@ function colorOf(index) { return COLORS[index % COLORS.length]; }
 /** Repaint a region's layer where its mask changed inside [x0, x1) x [y0, y1): a tint, and a line along its border. */
 function refresh(index, x0 = 0, y0 = 0, x1 = width, y1 = height) {
   const { mask, layer } = regions[index], [red, green, blue] = colorOf(index);
+  const across = width / layer.width, down = height / layer.height, line = Math.max(1, Math.round(Math.max(layer.width, layer.height) / 500));
+  x0 = Math.max(0, Math.floor(x0 / across) - line); x1 = Math.min(layer.width, Math.ceil(x1 / across) + line);
+  y0 = Math.max(0, Math.floor(y0 / down) - line); y1 = Math.min(layer.height, Math.ceil(y1 / down) + line);
   if (x1 <= x0 || y1 <= y0) return;
-  const line = Math.max(1, Math.round(Math.max(width, height) / 500));
-  x0 = Math.max(0, x0 - line); y0 = Math.max(0, y0 - line); x1 = Math.min(width, x1 + line); y1 = Math.min(height, y1 + line);
-  const isBorder = (x, y, at) => x < line || y < line || x >= width - line || y >= height - line
-    || !mask[at - line] || !mask[at + line] || !mask[at - line * width] || !mask[at + line * width];
+  const isInside = (x, y) => x >= 0 && y >= 0 && x < layer.width && y < layer.height
+    && mask[Math.floor((x + 0.5) * across) * height + Math.floor((y + 0.5) * down)];
   const pixels = new ImageData(x1 - x0, y1 - y0);
   for (let y = y0, at = 0; y < y1; y++) {
     for (let x = x0; x < x1; x++, at += 4) {
-      if (!mask[y * width + x]) continue;
+      if (!isInside(x, y)) continue;
       pixels.data[at] = red; pixels.data[at + 1] = green; pixels.data[at + 2] = blue;
-      pixels.data[at + 3] = isBorder(x, y, y * width + x) ? 255 : TINT;
+      const isInner = isInside(x - line, y) && isInside(x + line, y) && isInside(x, y - line) && isInside(x, y + line);
+      pixels.data[at + 3] = isInner ? TINT : 255;
     }
   }
   layer.getContext("2d").putImageData(pixels, x0, y0);
 }
 
-function measure(region) {
+/** What follows from a region's mask; a new version, unless it is an earlier mask that came back. */
+function settle(region, version = ++versions) {
+  const { mask } = region, counts = [];
   let area = 0, sumX = 0, sumY = 0;
-  for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++, at++) if (region.mask[at]) { area++; sumX += x; sumY += y; }
-  region.area = area;
-  region.center = area ? [sumX / area + 0.5, sumY / area + 0.5] : null;
+  for (let at = 0, value = 0; at < mask.length; value = 1 - value) {
+    const next = mask.indexOf(1 - value, at), stop = next < 0 ? mask.length : next;
+    counts.push(stop - at);
+    for (let from = at; value && from < stop;) {  // the run's part in one column after the other
+      const x = Math.floor(from / height), length = Math.min(stop, (x + 1) * height) - from;
+      area += length; sumX += length * x; sumY += length * (from - x * height + (length - 1) / 2);
+      from += length;
+    }
+    at = stop;
+  }
+  Object.assign(region, { counts, area, version, center: area ? [sumX / area + 0.5, sumY / area + 0.5] : null });
 }
 
-function encode(mask) {
-  const counts = [];
-  let value = 0, run = 0;
-  for (let x = 0; x < width; x++) {
-    for (let y = 0, at = x; y < height; y++, at += width) {
-      if (mask[at] === value) run++;
-      else { counts.push(run); run = 1; value = 1 - value; }
-    }
-  }
-  counts.push(run);
-  return { size: [height, width], counts };
-}
+function encode({ counts }) { return { size: [height, width], counts }; }
 
 /** COCO's compressed text -> counts. */
 function uncompress(text) {
@@ -91,7 +94,7 @@ function decode(rle) {
   let at = 0, value = 0;
   for (const run of counts) {
     if (!Number.isInteger(run) || run < 0 || at + run > mask.length) throw Error("the runs of the RLE do not fit its size");
-    if (value) for (let i = at; i < at + run; i++) mask[(i % height) * width + Math.floor(i / height)] = 1;
+    if (value) mask.fill(1, at, at + run);
     at += run; value = 1 - value;
   }
   if (at !== mask.length) throw Error("the runs of the RLE do not fill its size");
@@ -104,19 +107,22 @@ function checkSize(h, w) {
 
 // --- undo ----------------------------------------------------------------------------------------------------------
 
-function snapshot() { return { active, masks: regions.map(({ mask, points, candidates }) => ({ counts: encode(mask).counts, points, candidates })) }; }
+function snapshot() {
+  return { active, regions: regions.map(({ counts, version, points, candidates }) => ({ counts, version, points, candidates })) };
+}
 
 function restore(state) {
-  const before = regions.length;
-  regions = state.masks.map(({ counts, points, candidates }) => {
-    const region = Object.assign(newRegion(), { points, candidates });
-    region.mask = decode({ size: [height, width], counts });
+  const before = regions;
+  regions = state.regions.map(({ counts, version, points, candidates }, index) => {
+    if (before[index]?.version === version) return Object.assign(before[index], { points, candidates });
+    const region = Object.assign(newRegion(), { points, candidates, mask: decode({ size: [height, width], counts }) });
+    settle(region, version);
     return region;
   });
   active = state.active;
-  regions.forEach((region, index) => { measure(region); refresh(index); });
+  regions.forEach((region, index) => { if (region !== before[index]) refresh(index); });
   changed();
-  if (regions.length !== before) trigger("clear");
+  if (regions.length !== before.length) trigger("clear");
 }
 
 function remember() {
@@ -132,9 +138,11 @@ function redo() { if (redoStack.length) { undoStack.push(snapshot()); restore(re
 
 function changed() {
   const marked = regions.filter((region) => region.area);
-  lastSent = file ? { image: file, regions: marked.map((region) => encode(region.mask)) } : null;
+  lastSent = file ? { image: file, regions: marked.map(encode), versions: marked.map((region) => region.version) } : null;
   props.value = lastSent;
   canvas.dataset.areas = regions.map((region) => region.area).join(",");
+  // Answers about a mask that is no more are greyed.
+  stale.textContent = `tr[data-version]${regions.map(({ version }) => `:not([data-version="${version}"])`).join("")} { opacity: .4; }`;
   listRegions(); draw();
   trigger("change");
 }
@@ -151,9 +159,10 @@ function listRegions() {
   list.replaceChildren(...regions.map((region, index) => {
     const chip = document.createElement("span");
     chip.className = "fc-chip" + (index === active ? " fc-active" : "");
+    chip.dataset.version = region.version;
     chip.style.setProperty("--fc-color", `rgb(${colorOf(index)})`);
     const choose = document.createElement("button");
-    choose.type = "button"; choose.setAttribute("role", "option"); choose.setAttribute("aria-selected", index === active);
+    choose.type = "button"; choose.setAttribute("aria-pressed", index === active);
     const dot = document.createElement("span");
     dot.className = "fc-dot"; dot.textContent = numberOf(index) ?? "·";
     const text = document.createElement("span");
@@ -166,8 +175,6 @@ function listRegions() {
       choose.append(warning);
     }
     choose.onclick = () => { active = index; listRegions(); draw(); };
-    choose.onmouseenter = () => { hovered = index; draw(); };
-    choose.onmouseleave = () => { hovered = null; draw(); };
     const remove = document.createElement("button");
     remove.type = "button"; remove.textContent = "×"; remove.title = "Remove this region"; remove.setAttribute("aria-label", `Remove region ${index + 1}`);
     remove.onclick = () => removeRegion(index);
@@ -213,6 +220,7 @@ function drawNow() {
   const ratio = window.devicePixelRatio || 1, box = stage.getBoundingClientRect();
   const w = Math.max(1, Math.round(box.width * ratio)), h = Math.max(1, Math.round(box.height * ratio));
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; if (isFitted) fit(); }
+  canvas.dataset.zoom = view.scale;
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, w, h);
   if (!picture) return;
@@ -221,7 +229,7 @@ function drawNow() {
   context.drawImage(picture, 0, 0, width, height);
   regions.forEach((region, index) => {
     context.globalAlpha = hovered === null ? (index === active ? 1 : 0.75) : index === hovered ? 1 : 0.2;
-    for (let layers = index === hovered ? 3 : 1; layers; layers--) context.drawImage(region.layer, 0, 0);
+    for (let layers = index === hovered ? 3 : 1; layers; layers--) context.drawImage(region.layer, 0, 0, width, height);
   });
   context.globalAlpha = 1;
   if (stroke && stroke.path.length > 1 && (tool === "lasso" || tool === "box")) {
@@ -282,7 +290,10 @@ function radius() { return Number(find(".fc-radius").value) * Math.max(width, he
 function begin(point, takesAway) {
   if (!picture) return;
   if (!regions.length) regions.push(newRegion());
-  if (tool === "positive" || tool === "negative") return segment([...regions[active].points, [...point, tool === "positive" ? 1 : 0]]);
+  const region = regions[active], label = tool === "negative" || takesAway ? 0 : 1;
+  if (tool === "positive" || tool === "negative") return segment(region, [...region.wanted ?? region.points, [...point, label]]);
+  if (tool === "spot") return regions.filter(({ area }) => area).length < LIMITS.regions ? segment(newRegion(), [[...point, 1]])
+    : say(`At most ${LIMITS.regions} regions`, true);
   stroke = { path: [point], takesAway, before: snapshot() };
   if (tool === "brush" || tool === "eraser") dab(point, point);
   draw();
@@ -301,14 +312,19 @@ function finish() {
   const done = stroke, region = regions[active];
   if (tool === "box" || tool === "lasso") fill(outline(done), done.takesAway ? 0 : 1);
   stroke = null;
-  measure(region);
+  settle(region);
   undoStack.push(done.before); if (undoStack.length > MAX_UNDO) undoStack.shift();
   redoStack = [];
   say(isTiny(region) ? `Region ${numberOf(active)} is tiny (${region.area} px): the model may see little of it` : "");
   changed();
 }
 
-function cancelStroke() { if (stroke) { const before = stroke.before; stroke = null; restore(before); } }
+function cancelStroke() {
+  if (!stroke) return;
+  const { before } = stroke;
+  stroke = null; regions[active].version = null;  // its mask is another one by now
+  restore(before);
+}
 
 function outline({ path }) {
   if (tool !== "box") return path;
@@ -322,11 +338,11 @@ function dab([ax, ay], [bx, by]) {
   const x0 = Math.max(0, Math.floor(Math.min(ax, bx) - r)), x1 = Math.min(width, Math.ceil(Math.max(ax, bx) + r));
   const y0 = Math.max(0, Math.floor(Math.min(ay, by) - r)), y1 = Math.min(height, Math.ceil(Math.max(ay, by) + r));
   const dx = bx - ax, dy = by - ay, length = dx * dx + dy * dy;
-  for (let y = y0; y < y1; y++) {
-    for (let x = x0; x < x1; x++) {
+  for (let x = x0; x < x1; x++) {
+    for (let y = y0; y < y1; y++) {
       const px = x + 0.5 - ax, py = y + 0.5 - ay;
       const t = length ? Math.min(1, Math.max(0, (px * dx + py * dy) / length)) : 0;
-      if ((px - t * dx) ** 2 + (py - t * dy) ** 2 <= r * r) mask[y * width + x] = value;
+      if ((px - t * dx) ** 2 + (py - t * dy) ** 2 <= r * r) mask[x * height + y] = value;
     }
   }
   refresh(active, x0, y0, x1, y1);
@@ -334,44 +350,49 @@ function dab([ax, ay], [bx, by]) {
 
 /** Set the pixels whose centres lie inside a polygon (even-odd rule). */
 function fill(points, value) {
-  const mask = regions[active].mask;
-  const low = Math.max(0, Math.floor(Math.min(...points.map((p) => p[1])))), high = Math.min(height, Math.ceil(Math.max(...points.map((p) => p[1]))));
-  for (let y = low; y < high; y++) {
+  const mask = regions[active].mask, xs = points.map((point) => point[0]);
+  const low = Math.max(0, Math.floor(Math.min(...xs))), high = Math.min(width, Math.ceil(Math.max(...xs)));
+  for (let x = low; x < high; x++) {
     const crossings = [];
     points.forEach(([x0, y0], index) => {
       const [x1, y1] = points[(index + 1) % points.length];
-      if ((y0 <= y + 0.5) !== (y1 <= y + 0.5)) crossings.push(x0 + (y + 0.5 - y0) * (x1 - x0) / (y1 - y0));
+      if ((x0 <= x + 0.5) !== (x1 <= x + 0.5)) crossings.push(y0 + (x + 0.5 - x0) * (y1 - y0) / (x1 - x0));
     });
     crossings.sort((a, b) => a - b);
     for (let i = 0; i + 1 < crossings.length; i += 2) {
-      const start = Math.max(0, Math.ceil(crossings[i] - 0.5)), stop = Math.min(width, Math.ceil(crossings[i + 1] - 0.5));
-      if (stop > start) mask.fill(value, y * width + start, y * width + stop);
+      const start = Math.max(0, Math.ceil(crossings[i] - 0.5)), stop = Math.min(height, Math.ceil(crossings[i + 1] - 0.5));
+      if (stop > start) mask.fill(value, x * height + start, x * height + stop);
     }
   }
-  refresh(active, 0, low, width, high);
+  refresh(active, low, 0, high, height);
 }
 
 // --- points, where the server has a segmenter ------------------------------------------------------------------------
 
-async function segment(points, box_xyxy = null) {
-  const region = regions[active], asked = file;
+/** Give a region, which may not be in the list yet, the mask of its points and box. */
+async function segment(region, points, box_xyxy = null) {
+  const asked = file, isNew = !regions.includes(region);
   if (!points.some((point) => point[2]) && !box_xyxy) return say("Begin with a point in the region", true);
+  region.wanted = points;
   say("Finding the region…");
   let found;
   try {
     found = await server.segment({ path: file.path, points: points.map(([x, y]) => [x, y]), labels: points.map((point) => point[2]), box_xyxy });
   } catch (error) { found = { error: "the server did not answer" }; }
-  if (file !== asked || !regions.includes(region)) return;
+  if (file !== asked || region.wanted !== points || (!isNew && !regions.includes(region))) return;
+  region.wanted = null;
   if (found.error || !found.candidates.length) return say(`No region was found: ${found.error ?? "try another point"}`, true);
   remember();
+  if (isNew) { regions = [...regions.filter((other) => other.area), region]; active = regions.length - 1; }
   Object.assign(region, { points, candidates: found.candidates });
   showCandidate(region, 0);
+  if (points.length && find(".fc-at-once").checked) trigger("submit");
 }
 
 function showCandidate(region, number) {
   region.candidate = number;
   region.mask = decode(region.candidates[number].segmentation);
-  measure(region); refresh(regions.indexOf(region));
+  settle(region); refresh(regions.indexOf(region));
   say(`Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`);
   changed();
 }
@@ -386,15 +407,15 @@ function refine() {
   const region = chosen();
   if (!region) return;
   let x0 = width, y0 = height, x1 = 0, y1 = 0;
-  region.mask.forEach((inside, at) => {
-    if (!inside) return;
-    const x = at % width, y = (at - x) / width;
-    x0 = Math.min(x0, x); y0 = Math.min(y0, y); x1 = Math.max(x1, x + 1); y1 = Math.max(y1, y + 1);
-  });
-  segment(region.points, [x0, y0, x1, y1]);
+  for (let x = 0; x < width; x++) {
+    const column = region.mask.subarray(x * height, (x + 1) * height), first = column.indexOf(1);
+    if (first < 0) continue;
+    x0 = Math.min(x0, x); x1 = x + 1; y0 = Math.min(y0, first); y1 = Math.max(y1, column.lastIndexOf(1) + 1);
+  }
+  segment(region, region.points, [x0, y0, x1, y1]);
 }
 
-element.querySelectorAll("[data-points]").forEach((button) => { button.hidden = !props.segmenter; });
+element.querySelectorAll("[data-points]").forEach((part) => { part.hidden = !props.segmenter; });
 
 // --- pointers and keys -----------------------------------------------------------------------------------------------
 
@@ -450,7 +471,7 @@ canvas.addEventListener("wheel", (event) => {
   event.preventDefault(); zoom(Math.exp(-event.deltaY / 300), ...place(event));
 }, { passive: false });
 
-const KEYS = { b: "brush", r: "box", l: "lasso", e: "eraser", h: "hand", ...(props.segmenter ? { p: "positive", n: "negative" } : {}) };
+const KEYS = { b: "brush", r: "box", l: "lasso", e: "eraser", h: "hand", ...(props.segmenter ? { w: "spot", p: "positive", n: "negative" } : {}) };
 canvas.addEventListener("keydown", (event) => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const isCommand = event.ctrlKey || event.metaKey;
@@ -471,7 +492,8 @@ canvas.addEventListener("keydown", (event) => {
     cursor ??= [width / 2, height / 2];
     cursor = [Math.min(width, Math.max(0, cursor[0] + moves[key][0])), Math.min(height, Math.max(0, cursor[1] + moves[key][1]))];
     if (stroke) extend(cursor); else draw();
-  } else if ((key === " " || key === "Enter") && picture) {
+  } else if (key === "Enter" && picture && !stroke) trigger("submit");
+  else if ((key === " " || key === "Enter") && picture) {
     cursor ??= [width / 2, height / 2];
     if (stroke) finish(); else begin(cursor, event.altKey);
     if (stroke) say("Arrow keys draw, space ends the stroke");
@@ -518,9 +540,9 @@ function readPicture(url) {
 function show(image, stored, masks = []) {
   picture = image; file = stored; width = image.naturalWidth; height = image.naturalHeight;
   undoStack = []; redoStack = []; stroke = null; hovered = null; active = 0;
-  regions = masks.map((rle) => { const region = newRegion(); region.mask = decode(rle); return region; });
+  regions = masks.map((rle) => Object.assign(newRegion(), { mask: decode(rle) }));
   if (!regions.length) regions.push(newRegion());
-  regions.forEach((region, index) => { measure(region); refresh(index); });
+  regions.forEach((region, index) => { settle(region); refresh(index); });
   find(".fc-empty").hidden = true;
   canvas.dataset.size = `${width}x${height}`;
   fit(); changed();
@@ -546,7 +568,9 @@ stage.addEventListener("drop", (event) => openPicture([...event.dataTransfer.fil
 document.addEventListener("paste", (event) => {
   if (event.target.closest?.("input, textarea")) return;
   const pasted = [...(event.clipboardData?.items ?? [])].find((item) => item.type.startsWith("image/"));
-  if (pasted) openPicture(pasted.getAsFile());
+  if (pasted) return openPicture(pasted.getAsFile());
+  const text = event.clipboardData?.getData("text") ?? "";
+  if (picture && /^\s*([[{]|H4sI)/.test(text)) importMask(text);
 });
 
 // --- masks in and out ------------------------------------------------------------------------------------------------
@@ -561,7 +585,7 @@ async function importMask(source) {
     remember();
     regions = kept.concat(masks.map((mask) => Object.assign(newRegion(), { mask })));
     active = regions.length - 1;
-    regions.forEach((region, index) => { measure(region); refresh(index); });
+    regions.forEach((region, index) => { settle(region); refresh(index); });
     say(`${masks.length} region${masks.length > 1 ? "s" : ""} imported`);
     changed();
   } catch (error) { say(`This mask cannot be used: ${error.message ?? error}`, true); }
@@ -581,6 +605,20 @@ async function readMasks(source) {
   return (Array.isArray(given) ? given : [given]).map((entry) => decode(entry.segmentation ?? entry.rle ?? entry));
 }
 
+/** A mask whose pixels are told by their places in rows. */
+function columns(isInside) {
+  const mask = new Uint8Array(width * height);
+  for (let x = 0, at = 0; x < width; x++) for (let y = 0; y < height; y++, at++) mask[at] = isInside(y * width + x) ? 1 : 0;
+  return mask;
+}
+
+/** A mask row after row. */
+function rows({ mask }) {
+  const turned = new Uint8Array(mask.length);
+  for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++, at++) turned[at] = mask[x * height + y];
+  return turned;
+}
+
 async function pictureMask(source) {
   const image = await readPicture(URL.createObjectURL(source));
   checkSize(image.naturalHeight, image.naturalWidth);
@@ -588,25 +626,24 @@ async function pictureMask(source) {
   board.width = width; board.height = height;
   const pen = board.getContext("2d");
   pen.drawImage(image, 0, 0);
-  const { data } = pen.getImageData(0, 0, width, height), mask = new Uint8Array(width * height);
+  const { data } = pen.getImageData(0, 0, width, height);
   // {0, 1} and {0, 255} both mean outside and inside.
-  for (let at = 0; at < mask.length; at++) mask[at] = data[4 * at + 3] > 127 && data[4 * at] > 0 ? 1 : 0;
-  return mask;
+  return columns((at) => data[4 * at + 3] > 127 && data[4 * at] > 0);
 }
 
 async function blobMask(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).getReader();
-  const mask = new Uint8Array(width * height);
+  const pixels = new Uint8Array(width * height);
   let at = 0;
   for (;;) {
     const { done, value } = await reader.read();
     if (done) break;
-    if (at + value.length > mask.length) { reader.cancel(); throw Error("the blob holds more pixels than the picture"); }
-    mask.set(value, at); at += value.length;
+    if (at + value.length > pixels.length) { reader.cancel(); throw Error("the blob holds more pixels than the picture"); }
+    pixels.set(value, at); at += value.length;
   }
-  if (at !== mask.length) throw Error(`the blob holds ${at} pixels, the picture ${mask.length}`);
-  return mask.map((value) => value ? 1 : 0);
+  if (at !== pixels.length) throw Error(`the blob holds ${at} pixels, the picture ${pixels.length}`);
+  return columns((place) => pixels[place]);
 }
 
 function save(blob, name) {
@@ -627,13 +664,13 @@ async function exportPng() {
   const board = document.createElement("canvas");
   board.width = width; board.height = height;
   const pixels = new ImageData(width, height);
-  for (let at = 0; at < region.mask.length; at++) { pixels.data.fill(255 * region.mask[at], 4 * at, 4 * at + 3); pixels.data[4 * at + 3] = 255; }
+  rows(region).forEach((inside, at) => { pixels.data.fill(255 * inside, 4 * at, 4 * at + 3); pixels.data[4 * at + 3] = 255; });
   board.getContext("2d").putImageData(pixels, 0, 0);
   board.toBlob((blob) => save(blob, `region-${numberOf(active)}.png`));
 }
 
 function exportRle() {
-  const marked = regions.filter((region) => region.area).map((region) => encode(region.mask));
+  const marked = regions.filter((region) => region.area).map(encode);
   if (!marked.length) return say("There is no region yet", true);
   save(new Blob([JSON.stringify(marked)], { type: "application/json" }), "regions.json");
 }
@@ -641,7 +678,7 @@ function exportRle() {
 async function exportBlob() {
   const region = chosen();
   if (!region) return;
-  const packed = new Uint8Array(await new Response(new Blob([region.mask]).stream().pipeThrough(new CompressionStream("gzip"))).arrayBuffer());
+  const packed = new Uint8Array(await new Response(new Blob([rows(region)]).stream().pipeThrough(new CompressionStream("gzip"))).arrayBuffer());
   let text = "";
   packed.forEach((byte) => { text += String.fromCharCode(byte); });
   save(new Blob([btoa(text)], { type: "text/plain" }), `region-${numberOf(active)}.txt`);
@@ -663,14 +700,13 @@ element.querySelectorAll("[data-do]").forEach((button) => { button.onclick = ACT
 // --- captions light their regions ------------------------------------------------------------------------------------
 
 function light(event) {
-  const row = event.target.closest?.("[data-region]");
-  const number = row ? Number(row.dataset.region) : null;
-  const index = number === null ? null : regions.findIndex((_, at) => numberOf(at) === number);
-  const next = index === null || index < 0 ? null : index;
-  if (next !== hovered && (row || hovered !== null)) { hovered = next; canvas.dataset.lit = number ?? ""; draw(); }
+  const row = event.target.closest?.("[data-version]");
+  const index = row ? regions.findIndex((region) => region.version === Number(row.dataset.version)) : -1;
+  const next = index < 0 ? null : index;
+  if (next !== hovered) { hovered = next; canvas.dataset.lit = next === null ? "" : numberOf(next); draw(); }
 }
 document.addEventListener("mouseover", light);
 document.addEventListener("focusin", light);
 
 new ResizeObserver(draw).observe(stage);
-choose("brush"); listRegions(); draw(); receive();
+choose(props.segmenter ? "spot" : "brush"); listRegions(); draw(); receive();

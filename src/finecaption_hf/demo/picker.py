@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import FileData, GradioModel
 
+from ..drawing import COLORS
 from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS
 
@@ -19,10 +20,11 @@ class Rle(GradioModel):
 
 
 class PickedRegions(GradioModel):
-    """A picture in the app's store and the regions marked on it."""
+    """A picture in the app's store and the regions marked on it; `versions` tell the browser which masks they were."""
 
     image: FileData
     regions: list[Rle]
+    versions: list[int] = []
 
 
 class RegionPicker(gr.HTML):
@@ -45,7 +47,8 @@ class RegionPicker(gr.HTML):
             js_on_load=(folder / "picker.js").read_text(encoding="utf-8"),
             apply_default_css=False,
             limits=limits,
-            segmenter=None if point_masks is None else point_masks.segmenter.name,
+            colors=[list(color) for color in COLORS],
+            segmenter=None if point_masks is None else point_masks.name,
             server_functions=None if point_masks is None else [_server_function(point_masks)],
             **kwargs,
         )

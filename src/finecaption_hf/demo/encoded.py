@@ -1,0 +1,53 @@
+"""What the encoders said of the last pictures, so that each is encoded once for all that is asked about it."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..segmentation.shared import SharedSegmenter
+from .answering import pixel_digest
+
+
+class EncodedPictures:
+    """Features for captions, and encodings for masks of points. They are kept by the pixels, never by name or user.
+
+    Args:
+        pipeline: the checkpoint's `RegionCaptioningPipeline`.
+        segmenter (*optional*): its encoding gives the features as well where it is over the model's own tower.
+        max_bytes: how much is kept at the most, but for the last picture.
+    """
+
+    def __init__(self, pipeline: Any, segmenter: Any = None, max_bytes: int = 500_000_000) -> None:
+        self._pipeline, self._segmenter, self._max_bytes = pipeline, segmenter, max_bytes
+        self._kept: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
+        # One at a time: encoders are what takes memory.
+        self._turn = threading.Lock()
+
+    def features(self, picture: Image.Image) -> torch.Tensor | None:
+        """`high_res_features` (1, C, h, w) of a picture in RGB for the pipeline; `None` where the model has none."""
+        if isinstance(self._segmenter, SharedSegmenter):
+            features: torch.Tensor = self.for_masks(picture).high_res_features
+            return features
+        return self._once("features", self._pipeline.encode, picture)
+
+    def for_masks(self, picture: Image.Image) -> Any:
+        """The segmenter's encoding of a picture in RGB, which has `masks(points=, labels=, box_xyxy=)`."""
+        return self._once("for masks", self._segmenter.encode, picture)
+
+    def _once(self, kind: str, encode: Callable[[Image.Image], Any], picture: Image.Image) -> Any:
+        key = (kind, pixel_digest(picture))
+        with self._turn:
+            if key not in self._kept:
+                found = encode(picture)
+                features = found if isinstance(found, torch.Tensor) else getattr(found, "high_res_features", None)
+                # A segmenter may hold the picture itself, and embeddings that are small beside it.
+                size = 3 * picture.width * picture.height + (0 if features is None else features.nbytes)
+                self._kept[key] = found, size
+                while len(self._kept) > 1 and sum(kept for _, kept in self._kept.values()) > self._max_bytes:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key][0]

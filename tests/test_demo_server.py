@@ -1,0 +1,227 @@
+"""`finecaption demo` as a process that listens: what it opens, what it refuses, and that nothing leaves the machine."""
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from conftest import EXAMPLE_PICTURE
+from demo_server import Command, running_demo
+from PIL import Image
+
+from finecaption_hf.masks_finecaption import encode_rle
+
+pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
+
+SECRET = "root:"
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    with running_demo(tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
+def _send(command: Command, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    """Status and text of an answer."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(command.address + path, body, named), timeout=60) as answer:
+            return answer.status, answer.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode("utf-8", "replace")
+
+
+def _upload(command: Command, name: str = "p.png", content: bytes | None = None) -> str:
+    """The path that the app gave a file."""
+    head = (
+        f'--xyz\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
+    )
+    body = head.encode() + (EXAMPLE_PICTURE.read_bytes() if content is None else content) + b"\r\n--xyz--\r\n"
+    status, text = _send(command, "gradio_api/upload", body, Content_Type="multipart/form-data; boundary=xyz")
+    assert status == 200, text
+    (path,) = json.loads(text)
+    return str(path)
+
+
+def _ask(command: Command, value: Any, questions: Any = ("region",), settings: Any = (16, 0, 0)) -> tuple[int, str]:
+    """What pressing Describe sends, and all that comes back; `settings` may be JSON text."""
+    status, config = _send(command, "config")
+    (index,) = (it["id"] for it in json.loads(config)["dependencies"] if it["api_name"] == "answer")
+    session = os.urandom(6).hex()
+    settings = settings if isinstance(settings, str) else json.dumps(settings)[1:-1]
+    data = f'[null, {json.dumps(value)}, {json.dumps(questions)}, [], "", {settings}]'
+    body = f'{{"data": {data}, "fn_index": {index}, "session_hash": "{session}", "trigger_id": 1}}'.encode()
+    status, text = _send(command, "gradio_api/queue/join", body, Content_Type="application/json")
+    return (status, text) if status != 200 else _send(command, f"gradio_api/queue/data?session_hash={session}")
+
+
+def _file(path: Any, **more: Any) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+def _is_served(command: Command) -> bool:
+    status, text = _ask(command, {"image": _file(_upload(command)), "regions": []})
+    return status == 200 and "Done." in text and '"success":true' in text.replace(" ", "")
+
+
+def _is_refused(status: int, text: str) -> bool:
+    return SECRET not in text and "Done." not in text and (status >= 400 or '"success":false' in text.replace(" ", ""))
+
+
+def test_command_answers_and_tries_no_way_to_other_machines(command: Command) -> None:
+    from gradio_client import Client, handle_file
+
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", command.address)
+    client = Client(command.address, verbose=False)
+    record = client.predict(
+        handle_file(str(EXAMPLE_PICTURE)), {"box_xyxy": [178, 25, 249, 96]}, ["Color"], api_name="/describe"
+    )
+    assert record["answers"]["Color"] and _is_served(command)
+    assert command.tried == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/file=/etc/passwd",
+        "gradio_api/file=../../../../../etc/passwd",
+        "gradio_api/file=%2Fetc%2Fpasswd",
+        "gradio_api/file/etc/passwd",
+        "gradio_api/file=file:///etc/passwd",
+        "gradio_api/file=https://example.com/a.png",
+        "gradio_api/file=http:%2F%2F127.0.0.1:22/a.png",
+        "gradio_api/proxy=https://example.com/a.png",
+        "gradio_api/proxy=http://127.0.0.1:22/",
+        "static/../../../../../etc/passwd",
+        "assets/..%2F..%2F..%2Fetc%2Fpasswd",
+    ],
+)
+def test_nothing_is_served_but_uploads(command: Command, path: str) -> None:
+    status, text = _send(command, path)
+    assert status >= 400 and SECRET not in text
+    assert command.tried == [], "the server looked up a host that a request named"
+
+
+def test_store_is_not_listed_and_its_links_are_not_followed(command: Command) -> None:
+    upload = Path(_upload(command))
+    assert upload.is_relative_to(command.store), "uploads lie elsewhere than this test thinks"
+    link = upload.parent / "link.png"
+    link.unlink(missing_ok=True)
+    link.symlink_to("/etc/passwd")
+    for path in (command.store, upload.parent, link, f"{upload.parent}/../../../log"):
+        status, text = _send(command, f"gradio_api/file={quote(str(path))}")
+        assert status >= 400 and SECRET not in text and upload.name not in text
+    assert _is_refused(*_ask(command, {"image": _file(str(link)), "regions": []}))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        _file("/etc/passwd"),
+        _file("../../../../etc/passwd"),
+        _file(str(EXAMPLE_PICTURE)),
+        _file("file:///etc/passwd"),
+        _file("http://127.0.0.1:22/a.png"),
+        _file("https://example.com/a.png"),
+        _file("//example.com/a.png"),
+        _file("", url="https://example.com/a.png"),
+        _file(None, url="file:///etc/passwd"),
+        {"path": "/etc/passwd"},
+        _file(["/etc/passwd"]),
+        "/etc/passwd",
+        None,
+        7,
+    ],
+)
+def test_picker_opens_no_other_path_and_no_address(command: Command, image: Any) -> None:
+    assert _is_refused(*_ask(command, {"image": image, "regions": []}))
+    assert command.tried == []
+
+
+def test_address_beside_an_upload_is_not_fetched(command: Command) -> None:
+    image = _file(_upload(command), url="https://example.com/a.png")
+    assert "Done." in _ask(command, {"image": image, "regions": []})[1]
+    assert command.tried == []
+
+
+def test_points_open_no_other_path(command: Command) -> None:
+    status, config = _send(command, "config")
+    (picker,) = (it["id"] for it in json.loads(config)["components"] if it["props"].get("server_fns"))
+    for path in ("/etc/passwd", str(EXAMPLE_PICTURE), "https://example.com/a.png"):
+        call = {"session_hash": "s", "component_id": picker, "fn_name": "segment"}
+        call["data"] = [{"path": path, "points": [[9, 9]], "labels": [1]}]  # type: ignore[assignment]
+        status, text = _send(
+            command, "gradio_api/component_server", json.dumps(call).encode(), Content_Type="application/json"
+        )
+        assert "candidates" not in text and (status >= 400 or "error" in text)
+    assert command.tried == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../evil.png", "/etc/evil.png", "..\\\\..\\\\evil.png", "a\0b.png", "evil.html", "evil.svg"]
+)
+def test_upload_stays_in_the_store_whatever_its_name(command: Command, name: str) -> None:
+    path = Path(_upload(command, name, b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"))
+    assert path.resolve().is_relative_to(command.store.resolve()) and path.is_file()
+    with urllib.request.urlopen(f"{command.address}gradio_api/file={quote(str(path))}", timeout=30) as answer:
+        kind = answer.headers["content-type"]
+        # Nothing that a browser would run as a page of this site.
+        assert kind == "image/png" or answer.headers["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize(
+    ("value", "settings", "message"),
+    [
+        ({"regions": [{"size": [9, 9], "counts": [0, 81]}]}, (16, 0, 0), "9"),
+        ({"regions": [{"size": [256, 256], "counts": [65536]}]}, (16, 0, 0), "empty"),
+        ({"regions": [{"size": [256, 256], "counts": [65535]}]}, (16, 0, 0), "65535"),
+        ({"regions": [{"size": [256, 256], "counts": [-5, 65541]}]}, (16, 0, 0), "-5 pixels"),
+        ({"regions": [{"size": [2**40, 2**40], "counts": "0"}]}, (16, 0, 0), ""),
+        ({"regions": [{"size": [256, 256], "counts": [0, 65536]}] * 10_000}, (16, 0, 0), "at most 32"),
+        ({"regions": []}, "NaN, 0, 0", "The longest answer is nan"),
+        ({"regions": []}, "16, NaN, 0", "The temperature is nan"),
+        ({"regions": []}, "16, 0, NaN", ""),
+        ({"regions": []}, "16, 0, null", "The seed is empty"),
+        ({"regions": []}, "16, Infinity, 0", "greater than"),
+        ({"regions": []}, "1e9, 0, 0", "greater than"),
+        ({"regions": []}, "16, -1, 0", ""),
+        ({"regions": []}, '"x", 0, 0', ""),
+        ({"regions": 7}, (16, 0, 0), ""),
+    ],
+)
+def test_hostile_request_gets_an_error_and_the_next_user_is_served(
+    command: Command, value: dict[str, Any], settings: Any, message: str
+) -> None:
+    status, text = _ask(command, {"image": _file(_upload(command)), **value}, settings=settings)
+    assert _is_refused(status, text) and message in text and "Traceback" not in text
+    assert _is_served(command)
+
+
+def test_versions_of_another_length_are_left_out(command: Command) -> None:
+    rle = encode_rle(Image.new("L", (256, 256), 255))
+    for versions in ([], [1, 2], [-(10**30)]):
+        value = {"image": _file(_upload(command)), "regions": [rle], "versions": versions}
+        assert "Done." in _ask(command, value)[1]
+
+
+def test_request_of_more_than_20_mb_is_refused(command: Command) -> None:
+    body = b'{"data": ["' + b"x" * 20_000_001 + b'"]}'
+    status, text = _send(command, "gradio_api/queue/join", body, Content_Type="application/json")
+    assert status == 413 and "20000000" in text
+    assert _is_served(command)
+
+
+def test_upload_of_more_than_50_mb_is_refused(command: Command) -> None:
+    body = b'--xyz\r\nContent-Disposition: form-data; name="files"; filename="p.png"\r\n\r\n' + b"x" * 50_000_001
+    status, _ = _send(
+        command, "gradio_api/upload", body + b"\r\n--xyz--\r\n", Content_Type="multipart/form-data; boundary=xyz"
+    )
+    assert status == 413
+    assert _is_served(command)
