@@ -146,6 +146,15 @@ class HubServer:
     def model(self, repo_id: str) -> Repo:
         return self.repos["model", repo_id]
 
+    def hold(self, repo_id: str, folder: Path) -> Repo:
+        """Make a public model repository of the files of a folder."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        lfs = {name for name in files if name.endswith(_LFS_SUFFIXES)}
+        repo = self.repos["model", repo_id] = Repo(repo_id, False)
+        repo.commit("main", "all of it", files, lfs)
+        self.objects |= {hashlib.sha256(files[name]).hexdigest(): files[name] for name in lfs}
+        return repo
+
     def refuse(self, request: str, status: int, times: int = 1, **headers: str) -> None:
         """Answer the next requests whose method and path match a regular expression with a status alone."""
         self._refused += [(request, _Answer(status, **headers))] * times

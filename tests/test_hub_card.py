@@ -14,7 +14,6 @@ from test_hub_push import report
 from transformers.modelcard import TrainingSummary
 
 import finecaption_hf
-from finecaption_hf.assembly.summary import card as card_of_assembling
 from finecaption_hf.card_finecaption import llama_terms
 from finecaption_hf.hub import HubError, Provenance, check_card, model_card, read_provenance
 
@@ -201,13 +200,8 @@ def test_the_card_of_a_trained_and_evaluated_checkpoint_has_all_that_is_known(fo
     assert result.metric_args["interval_95"] == [86.71, 87.51]
 
 
-def test_an_assembled_checkpoint_is_called_untrained_and_the_card_of_assembling_gives_way(folder):
-    summary = assembly("sam")
-    (folder / "assembly.json").write_text(json.dumps(summary))
-    counted = {"tensors": {"used": 1, "ignored": 0}, "files": [], "ignored": []}
-    told = {"parts": [{**part, **counted} for part in summary["parts"]], "initialised": summary["initialised"]}
-    told |= {"image_tokens_per_region": 64, "dtype": "float32", "parameters": {}}
-    (folder / "README.md").write_text(card_of_assembling(told))
+def test_an_assembled_checkpoint_is_called_untrained(folder):
+    (folder / "assembly.json").write_text(json.dumps(assembly("sam")))
     assert "**It is untrained as a whole**" in model_card(folder, "me/x", read_provenance(folder))
 
 

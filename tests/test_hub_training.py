@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hub_server import Client, HubServer
+from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer
 from safetensors import safe_open
 
 import finecaption_hf
 from finecaption_hf.captioning import caption_regions, load
 from finecaption_hf.scenes.writing import write_scenes
+from finecaption_hf.training.arguments import build_arguments
+from finecaption_hf.training.stages import STAGES, StageError
 
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
 BOX = {"box_xyxy": [40, 60, 200, 180]}
@@ -126,3 +128,40 @@ def test_two_generations_are_trained_from_the_hub_pushed_and_loaded_again(hub, c
             assert b"secret-place" not in data and str(tmp_path).encode() not in data, name
     with safe_open(tmp_path / "runs/two/final/model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+ERRORS = """
+import json, os, sys
+from finecaption_hf.cli import app
+
+for model, token in json.loads(sys.argv[2]):
+    os.environ["HF_TOKEN"] = token
+    try:
+        app([*json.loads(sys.argv[1]), "--model", model, "--output", model.replace("/", "-")])
+    except SystemExit as end:
+        assert end.code == 2, model
+"""
+
+
+def test_a_base_that_cannot_be_had_ends_in_a_line_that_says_why(hub, client, tmp_path):
+    records = write_scenes(tmp_path / "scenes", 1, size=192)
+    hub.hold("they/gated", TINY).gated = True
+    hub.hold("they/open", TINY)
+    hub.hold("they/private", TINY).private = True
+    asked = [("they/gated", TOKEN), ("they/open@v9", TOKEN), ("they/open", "hf_wrong"), ("they/private", "")]
+    command = ["train", "--stage", "1", "--data", str(records), *QUICK]
+    done = client.run(WITHOUT_WAITING + ERRORS, json.dumps(command), json.dumps(asked))
+    assert done.returncode == 0, done.stderr[-3000:]
+    gated, missing, wrong, private = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "Traceback" not in done.stderr
+    assert "gated repo" in gated and "they/gated" in gated
+    assert "v9 is not a valid git identifier" in missing
+    assert "401" in wrong and "hf_wrong" not in done.stdout + done.stderr
+    assert "they/private" in private and "private repository" in private
+    # Nothing was begun that would be in the way of the next attempt.
+    assert not list(tmp_path.glob("they-*/checkpoint-*")) and not list(tmp_path.glob("they-*/final"))
+
+
+def test_the_upload_of_the_trainer_is_refused():
+    with pytest.raises(StageError, match="use finecaption push"):
+        build_arguments(STAGES[1], "nowhere", {}, {"push_to_hub": True}, False)
