@@ -200,6 +200,19 @@ def test_the_card_of_a_trained_and_evaluated_checkpoint_has_all_that_is_known(fo
     assert result.metric_args["interval_95"] == [86.71, 87.51]
 
 
+def test_a_checkpoint_that_was_taken_out_of_its_run_is_told_its_base(folder, tmp_path, monkeypatch):
+    stage = {"name": "adapter", "trains": ["*"], "learning_rate": 1e-3, "data": {}, "peft": None}
+    (folder / "stage.json").write_text(json.dumps({"stage": stage, "learning_rate": 2e-4, "global_step": 7}))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "assembly.json").write_text(json.dumps(assembly("sam")))
+    monkeypatch.chdir(tmp_path)
+    found = read_provenance(folder, base_model="base")
+    assert [part["source"] for part in found.parts] == ["some/sam"] and found.base_models == ["some/sam"]
+    assert [(stage["steps"], stage["learning_rate"]) for stage in found.stages] == [(7, 2e-4)]
+    assert read_provenance(folder, base_model="me/base").base_models == ["me/base"]
+    assert read_provenance(folder).base_models == []
+
+
 def test_an_assembled_checkpoint_is_called_untrained(folder):
     (folder / "assembly.json").write_text(json.dumps(assembly("sam")))
     assert "**It is untrained as a whole**" in model_card(folder, "me/x", read_provenance(folder))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer
+from hub_server import WITHOUT_WAITING, Client, HubServer
 
 import finecaption_hf
 from finecaption_hf.hub import HubError
@@ -110,14 +110,6 @@ def test_where_the_token_may_only_read_nothing_is_sent(hub, client):
         line = client.refused(TINY, repo)
         assert "The token may not write there" in line
     assert hub.objects == {} and ("model", "they/new") not in hub.repos
-
-
-@pytest.mark.parametrize("token", [TOKEN, ""], ids=["known and not admitted", "unknown"])
-def test_a_gated_repository_is_called_one(hub, client, token):
-    client.push(TINY, "they/gated")
-    hub.model("they/gated").gated = True
-    line = client.fails("info", "they/gated", HF_TOKEN=token)
-    assert "gated repo" in line and "they/gated" in line
 
 
 # --- Xet -------------------------------------------------------------------------------------------------------------

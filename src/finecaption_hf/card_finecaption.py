@@ -118,15 +118,17 @@ def read_provenance(
     path = Path(folder).resolve()
     if base_model is not None and not any((path / name).is_file() for name in (_STAGE, FILE, _ASSEMBLY)):
         return _origin(Path.cwd(), base_model, fetch, 0, repo)
-    return _read(path, fetch, 0, repo)
+    return _read(path, fetch, 0, repo, base_model)
 
 
-def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None) -> Provenance:
+def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None, base_model: str | None = None) -> Provenance:
     record = _json(folder / _STAGE)
     if record is not None and depth < _MAX_STEPS_BACK:
         # checkpoint-N and final lie in the folder of their stage, whose run.json says what it started from.
-        run = _json(folder.parent / _RUN) or {}
-        origin = _origin(folder.parent, run.get("model"), fetch, depth, repo)
+        run, beside = _json(folder.parent / _RUN), folder.parent
+        if run is None:  # the checkpoint was taken out of there
+            run, beside = {"model": base_model}, Path.cwd()
+        origin = _origin(beside, run.get("model"), fetch, depth, repo)
         return Provenance(
             origin.base_models, origin.parts, origin.initialised, [*origin.stages, _stage(record, run)], origin.licence
         )
