@@ -2,7 +2,7 @@
 
 import html
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -26,18 +26,18 @@ def on_zero_gpu(gpu: Callable[..., Any]) -> Callable[[Any], Any]:
         if inspect.isgeneratorfunction(task):
 
             @wraps(task)
-            def generate(asked: Any) -> Iterator[Any]:
+            def generate(*asked: Any) -> Iterator[Any]:
                 try:
-                    yield from task(asked)
+                    yield from task(*asked)
                 except ValueError as error:
                     raise _shown(error) from error
 
             return gpu(duration=_seconds)(generate)
 
         @wraps(task)
-        def call(asked: Any) -> Any:
+        def call(*asked: Any) -> Any:
             try:
-                return task(asked)
+                return task(*asked)
             except ValueError as error:
                 raise _shown(error) from error
 
@@ -50,6 +50,7 @@ def _shown(error: ValueError) -> gr.Error:
     return gr.Error(html.escape(str(error)), print_exception=False)
 
 
-def _seconds(asked: Any) -> int:
-    """Of an `AskedPicture`."""
-    return min(_MOST, _START + _PER_ANSWER * len(asked.regions) * len(asked.questions))
+def _seconds(asked: Any, missing: Sequence[Any] | None = None) -> int:
+    """For an `AskedPicture`, or for those of its answers that are still missing."""
+    answers = len(asked.regions) * len(asked.questions) if missing is None else len(missing)
+    return min(_MOST, _START + _PER_ANSWER * answers)
