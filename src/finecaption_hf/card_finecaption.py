@@ -150,20 +150,21 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | Non
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(@[\w./-]+)?", source)
     if match is None or os.path.isabs(source):
         return Provenance()  # a folder that is gone; its name is not for others
-    found = Provenance()
+    known = None
     for name, reader in ((FILE, _from_json), (_ASSEMBLY, lambda values, _: _from_assembly(values))):
         path = fetch(source, name)
         if path is not None:
-            found = reader(_json(path) or {}, path)
+            known = reader(_json(path) or {}, path)
             break
-    licence = found.licence
-    if not (found.parts or licence):
-        path = fetch(source, "README.md")
-        licence = None if path is None else card_licence(path)
-    base_models = [match[1]]
-    if match[1] == repo:
-        base_models = found.base_models or _joined(_card_fields(fetch(source, "README.md")).get("base_model"))
-    return Provenance(base_models, found.parts, found.initialised, found.stages, licence)
+    found = known or Provenance()
+    fields = {} if found.parts or found.licence else _card_fields(fetch(source, "README.md"))
+    licence = found.licence or _stated_licence(fields)
+    if match[1] != repo:
+        return Provenance([match[1]], found.parts, found.initialised, found.stages, licence)
+    bases = [base for base in _joined(fields.get("base_model")) if isinstance(base, str) and base != repo]
+    if known is None and len(bases) == 1 and depth < _MAX_STEPS_BACK:  # as the library's Trainer leaves it
+        return _origin(folder, bases[0], fetch, depth + 1, repo)
+    return Provenance(found.base_models or bases, found.parts, found.initialised, found.stages, licence)
 
 
 def _stage(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +210,10 @@ def _json(path: Path) -> Any:
 
 def card_licence(path: Path) -> str | None:
     """The licence that a card states: its id, or its own name; `None` where there is no card or it states none."""
-    fields = _card_fields(path)
+    return _stated_licence(_card_fields(path))
+
+
+def _stated_licence(fields: Mapping[str, Any]) -> str | None:
     licence = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
     return licence if isinstance(licence, str) else None
 
@@ -298,7 +302,7 @@ _MARK = "<!-- Written by finecaption-hf; digest of the text below: {}. Edit it, 
 _MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{16})"))
 _SECTION = "<!-- finecaption-hf: {} -->"
 _SECTION_END = "<!-- finecaption-hf: end of {} -->"
-# Cards that somebody else's code wrote and nobody edited: the library's Trainer and its push_to_hub.
+# Cards that the library writes: its Trainer, and its push_to_hub.
 _OF_TRAINER = "<!-- This model card has been generated automatically according to the information the Trainer had"
 _BLANK = "# Model Card for Model ID"
 _BLANKS = ("[More Information Needed]", 20)  # in the library's blank one there are more
