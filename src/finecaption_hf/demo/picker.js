@@ -393,7 +393,8 @@ function showCandidate(region, number) {
   region.candidate = number;
   region.mask = decode(region.candidates[number].segmentation);
   settle(region); refresh(regions.indexOf(region));
-  say(`Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`);
+  const found = `Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`;
+  say(isTiny(region) ? `${found}. It is tiny: try another mask or point, or draw a box and Refine` : found);
   changed();
 }
 
