@@ -18,9 +18,11 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from finecaption_hf import MaskError, __version__
+from finecaption_hf.branching_finecaption import BranchEngine
 from finecaption_hf.captioning import caption_regions, load
 from finecaption_hf.cli import app
-from finecaption_hf.drawing import MIN_WIDTH
+from finecaption_hf.drawing import MIN_SIDE
+from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, accepted, is_right, render_scene
 
 # What the parts of the example are: examples/README.md says how it was made.
@@ -157,7 +159,7 @@ def test_every_real_region_in_every_form_through_the_command_line(
             for form in command_line_forms(region, tmp_path, f"{image.stem}-{number}")
         ]
         records = run_caption(image, *(text for option, value, _ in forms for text in (option, value)))
-        assert [record["region"] for record in records] == list(range(1, len(forms) + 1))
+        assert [record["region_index"] for record in records] == list(range(len(forms)))
         for record, (option, _, mask) in zip(records, forms, strict=True):
             assert record["box_xyxy"] == box_of(mask), option
             assert record["area"] == mask.sum(), option
@@ -205,7 +207,7 @@ def test_regions_and_questions_keep_the_order_of_the_command_line(embedded: Any)
     )
     assert [record["box_xyxy"] for record in records][::3] == [[10, 20, 30, 40], [1, 2, 3, 4]]
     assert records[2]["box_xyxy"] == box_of(np.asarray(Image.open(EXAMPLE_MASK)))
-    assert all(list(record["answers"]) == ["What is this?", "shape", "dense", "color"] for record in records)
+    assert all(list(record["answers"]) == ["What is this?", "Shape", "dense", "Color"] for record in records)
 
 
 def test_picture_without_a_region_is_captioned_whole(embedded: Any) -> None:
@@ -219,9 +221,70 @@ def test_global_caption_is_about_the_whole_picture_whatever_the_regions(embedded
     records = run_caption(
         EXAMPLE_PICTURE, "--mask", EXAMPLE_MASK, "--box", "0,70,80,155", "--task", "global", "--attribute", "color"
     )
-    assert [list(record["answers"]) for record in records] == [["global", "color"]] * 2
+    assert [list(record["answers"]) for record in records] == [["global", "Color"]] * 2
     assert {record["answers"]["global"] for record in records} == {whole["answers"]["global"]}
-    assert is_right(records[0]["answers"]["color"], example_wordings()["Color"])
+    assert is_right(records[0]["answers"]["Color"], example_wordings()["Color"])
+
+
+def test_records_are_those_of_the_pipeline_for_the_same_seed(embedded: Any) -> None:
+    model, processor = embedded
+    regions = [Image.open(EXAMPLE_MASK), {"box_xyxy": [10, 20, 90, 80]}, Image.open(EXAMPLE_MASK)]
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 5.0, "top_p": 0.9}
+    expected = model.as_pipeline(processor)(EXAMPLE_PICTURE, regions, ["all", "global", "Which? "], seed=3, **options)
+    arguments = ["--mask", EXAMPLE_MASK, "--box", "10,20,90,80", "--mask", EXAMPLE_MASK]
+    arguments += ["--attribute", "all", "--task", "global", "--question", "Which? "]
+    arguments += ["--temperature", 5.0, "--top-p", 0.9]
+    records = run_caption(EXAMPLE_PICTURE, *arguments, "--seed", 3)
+    assert records == expected
+    # Equal regions are drawn for apart, and another seed draws otherwise.
+    assert records[0]["answers"] != records[2]["answers"]
+    assert run_caption(EXAMPLE_PICTURE, *arguments, "--seed", 4) != records
+
+
+@pytest.mark.parametrize(
+    ("regions", "prefixes"), [((), 1), (("--box", "10,20,90,80"), 2), (("--mask", EXAMPLE_MASK, "--box", "0,0,9,9"), 3)]
+)
+def test_picture_is_prepared_and_encoded_once_with_a_global_question_too(
+    embedded: Any, monkeypatch: pytest.MonkeyPatch, regions: tuple[object, ...], prefixes: int
+) -> None:
+    monkeypatch.setattr("finecaption_hf.cli.caption_picture.load_checkpoint", lambda *_: embedded)
+    made: list[Any] = []
+    prepared: list[Any] = []
+    preprocess = FineCaptionImageProcessor.preprocess
+
+    def make(*args: Any, **kwargs: Any) -> BranchEngine:
+        made.append(BranchEngine(*args, **kwargs))
+        prepared.clear()  # prompts are tokenized with pictures of their own
+        return made[-1]
+
+    def prepare(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared.append(images)
+        return preprocess(self, images, *args, **kwargs)
+
+    monkeypatch.setattr("finecaption_hf.pipeline_finecaption.BranchEngine", make)
+    monkeypatch.setattr(FineCaptionImageProcessor, "preprocess", prepare)
+    run_caption(EXAMPLE_PICTURE, *regions, "--task", "region", "--task", "global", "--attribute", "color")
+    (engine,) = made
+    assert (engine.counts["images"], engine.counts["prefixes"], len(prepared)) == (1, prefixes, 1)
+
+
+def test_transparent_and_deep_pictures_are_seen_as_the_pipeline_sees_them(embedded: Any, tmp_path: Path) -> None:
+    model, processor = embedded
+    describe = model.as_pipeline(processor)
+    transparent = Image.open(EXAMPLE_PICTURE).convert("RGBA")
+    transparent.putalpha(Image.open(EXAMPLE_MASK))
+    transparent.save(tmp_path / "transparent.png")
+    deep = np.asarray(Image.open(EXAMPLE_PICTURE).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("transparent.png", "deep.png"):
+        records = run_caption(tmp_path / name, "--task", "dense", "--box", "100,149,160,209", "--max-new-tokens", 40)
+        expected = describe(tmp_path / name, {"box_xyxy": [100, 149, 160, 209]}, "dense", max_new_tokens=40)
+        assert records == expected
+
+
+def test_question_with_a_special_token_ends_in_one_error(embedded: Any) -> None:
+    result = run("caption", EXAMPLE_PICTURE, "--device", "cpu", "--question", f"What {embedded[1].image_token} is it?")
+    assert result.exit_code == 2 and "Error: " in result.stderr and "Traceback" not in result.output
 
 
 def test_several_answers_are_printed_as_a_table(embedded: Any) -> None:
@@ -240,7 +303,7 @@ def test_out_writes_an_outlined_picture(embedded: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert str(out) in result.stderr.replace("\n", "")
     with Image.open(out) as drawn:
-        assert drawn.width >= MIN_WIDTH and drawn.height > drawn.width  # the picture is square; captions are below
+        assert drawn.width >= MIN_SIDE and drawn.height > drawn.width  # the picture is square; captions are below
 
 
 def test_mask_fits_the_picture_as_it_is_displayed(embedded: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finecaption_hf.drawing import COLORS, MIN_WIDTH, draw_regions
+from finecaption_hf.drawing import COLORS, MIN_SIDE, draw_regions
 
 GREY = (120, 120, 120)
 SIZE = (900, 600)  # width, height; wide enough not to be enlarged
@@ -58,7 +58,7 @@ def test_region_of_one_pixel_is_visible(where: tuple[int, int]) -> None:
 def test_region_of_one_pixel_survives_enlarging() -> None:
     size = (100, 80)
     drawn = draw_regions(picture(size), [box_mask(50, 40, 51, 41, size)])
-    assert drawn.width >= MIN_WIDTH and drawn.width % size[0] == 0
+    assert drawn.width >= MIN_SIDE and drawn.width % size[0] == 0
     assert (color_distance(drawn, COLORS[0]) < 40).sum() >= 5
 
 
@@ -118,6 +118,55 @@ def test_captions_in_any_script_are_drawn(caption: str) -> None:
     assert drawn.height > SIZE[1]
 
 
+@pytest.mark.parametrize("size", [(3600, 1200), (120, 3000), (3000, 120)])
+def test_region_of_one_pixel_is_visible_in_large_and_thin_pictures(size: tuple[int, int]) -> None:
+    x, y = size[0] // 2, size[1] // 2
+    drawn = draw_regions(picture(size), [box_mask(x, y, x + 1, y + 1, size)])
+    stroke = round(max(size) * 0.0035)
+    assert (color_distance(drawn, COLORS[0]) < 40).sum() > 2 * stroke**2
+
+
+def test_outline_of_a_large_picture_follows_the_region() -> None:
+    size = (3600, 1200)
+    mask = box_mask(1003, 307, 3001, 904, size)
+    line = color_distance(draw_regions(picture(size), [mask]), COLORS[0]) < 30
+    assert not (line & mask)[315:895, 1010:2990].any()
+    assert line[400:800, 992:1001].all() and line[400:800, 3003:3012].all()
+
+
+ANSWERS = {f"Attribute {number}": "a middling answer of some words" for number in range(17)}
+
+
+@pytest.mark.parametrize("size", [(900, 600), (600, 900), (100, 80), (3000, 2000), (4000, 100), (100, 4000)])
+def test_many_answers_take_no_more_room_than_a_page(size: tuple[int, int]) -> None:
+    masks = [box_mask(10 * number, 10, 10 * number + 8, 40, size) for number in range(3)]
+    drawn = draw_regions(picture(size), masks, [ANSWERS] * 3)
+    # Below or beside the picture, whose longer side is that of the page.
+    longer, shorter = max(drawn.size), min(drawn.size)
+    assert longer <= 2.2 * shorter
+    assert longer <= 2.3 * max(size) * np.ceil(MIN_SIDE / max(size))
+
+
+def test_questions_are_grey_before_their_answers() -> None:
+    mask = box_mask(100, 100, 300, 300)
+    drawn = draw_regions(picture(), [mask], [{"Color": "red", "Shape": "round"}])
+    panel = np.asarray(drawn)[SIZE[1] :].astype(int)
+    ink = (panel.max(axis=2) < 60).any(axis=0)
+    assert drawn.height == draw_regions(picture(), [mask], ["Color: red\nShape: round"]).height
+    text_left = round(round(SIZE[0] * 0.021) * 3.2)
+    assert not ink[: text_left + 30].any() and ink[text_left + 30 :].any()
+    assert (panel.max(axis=2) < 140).any(axis=0)[text_left : text_left + 30].any()
+
+
+def test_characters_that_no_font_has_are_written_as_code_points() -> None:
+    from finecaption_hf.drawing import _drawable, _runs
+
+    assert _drawable("a \U00012000 b") == "a \\U00012000 b"
+    assert _drawable("naïve café") == "naïve café"
+    # Each character is in a font that has it, and nothing is lost.
+    assert "".join(run for _, run in _runs("a – б ½", 20)) == "a – б ½"
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
 def test_pictures_of_any_mode_are_drawn_on(mode: str) -> None:
     drawn = draw_regions(picture().convert(mode), [box_mask(100, 100, 300, 300)], ["a box"])
@@ -146,8 +195,37 @@ def test_white_digits_are_readable_on_every_color(color: tuple[int, int, int]) -
     assert 1.05 / (luminance(color) + 0.05) >= 3  # what WCAG asks of large text and of graphics
 
 
-@pytest.mark.parametrize("behind", [*COLORS, (255, 255, 255), (0, 0, 0), GREY])
-@pytest.mark.parametrize("color", COLORS[:3])
+SATURATED = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255)]
+
+# What people without red or green cones see, on linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+def lab(linear: np.ndarray) -> np.ndarray:
+    """CIELAB of linear RGB, in which distances are as the eye judges them; 2 is just to be seen."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ linear.clip(0, 1) / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colors_are_apart_for_the_color_blind(vision: str) -> None:
+    values = np.array(COLORS) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    seen = [lab(np.array(VISION[vision]) @ color) for color in linear]
+    distances = np.array([[np.linalg.norm(a - b) for b in seen] for a in seen])
+    neighbours = [distances[index, (index + 1) % len(seen)] for index in range(len(seen))]
+    assert min(neighbours) > 35
+    assert distances[~np.eye(len(seen), dtype=bool)].min() > 19
+
+
+@pytest.mark.parametrize("behind", [*COLORS, *SATURATED, (255, 255, 255), (0, 0, 0), GREY])
+@pytest.mark.parametrize("color", COLORS)
 def test_outline_stands_out_from_a_picture_of_any_color(
     color: tuple[int, int, int], behind: tuple[int, int, int]
 ) -> None:

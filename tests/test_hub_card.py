@@ -1,20 +1,22 @@
 """Model cards: what they say follows from a checkpoint's files, and the check finds what the Hub would refuse."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 from test_hub_push import report
+from transformers.modelcard import TrainingSummary
 
 import finecaption_hf
 from finecaption_hf.assembly.summary import card as card_of_assembling
-from finecaption_hf.evaluation.report.card import card_row, eval_results
-from finecaption_hf.hub import Evaluation, HubError, Provenance, check_card, model_card, read_provenance
+from finecaption_hf.card_finecaption import llama_terms
+from finecaption_hf.hub import HubError, Provenance, check_card, model_card, read_provenance
 
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
 
@@ -57,11 +59,23 @@ def fields_of(card: str) -> dict[str, Any]:
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def evaluation() -> Evaluation:
+def evaluation() -> dict[str, Any]:
     values = report()
     table = {"columns": ["swap", "change"], "rows": [["other|region", "-1.25 (-1.40 to -1.10)"]]}
     values["diagnostics"] = [{"title": "Use of the mask", "table": table, "notes": ["Nats per token."], "values": {}}]
-    return Evaluation(values, card_row(values), eval_results(values))
+    return values
+
+
+GOOD = {
+    "library_name": "transformers",
+    "pipeline_tag": "image-text-to-text",
+    "tags": ["custom_code"],
+    "license": "apache-2.0",
+}
+
+
+def as_card(fields: dict[str, Any], body: str = "# Text\n") -> str:
+    return f"---\n{yaml.safe_dump(fields)}---\n{body}"
 
 
 # --- where it comes from ---------------------------------------------------------------------------------------------
@@ -197,33 +211,181 @@ def test_an_assembled_checkpoint_is_called_untrained_and_the_card_of_assembling_
     assert "**It is untrained as a whole**" in model_card(folder, "me/x", read_provenance(folder))
 
 
-def test_a_generated_card_is_made_anew_and_an_own_one_is_kept(folder):
+def test_a_generated_card_is_made_anew(folder):
     found = read_provenance(folder)
     card = model_card(folder, "me/x", found)
     (folder / "README.md").write_text(card)
-    assert "87.11" in model_card(folder, "me/x", found, evaluation=evaluation()).split("---\n", 2)[2]
+    made = model_card(folder, "me/x", found, evaluation=evaluation(), existing=card)
+    (folder / "README.md").unlink()
+    assert made == model_card(folder, "me/x", found, evaluation=evaluation())
+    assert "87.11" in made and made.count("## Evaluation") == 1
+
+
+def other_evaluation() -> dict[str, Any]:
+    values = evaluation()
+    values["metrics"]["rouge_l"] |= {"value": 91.5, "interval_95": [90.0, 93.0]}
+    return values
+
+
+def section(body: str) -> str:
+    """What stands between the two marks, of which there is one pair."""
+    (found,) = re.findall(
+        r"<!-- finecaption-hf: evaluation -->\n(.*?)\n<!-- finecaption-hf: end of evaluation -->", body, re.DOTALL
+    )
+    return found
+
+
+def test_an_own_card_keeps_its_text_and_has_the_evaluation_once_between_two_marks(folder):
+    found = read_provenance(folder)
     own = (TINY / "README.md").read_text()
     (folder / "README.md").write_text(own)
-    kept = model_card(folder, "me/x", found, evaluation=evaluation())
-    assert kept.split("---\n", 2)[2].strip() == own.split("---\n", 2)[2].strip()
-    assert fields_of(kept)["model-index"][0]["results"][0]["metrics"][0]["value"] == 87.11
-    (folder / "README.md").write_text("# Mine\n\nNo front matter.\n")
-    with pytest.raises(HubError, match=r"library_name is None.*Correct README\.md"):
+    assert model_card(folder, "me/x", found).split("---\n", 2)[2].strip() == own.split("---\n", 2)[2].strip()
+    card = model_card(folder, "me/x", found, evaluation=evaluation())
+    text = card.split("---\n", 2)[2].strip()
+    assert text.startswith(own.split("---\n", 2)[2].strip())
+    for shown in ("87.11 (86.71 to 87.51)", f"`{report()['signature']}`", "### Use of the mask", "Nats per token."):
+        assert shown in section(text)
+    assert fields_of(card)["model-index"][0]["results"][0]["metrics"][0]["value"] == 87.11
+    # The next push finds the section, wherever it was moved to, and replaces it.
+    start = text.index("<!-- finecaption-hf: evaluation")
+    moved = f"# Mine\n\n{text[start:]}\n\n## Last words\n"
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(fields_of(card))}---\n{moved}")
+    again = model_card(folder, "me/x", found, evaluation=other_evaluation())
+    assert "91.50 (90.00 to 93.00)" in section(again) and "87.11" not in again
+    body = again.split("---\n", 2)[2].strip()
+    assert body.startswith("# Mine\n") and body.endswith("## Last words")
+    # A push without a report leaves it as it is.
+    (folder / "README.md").write_text(again)
+    assert model_card(folder, "me/x", found) == again
+    (folder / "README.md").write_text(again.replace("<!-- finecaption-hf: end of evaluation -->", ""))
+    with pytest.raises(HubError, match="only one of the two marks"):
         model_card(folder, "me/x", found, evaluation=evaluation())
 
 
+def test_what_an_own_card_lacks_in_front_is_added_and_what_it_has_stays(folder):
+    (folder / "assembly.json").write_text(json.dumps(assembly("sam")))
+    found = read_provenance(folder)
+    (folder / "README.md").write_text("# Mine\n\nNo front matter.\n")
+    card = model_card(folder, "me/x", found)
+    assert check_card(card) == [] and "# Mine\n\nNo front matter." in card
+    fields = fields_of(card)
+    assert (fields["license"], fields["base_model"]) == ("apache-2.0", ["some/sam"])
+    own = {"license": "other", "license_name": "mine", "license_link": "LICENSE", "tags": ["cats"], "language": "en"}
+    (folder / "README.md").write_text(as_card(own))
+    fields = fields_of(model_card(folder, "me/x", found, tags=["dogs"]))
+    assert {name: fields[name] for name in own if name != "tags"} == {k: v for k, v in own.items() if k != "tags"}
+    assert fields["tags"] == ["cats", "custom_code", "finecaption", "region-captioning", "dogs"]
+    assert fields["library_name"] == "transformers"
+
+
+def test_a_card_on_the_hub_that_somebody_wrote_or_edited_keeps_its_text(folder):
+    found = read_provenance(folder)
+    theirs = as_card(GOOD, "# Written on the Hub\n")
+    card = model_card(folder, "me/x", found, evaluation=evaluation(), existing=theirs)
+    assert "# Written on the Hub" in card and "87.11" in section(card) and "## Limits" not in card
+    made = model_card(folder, "me/x", found, evaluation=evaluation())
+    edited = made.replace("A caption may name what is not there.", "It invents hats.")
+    assert edited != made
+    card = model_card(folder, "me/x", found, evaluation=other_evaluation(), existing=edited)
+    assert "It invents hats." in card and "91.50" in section(card) and "87.11" not in card
+    # What lies in the folder comes before it.
+    (folder / "README.md").write_text(as_card(GOOD, "# In the folder\n"))
+    assert "# In the folder" in model_card(folder, "me/x", found, existing=theirs)
+
+
+def test_front_matter_set_on_the_hub_stays_where_it_does_not_come_from_the_checkpoint(folder):
+    found = read_provenance(folder)
+    made = model_card(folder, "me/x", found, evaluation=evaluation())
+    fields = {**fields_of(made), "language": "en", "tags": ["custom_code", "cats"], "base_model": "old/one"}
+    existing = f"---\n{yaml.safe_dump(fields)}---\n{made.split('---' + chr(10), 2)[2]}"
+    fields = fields_of(model_card(folder, "me/x", found, existing=existing))
+    assert fields["language"] == "en" and "cats" in fields["tags"] and "finecaption" in fields["tags"]
+    assert "base_model" not in fields and "model-index" not in fields
+
+
+@pytest.mark.hub
+def test_cards_that_the_library_writes_give_way(folder, tmp_path):
+    found = read_provenance(folder)
+    summary = TrainingSummary(model_name="x", hyperparameters={"seed": 42}).to_model_card()
+    description = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
+    blank = ModelCard.from_template(ModelCardData(library_name="transformers"), model_description=description)
+    for existing in (summary, str(blank)):
+        assert "describes any region of an image" in model_card(folder, "me/x", found, existing=existing)
+    filled = str(blank).replace("[More Information Needed]", "We know.")
+    assert "We know." in model_card(folder, "me/x", found, existing=filled)
+
+
+def test_the_mask_diagnostics_of_a_real_report_stand_in_the_card(folder):
+    """The report: finecaption evaluate --diagnostics mask, finecaption-tiny on 8 held-out scenes from seed 5."""
+    values = json.loads((Path(__file__).parent / "mask_report.json").read_text())
+    card = model_card(folder, "me/x", read_provenance(folder), evaluation=values)
+    text = section(card)
+    (diagnostic,) = values["diagnostics"]
+    assert f"### {diagnostic['title']}" in text and all(note in text for note in diagnostic["notes"])
+    for row in diagnostic["table"]["rows"]:
+        assert f"| {' | '.join(row)} |" in text
+    assert "| Color | 16 | 2.728 (2.206 to 3.203) |" in text
+    assert "| me/x | finecaption-scenes | 259 | 86.26 (84.44 to 88.26) | 87.89 (85.08 to 90.51) |" in text
+    assert "259 captions of 29 regions in 8 images" in text and f"`{values['signature']}`" in text
+
+
+def test_names_in_a_report_neither_end_the_section_nor_tell_of_folders(folder):
+    values = evaluation()
+    values |= {"model": "/data/somebody/run/final", "data": {"name": "/data/somebody/scenes_test.jsonl"}}
+    values["diagnostics"][0]["table"]["rows"].append(["<!-- finecaption-hf: end of evaluation -->", "0"])
+    card = model_card(folder, "me/x", read_provenance(folder), evaluation=values)
+    assert "somebody" not in card
+    assert "| me/x | scenes\\_test.jsonl | 6269 |" in section(card)
+    assert fields_of(card)["model-index"][0]["results"][0]["dataset"]["name"] == "scenes_test.jsonl"
+
+
+def test_the_demo_of_a_card_has_its_command_the_space_and_the_pictures(folder):
+    found = read_provenance(folder)
+    card = model_card(folder, "me/x", found)
+    assert "`finecaption demo --model me/x`" in card and "huggingface.co/spaces" not in card
+    card = model_card(folder, "me/x", found, space="me/show", pictures=["a_street.png"])
+    assert "[me/show](https://huggingface.co/spaces/me/show)" in card
+    assert "![a\\_street](a_street.png)" in card
+    (folder / "README.md").write_text(as_card(GOOD, "# Mine\n"))
+    assert "## Demo" not in model_card(folder, "me/x", found)
+    card = model_card(folder, "me/x", found, space="me/show")
+    (folder / "README.md").write_text(card)
+    card = model_card(folder, "me/x", found, space="me/new")
+    assert card.count("## Demo") == 1 and "spaces/me/new" in card and "me/show" not in card
+
+
+@pytest.mark.parametrize(
+    ("source", "licence", "notice", "bad", "good"),
+    [
+        ("meta/Llama-2-7b", "llama2", "", None, "me/any"),
+        ("meta/Meta-Llama-3-8B", "llama3", "Built with Meta Llama 3", "me/Llama-fine", "me/llama-3-fine"),
+        ("meta/Llama-3.1-8B", "llama3.1", "Built with Llama", "me/fine-llama", "me/Llama-fine"),
+        ("meta-llama/Llama-9", None, "Built with Llama", "me/x", "me/Llama-x"),
+        ("small/TinyLlama-1.1B", "apache-2.0", None, None, None),
+        ("liu/llava-7b", "apache-2.0", None, None, None),
+    ],
+)
+def test_what_the_licence_of_a_llama_asks_for_is_known_by_version(source, licence, notice, bad, good):
+    part = {"role": "language model", "source": source, "revision": None, "licence": licence}
+    terms = llama_terms(Provenance(parts=[part]))
+    assert (terms and terms.notice) == notice
+    if terms is not None:
+        assert terms.allows(good) and (bad is None or not terms.allows(bad))
+
+
+def test_a_model_trained_further_under_its_own_name_is_not_its_own_base(folder, tmp_path):
+    (folder / "provenance.json").write_text(Provenance(["some/sam"], stages=[]).to_json())
+    final = stage(tmp_path / "run", "all", "me/x", {})
+    files = {("me/x", "provenance.json"): folder / "provenance.json"}
+
+    def fetch(repo: str, name: str) -> Path | None:
+        return files.get((repo, name))
+
+    assert read_provenance(final, fetch, repo="me/x").base_models == ["some/sam"]
+    assert read_provenance(final, fetch, repo="me/y").base_models == ["me/x"]
+
+
 # --- the check -------------------------------------------------------------------------------------------------------
-
-GOOD = {
-    "library_name": "transformers",
-    "pipeline_tag": "image-text-to-text",
-    "tags": ["custom_code"],
-    "license": "apache-2.0",
-}
-
-
-def as_card(fields: dict[str, Any], body: str = "# Text\n") -> str:
-    return f"---\n{yaml.safe_dump(fields)}---\n{body}"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,11 @@ from finecaption_hf import configuration_finecaption
 
 PACKAGE = ROOT / "src" / "finecaption_hf"
 HUB_FILES = sorted(PACKAGE.glob("*_finecaption.py"))
-HUB_LIBRARIES = {"transformers", "torch", "torchvision", "timm", "numpy", "PIL", "packaging"}
+HUB_LIBRARIES = {"transformers", "torch", "torchvision", "timm", "numpy", "PIL", "packaging"} | {
+    "huggingface_hub",  # these come with transformers
+    "safetensors",
+    "yaml",
+}
 CORE = set(
     [
         "transformers",

@@ -27,7 +27,10 @@ HUB_FILES = {
     for name in (
         "branch_attention",
         "branching",
+        "card",
         "configuration",
+        "hub",
+        "hub_lists",
         "image_processing",
         "masks",
         "modeling",

@@ -1,30 +1,43 @@
 """Points and boxes -> masks: the real classes at random tiny size, models of known logits, and the classical one."""
 
 import json
+import shutil
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLE_PICTURE
+from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from tiny import tiny_config, tiny_model
 from transformers import (
     AutoConfig,
     EdgeTamConfig,
     EdgeTamModel,
+    EdgeTamVideoConfig,
+    EdgeTamVideoModel,
     Sam2Config,
     Sam2ImageProcessor,
     Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    Sam3Config,
     Sam3ImageProcessor,
     Sam3TrackerConfig,
     Sam3TrackerModel,
+    Sam3TrackerVideoConfig,
+    Sam3VideoConfig,
+    Sam3VideoModel,
     SamConfig,
     SamImageProcessor,
     SamModel,
 )
+from transformers.models.sam.modeling_sam import SamVisionEncoder
 from typer.testing import CliRunner
 
 from finecaption_hf.assembly.plan import _tower_fields
@@ -216,6 +229,82 @@ def test_segmenter_opens_from_a_folder_and_says_what_it_is(family: str, tmp_path
         assert (again.mask != before.mask).mean() < 0.002
 
 
+_MEMORY = {
+    "memory_attention_hidden_size": 32,
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 32,
+    "memory_attention_rope_feat_sizes": [8, 8],
+    "memory_encoder_hidden_size": 32,
+    "memory_encoder_output_channels": 16,
+    "mask_downsampler_embed_dim": 32,
+    "memory_fuser_embed_dim": 32,
+    "memory_fuser_intermediate_dim": 32,
+}
+
+
+def _video_model(family: str, image_model: Any) -> Any:
+    """The video model of a family, with vision encoder, prompts and decoder of the same sizes."""
+    vision = image_model.config.vision_config.to_dict()
+    parts = {"prompt_encoder_config": _PROMPTS, "mask_decoder_config": _DECODER, **_MEMORY}
+    if family == "SAM 2":
+        return Sam2VideoModel(Sam2VideoConfig(vision_config=vision, **parts))
+    if family == "EdgeTAM":
+        resampler = {f"perceiver_resampler_{name}": 4 for name in ("num_latents", "num_latents_2d")}
+        resampler |= {f"perceiver_resampler_{name}": 32 for name in ("hidden_size", "mlp_intermediate_size")}
+        return EdgeTamVideoModel(EdgeTamVideoConfig(vision_config=vision, image_size=SIDE, **parts, **resampler))
+    parts["prompt_encoder_config"] = {**_PROMPTS, "patch_size": 16}
+    tracker = Sam3TrackerVideoConfig(vision_config=vision, image_size=SIDE, **parts)
+    small = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    detector = Sam3Config(
+        vision_config=vision,
+        text_config={**text, "vocab_size": 60, "projection_dim": 32, "max_position_embeddings": 16},
+        geometry_encoder_config=small,
+        detr_encoder_config=small,
+        detr_decoder_config={**small, "num_queries": 4},
+        mask_decoder_config={"hidden_size": 32, "num_upsampling_stages": 3, "num_attention_heads": 2},
+    )
+    return Sam3VideoModel(Sam3VideoConfig(detector_config=detector.to_dict(), tracker_config=tracker.to_dict()))
+
+
+@pytest.mark.parametrize("family", ["SAM 2", "SAM 3", "EdgeTAM"])
+def test_published_video_checkpoints_segment_pictures_with_their_own_weights(family: str, tmp_path: Path) -> None:
+    """Weights lie in the file under the names of the video model, as in the repositories of SAM 2.1, SAM 3, EdgeTAM."""
+    torch.manual_seed(1)
+    image_model, image_processor = FAMILIES[family]()
+    video = _video_model(family, image_model)
+    image_processor.save_pretrained(tmp_path)
+    video.config.save_pretrained(tmp_path)
+    weights = {name: tensor.clone().contiguous() for name, tensor in video.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    opened = open_segmenter(tmp_path, device="cpu")
+    assert opened.name == f"{family} ({tmp_path})"
+    found = opened.encode(picture()).masks(points=[(40, 30)])
+    assert found and all(it.mask.shape == (60, 90) for it in found)
+    # The same picture and point by the part of the video model that does it for its first frame.
+    inner = video.tracker_model if family == "SAM 3" else video
+    parts = {"mask_decoder": inner.mask_decoder, "prompt_encoder": inner.prompt_encoder}
+    neck = video.tracker_neck if family == "SAM 3" else video.vision_encoder.neck
+    backbone = (video.detector_model if family == "SAM 3" else video).vision_encoder.backbone
+    for part, theirs in {**parts, "vision_encoder.neck": neck, "vision_encoder.backbone": backbone}.items():
+        ours = opened.model.get_submodule(part).state_dict()
+        assert ours.keys() <= theirs.state_dict().keys()
+        assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.items()), part
+
+
+def test_checkpoint_that_lacks_weights_is_refused_instead_of_segmenting_at_random(tmp_path: Path) -> None:
+    segmenter = tiny("SAM")
+    segmenter.image_processor.save_pretrained(tmp_path)
+    segmenter.model.config.save_pretrained(tmp_path)
+    weights = {name: tensor.clone() for name, tensor in segmenter.model.state_dict().items()}
+    del weights["mask_decoder.iou_token.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        SegmentationError, match=r"lacks 1 of the weights of a SamModel, such as mask_decoder.iou_token"
+    ):
+        open_segmenter(tmp_path, device="cpu")
+
+
 # --- known logits ----------------------------------------------------------------------------------------------------
 
 
@@ -381,9 +470,19 @@ def test_everything_refuses_numbers_out_of_range(options: dict[str, Any]) -> Non
         encoded.everything(**options)
 
 
-def test_model_of_another_kind_is_refused(tmp_path: Any) -> None:
-    AutoConfig.for_model("clip").save_pretrained(tmp_path)
-    with pytest.raises(SegmentationError, match=r"of type 'clip'.*sam2"):
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("clip", "makes no masks of points and boxes"),
+        ("sam3", "finds things by words; what takes points and boxes is SAM 3's tracker"),
+        ("sam3_lite_text", "finds things by words"),
+        ("sam_hq", "takes points and boxes through a decoder of its own, which is not supported"),
+        ("sam3_tracker_video", "makes no masks"),
+    ],
+)
+def test_model_of_another_kind_is_refused(kind: str, reason: str, tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(SegmentationError, match=rf"of type '{kind}', which {reason}.*sam2"):
         open_segmenter(tmp_path)
     with pytest.raises(SegmentationError, match="neither a folder nor"):
         open_segmenter("no/such/folder")
@@ -472,6 +571,65 @@ def test_pictures_of_any_mode_have_masks_of_their_displayed_size(classical: Any)
     assert classical.encode(image).masks(points=[(5, 5)])[0].mask.shape == (80, 40)
     for mode in ("L", "P", "RGBA", "LA", "1", "CMYK"):
         assert classical.encode(picture().convert(mode)).masks(points=[(5, 5)])[0].mask.shape == (60, 90)
+
+
+# --- any picture -----------------------------------------------------------------------------------------------------
+
+
+def hostile_picture(kind: str, random: np.random.Generator) -> Image.Image:
+    sizes = {"one pixel": (1, 1), "wide": (2000, 3), "tall": (3, 2000), "two": (2, 1), "odd": (41, 67)}
+    width, height = sizes.get(kind, (50, 30))
+    if kind == "flat":
+        return Image.new("RGB", (width, height), tuple(random.integers(0, 256, 3).tolist()))
+    shapes = Image.new("RGB", (width, height), tuple(random.integers(0, 256, 3).tolist()))
+    for _ in range(5):
+        x, y = int(random.integers(0, width)), int(random.integers(0, height))
+        ImageDraw.Draw(shapes).ellipse((x - 9, y - 7, x + 9, y + 7), fill=tuple(random.integers(0, 256, 3).tolist()))
+    if kind == "16-bit":
+        return Image.fromarray(np.asarray(shapes.convert("L")).astype(np.uint16) * 257)
+    if kind == "transparent":
+        shapes.putalpha(Image.fromarray(random.integers(0, 256, (height, width), dtype=np.uint8)))
+    if kind == "turned":
+        shapes.getexif()[0x0112] = 8
+    return shapes
+
+
+@pytest.mark.parametrize("kind", ["one pixel", "two", "wide", "tall", "odd", "flat", "transparent", "16-bit", "turned"])
+@pytest.mark.parametrize("family", ["classical", "SAM"])
+def test_every_picture_has_sorted_different_masks_of_its_displayed_size(
+    family: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    segmenter = request.getfixturevalue("classical") if family == "classical" else tiny(family)
+    for seed in range(2):
+        random = np.random.default_rng(seed)
+        image = hostile_picture(kind, random)
+        encoded = segmenter.encode(image)
+        width, height = image.size[::-1] if kind == "turned" else image.size
+        assert (encoded.height, encoded.width) == (height, width)
+        points = random.uniform(0, 1, (3, 2)) * [width, height]
+        corners = np.sort(random.uniform(-3, 3 + max(width, height), (2, 2)), axis=0)
+        corners[0] = np.minimum(corners[0], [width - 0.5, height - 0.5])
+        box = [*corners[0], *np.maximum(corners[1], np.maximum(corners[0], 0) + 0.5)]
+        for prompt in ({"points": points[:1]}, {"points": points, "labels": [1, 0, 1]}, {"box_xyxy": box}):
+            found = encoded.masks(**prompt)
+            assert [it.score for it in found] == sorted((it.score for it in found), reverse=True)
+            assert len({it.mask.tobytes() for it in found}) == len(found) <= 3
+            assert all(it.mask.shape == (height, width) and it.mask.dtype == bool and it.mask.any() for it in found)
+            if family == "classical" and "box_xyxy" in prompt:
+                assert found
+        least = {"min_score": -1e9, "min_stability": 0} if family == "SAM" else {}
+        everything = encoded.everything(points_per_side=4, max_overlap=0.5, min_area=0, **least)
+        assert [it.score for it in everything] == sorted((it.score for it in everything), reverse=True)
+        for number, candidate in enumerate(everything):
+            assert candidate.mask.shape == (height, width) and candidate.mask.any()
+            assert all(overlap(candidate.mask, other.mask) <= 0.5 for other in everything[:number])
+
+
+def test_deep_picture_is_segmented_like_its_upper_eight_bits(classical: Any) -> None:
+    shallow = picture((90, 60)).convert("L")
+    deep = Image.fromarray(np.asarray(shallow).astype(np.uint16) * 257)
+    (a,), (b,) = (classical.encode(it).masks(points=[(38, 30)], num_candidates=1) for it in (shallow, deep))
+    assert np.array_equal(a.mask, b.mask) and not a.mask.all()
 
 
 # --- one encoding for segmentation and captions ----------------------------------------------------------------------
@@ -621,20 +779,170 @@ def test_everything_of_a_picture_is_captioned_from_the_command_line(tmp_path: An
     # The disc is among them: its bounding box, to a few pixels.
     wanted = np.array([45, 30, 113, 91])
     assert min(np.abs(np.array(record["box_xyxy"]) - wanted).max() for record in records) <= 4
-    assert f"{len(records)} regions found by: classical" in result.stderr
+    assert f"{len(records)} region{'s' * (len(records) > 1)} found by: classical" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def sam_and_checkpoint(embedded: Any, tmp_path_factory: Any) -> tuple[Path, Path]:
+    """Folders of a SAM whose encoder is the embedded checkpoint's tower, and of that checkpoint, which says so.
+
+    The SAM's decoder is random, and so sure of itself that `everything` finds something.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    model, processor = embedded
+    vision = model.config.sam_config
+    channels = vision.output_channels
+    grid = {"image_size": vision.image_size, "image_embedding_size": vision.image_size // vision.patch_size}
+    torch.manual_seed(0)
+    sam = SamModel(
+        SamConfig(
+            vision_config={**vision.to_dict(), "num_pos_feats": channels // 2},
+            prompt_encoder_config={"hidden_size": channels, **grid},
+            mask_decoder_config={**_DECODER, "hidden_size": channels},
+        )
+    )
+    sam.vision_encoder.load_state_dict(model.model.sam_tower.vision_encoder.state_dict())
+    with torch.no_grad():
+        for parameter in sam.mask_decoder.parameters():
+            parameter.mul_(3)
+        sam.mask_decoder.iou_prediction_head.proj_out.bias.fill_(6)
+        for layer in sam.mask_decoder.output_hypernetworks_mlps:
+            layer.proj_out.weight.mul_(1e5)
+    sam.save_pretrained(folder / "sam")
+    SamImageProcessor().save_pretrained(folder / "sam")
+    model.save_pretrained(folder / "checkpoint")
+    processor.save_pretrained(folder / "checkpoint")
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    config["sam_pretrained"] = str(folder / "sam")
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(config))
+    return folder / "sam", folder / "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("regions", "number"),
+    [
+        (["--everything", "--max-regions", 3], 3),
+        (["--point", "130,180", "--mask", EXAMPLE_MASK, "--box", "178,25,249,96", "--refine"], 2),
+    ],
+)
+def test_picture_is_encoded_once_for_masks_and_captions(
+    sam_and_checkpoint: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, regions: list[object], number: int
+) -> None:
+    sam, folder = sam_and_checkpoint
+    runs: list[int] = []
+    forward = SamVisionEncoder.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SamVisionEncoder, "forward", counted)
+    command = [
+        "caption",
+        EXAMPLE_PICTURE,
+        *regions,
+        "--task",
+        "region",
+        "--task",
+        "global",
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    result = run(*command, "--model", folder, "--max-new-tokens", 8)
+    assert result.exit_code == 0, result.output
+    assert f"{number} regions found by: SAM ({sam}), over the captioning model's own tower" in result.stderr
+    assert len(json.loads(result.stdout)) == 3
+    assert len(runs) == 1
+    # The regions are those that the shared segmenter finds, and the answers those of a pipeline that encodes anew.
+    model, processor = load(folder, device="cpu")
+    picture = Image.open(EXAMPLE_PICTURE)
+    encoded = open_segmenter_for(model, processor).encode(picture)
+    if "--everything" in regions:
+        masks = [it.mask for it in encoded.everything(max_regions=3)]
+    else:
+        masks = [
+            encoded.masks(points=[(130, 180)], num_candidates=1)[0].mask,
+            np.asarray(Image.open(EXAMPLE_MASK)) > 0,
+            encoded.masks(box_xyxy=[178, 25, 249, 96], num_candidates=1)[0].mask,
+        ]
+    expected = model.as_pipeline(processor)(picture, masks, ["region", "global"], max_new_tokens=8)
+    assert json.loads(result.stdout) == expected
+
+
+def test_sam_that_cannot_be_loaded_is_told_and_the_classical_one_used(
+    sam_and_checkpoint: tuple[Path, Path], classical: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(sam_and_checkpoint[1], tmp_path / "checkpoint")
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    config["sam_pretrained"] = "someone/not-here"
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
+    command = ["caption", EXAMPLE_PICTURE, "--point", "130,180", "--device", "cpu", "--max-new-tokens", 4]
+    result = run(*command, "--model", tmp_path / "checkpoint")
+    assert result.exit_code == 0, result.output
+    assert "Warning: someone/not-here, to which the checkpoint's SAM tower belongs, cannot be used" in result.stderr
+    assert f"1 region found by: {classical.name}" in result.stderr
+    result = run(*command, "--model", tmp_path / "checkpoint", "--segmenter", "someone/not-here")
+    assert result.exit_code == 2 and "couldn't find them in the cached files" in result.stderr
+
+
+def test_points_and_boxes_become_regions_in_the_order_of_the_command_line(classical: Any, tmp_path: Path) -> None:
+    size = (180, 120)
+    picture(size).save(tmp_path / "disc.png")
+    disc_box, corner = np.array([45, 30, 113, 91]), [0, 0, 20, 10]
+    command = ["caption", tmp_path / "disc.png", "--device", "cpu", "--max-new-tokens", 4, "--json"]
+    result = run(
+        *(*command, "--box", "0,0,20,10", "--point", "60,50,90,70", "--not-point", "50,60"),
+        *("--polygon", "0,0,50,0,0,50", "--point", "5 110"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 regions found by: classical" in result.stderr
+    box, points, polygon, outside = json.loads(result.stdout)
+    assert box["box_xyxy"] == corner and polygon["box_xyxy"] == [0, 0, 49, 49]
+    assert np.abs(np.array(points["box_xyxy"]) - disc_box).max() <= 4
+    encoded = classical.encode(picture(size))
+    expected = encoded.masks(points=[(60, 50), (90, 70), (50, 60)], labels=[1, 1, 0], num_candidates=1)[0].mask
+    assert points["area"] == expected.sum()
+    assert outside["area"] > size[0] * size[1] / 2
+
+    loose = ["--box", "38,22,125,100"]
+    (plain,) = json.loads(run(*command, *loose).stdout)
+    assert plain["box_xyxy"] == [38, 22, 125, 100]
+    (refined,) = json.loads(run(*command, *loose, "--refine").stdout)
+    (without,) = json.loads(run(*command, *loose, "--not-point", "40,24,40,98").stdout)
+    for record in (refined, without):
+        assert np.abs(np.array(record["box_xyxy"]) - disc_box).max() <= 4
+
+
+def test_points_without_opencv_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    result = run("caption", EXAMPLE_PICTURE, "--point", "5,5", "--device", "cpu")
+    assert result.exit_code == 2 and 'pip install "finecaption-hf[segmentation]"' in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--everything", "--box", "1,2,30,40"], "leave --box out"),
-        (["--segmenter", "some/model"], "--segmenter goes with --everything only"),
+        (["--everything", "--not-point", "1,2"], "leave --not-point out"),
+        (["--everything", "--refine"], "leave --refine out"),
+        (["--segmenter", "some/model"], "--segmenter goes with --everything, --point, or --box and --refine"),
+        (["--segmenter", "some/model", "--box", "1,2,30,40"], "--segmenter goes with"),
         (["--max-regions", "3"], "--max-regions goes with --everything only"),
         (["--everything", "--segmenter", "/no/such/folder"], "neither a folder nor the id"),
+        (["--refine", "--mask", EXAMPLE_MASK], "--refine goes with --box"),
+        (["--not-point", "1,2", "--point", "3,4"], "--not-point 1,2: it says what is not part of the region before it"),
+        (["--mask", EXAMPLE_MASK, "--not-point", "1,2"], "which has to be a --point or a --box"),
+        (["--point", "1,2,3"], "--point 1,2,3: these are no points. Give X,Y or X,Y,X,Y,..."),
+        (["--point", "there"], "these are no points"),
+        (["--box", "1,2,3,4", "--point", "256,3"], "region 2 (--point): The point (256, 3) lies outside"),
+        (["--point", "-4,3"], "region 1 (--point): The point (-4, 3) lies outside"),
+        (["--point", "5,5", "--not-point", "5,nan"], "region 1 (--point): points hold a number that is not finite"),
+        (["--input", "a.jsonl", "--output", "b.jsonl", "--point", "1,2"], "--point cannot be given with --input"),
     ],
 )
-def test_wrong_use_of_everything_ends_in_one_error(arguments: list[str], message: str) -> None:
-    result = run("caption", EXAMPLE_PICTURE, *arguments)
+def test_wrong_use_of_regions_ends_in_one_error(arguments: list[str], message: str) -> None:
+    result = run("caption", *([] if "--input" in arguments else [EXAMPLE_PICTURE]), *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output and not result.stdout

@@ -1,32 +1,43 @@
 """The Space that `finecaption space` writes: its files, and that it starts from them alone."""
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import EXAMPLE_PICTURE
+from hub_server import TOKEN, HubServer, Repo
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.cli import app
-from finecaption_hf.demo.space import GRADIO_VERSION, write_space
+from finecaption_hf.demo.space import GRADIO_VERSION, PYTHON_VERSION, write_space
+
+MODEL = "someone/finecaption"
+BOX = {"box_xyxy": [178, 25, 249, 96]}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("space") / "out"
-    result = CliRunner().invoke(
-        app, ["space", str(out), "--model", "someone/finecaption", "--title", 'A "fine" demo: 1']
-    )
+    result = CliRunner().invoke(app, ["space", str(out), "--model", MODEL, "--title", 'A "fine" demo: 1'])
     assert result.exit_code == 0, result.output
     assert "app.py" in result.output
     return out
@@ -42,6 +53,8 @@ def test_front_matter_is_what_the_hub_reads(folder: Path) -> None:
     colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert {card["colorFrom"], card["colorTo"]} <= colors
     assert len(card["short_description"]) <= 60
+    # Without quotes 3.10 would be the number 3.1.
+    assert card["python_version"] == PYTHON_VERSION and isinstance(card["python_version"], str)
     assert card["suggested_hardware"] == "zero-a10g"
 
 
@@ -49,18 +62,16 @@ def test_folder_has_the_code_but_no_weights_and_no_leftovers(folder: Path) -> No
     package = folder / "finecaption_hf"
     assert (package / "demo" / "picker.js").is_file() and (package / "pipeline_finecaption.py").is_file()
     assert not list(folder.rglob("*.safetensors")) and not list(folder.rglob("__pycache__"))
-    # spaces has to come before torch.
-    lines = (folder / "app.py").read_text(encoding="utf-8").splitlines()
-    assert next(i for i, line in enumerate(lines) if "import spaces" in line) < next(
-        i for i, line in enumerate(lines) if "finecaption_hf" in line and "import" in line
-    )
+    assert not (package / "training").exists() and not (package / "evaluation").exists()
 
 
 def test_requirements_are_those_of_the_package(folder: Path) -> None:
     lines = (folder / "requirements.txt").read_text(encoding="utf-8").split()
     names = {Requirement(line).name for line in lines}
-    assert {"transformers", "torch", "timm", "pillow", "spaces"} <= names
+    assert {"transformers", "torch", "timm", "pillow", "opencv-python-headless", "spaces"} <= names
     assert not names & {"pytest", "ruff", "finecaption-hf"}
+    # Its version is that of the front matter; another requirement could contradict it.
+    assert "gradio" not in names
     assert any(line.startswith("transformers") and "5.19" in line for line in lines)
 
 
@@ -78,49 +89,314 @@ def test_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_space_starts_from_its_own_files_and_answers(folder: Path, tmp_path: Path, embedded: Any) -> None:
-    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
-    from gradio_client import Client, handle_file
+# --- to the Hub -------------------------------------------------------------------------------------------------------
 
-    # The model as a download from the Hub leaves it.
-    cache = tmp_path / "hub" / "models--someone--finecaption"
-    (cache / "refs").mkdir(parents=True)
-    (cache / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(EMBEDDED_CHECKPOINT, cache / "snapshots" / ("0" * 40))
+
+def push(hub: HubServer, out: Path, *options: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+    """`finecaption space` in a fresh process, since the client reads its settings when it is imported."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "HF_TOKEN"},
+        **({} if token is None else {"HF_TOKEN": token}),
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(out.parent / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    code = "from finecaption_hf.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "space", str(out), "--model", MODEL, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_push_uploads_the_folder_in_one_commit(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        done = push(hub, tmp_path / "out", "--push", "me/demo", "--private")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].endswith("/spaces/me/demo")
+        repo = hub.repos["space", "me/demo"]
+        assert repo.private and len(repo.history()) == 2
+        local = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        assert set(repo.at("main").files) == local | {".gitattributes"}
+        # A file of an earlier version goes with the next push.
+        files = {**repo.at("main").files, "finecaption_hf/old.py": b"", "mine.txt": b"mine"}
+        repo.commit("main", "by hand", files, set())
+        assert push(hub, tmp_path / "again", "--push", "me/demo").returncode == 0
+        assert set(repo.at("main").files) == local | {".gitattributes", "mine.txt"}
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "message"),
+    [
+        (["--push", "me/demo"], None, "Log in with `hf auth login`"),
+        (["--push", "me/demo"], "hf_" + "somebodyElse" * 3, "Log in with `hf auth login`"),
+        (["--push", "demo"], TOKEN, "Give owner/name"),
+        (["--private"], TOKEN, "Give --push OWNER/SPACE too"),
+    ],
+)
+def test_push_that_fails_says_why_in_one_line(
+    tmp_path: Path, options: list[str], token: str | None, message: str
+) -> None:
+    with HubServer() as hub:
+        done = push(hub, tmp_path / "out", *options, token=token)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert token is None or token not in done.stdout + done.stderr
+    assert not hub.repos
+
+
+# --- it starts --------------------------------------------------------------------------------------------------------
+
+# What the package `spaces` does on ZeroGPU, without a GPU: each call runs in a process that is forked off, arguments
+# and results are copied, and an error that is not gradio's comes back as the name of its class.
+FAKE_SPACES = """
+import functools, inspect, multiprocessing, pickle
+import gradio
+
+fork = multiprocessing.get_context("fork")
+
+
+def GPU(task=None, *, duration=60, size=None):
+    if task is None:
+        return functools.partial(GPU, duration=duration, size=size)
+    is_generator = inspect.isgeneratorfunction(task)
+
+    def work(given, results):
+        try:
+            values = task(*pickle.loads(given))
+            for value in values if is_generator else [values]:
+                results.send((None, value))
+            results.send(("end", None))
+        except gradio.Error as error:
+            results.send((error.message, None))
+        except Exception as error:
+            results.send((type(error).__name__, None))
+
+    def run(*args):
+        print("GPU for", duration(*args) if callable(duration) else duration, "seconds", flush=True)
+        receiving, sending = fork.Pipe(duplex=False)
+        process = fork.Process(target=work, args=(pickle.dumps(args), sending), daemon=True)
+        process.start()
+        while True:
+            end, value = receiving.recv()
+            if end == "end":
+                break
+            if end is not None:
+                raise gradio.Error(end, print_exception=False)
+            yield value
+        process.join()
+
+    if is_generator:
+        return functools.wraps(task)(lambda *args: (yield from run(*args)))
+    return functools.wraps(task)(lambda *args: next(run(*args)))
+"""
+
+# `describe` of a Space, by a client in a process of its own; what it prints is JSON.
+ASK = """
+import json, sys
+from gradio_client import Client, handle_file
+
+client = Client(sys.argv[1], verbose=False)
+try:
+    mask, questions = map(json.loads, sys.argv[3:])
+    answer = client.predict(handle_file(sys.argv[2]), mask, questions, api_name="/describe")
+except Exception as error:
+    answer = str(error)
+print(json.dumps(answer))
+"""
+
+
+class Space:
+    """A Space that runs: its address, and its log."""
+
+    def __init__(self, python: str, url: str, log: Path) -> None:
+        self.python, self.url, self.log = python, url, log
+
+    def describe(self, *questions: str) -> Any:
+        """The record of a region of the example picture, or what went wrong."""
+        given = (self.url, str(EXAMPLE_PICTURE), json.dumps(BOX), json.dumps(questions))
+        done = subprocess.run([self.python, "-c", ASK, *given], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def open_page(self) -> None:
+        """As far as without a browser: the page, and what it loads."""
+        with urllib.request.urlopen(self.url, timeout=30) as answer:
+            page = answer.read().decode()
+        assert "FineCaption" in page
+        names = re.findall(r'(?:src|href)="(\.?/[^"]+\.(?:js|css))"', page)
+        assert names
+        for name in names:
+            urllib.request.urlopen(urllib.parse.urljoin(self.url, name), timeout=30).close()
+
+
+@contextmanager
+def started(python: str, folder: Path, environment: dict[str, str], log: Path) -> Iterator[Space]:
+    """`python app.py` in the folder, until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_HUB_OFFLINE": "1",
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(tmp_path / "store"),
-    }
-    code = (
-        "import runpy, finecaption_hf; print(finecaption_hf.__file__, flush=True); "
-        "runpy.run_path('app.py', run_name='__main__')"
-    )
-    with open(tmp_path / "log", "w+") as log:
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/"
+    address = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [python, "app.py"], cwd=folder, env={**environment, **address}, stdout=output, stderr=output
+        )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             while True:
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
+                    urllib.request.urlopen(url, timeout=5).close()
                     break
                 except OSError:
-                    assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                    assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                     time.sleep(0.3)
-            box = {"box_xyxy": [178, 25, 249, 96]}
-            client = Client(f"http://127.0.0.1:{port}/", verbose=False)
-            answer = client.predict(handle_file(str(EXAMPLE_PICTURE)), box, ["Color"], api_name="/describe")
+            yield Space(python, url, log)
         finally:
             process.terminate()
             process.wait(timeout=30)
-        log.seek(0)
-        assert log.readline().startswith(str(folder)), "the installed package ran instead of the Space's own"
+
+
+def expected(embedded: Any, *questions: str) -> Any:
     model, processor = embedded
-    (expected,) = model.as_pipeline(processor)(str(EXAMPLE_PICTURE), [box], ["Color"])
-    assert answer == expected
+    (record,) = model.as_pipeline(processor)(str(EXAMPLE_PICTURE), [BOX], list(questions))
+    return record
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """The model as a download from the Hub leaves it."""
+    folder = tmp_path / "hub" / "models--someone--finecaption"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder / "snapshots" / ("0" * 40))
+    return folder.parent
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="gradio (the extra demo) is not installed")
+def test_app_answers_where_a_gpu_is_another_process(folder: Path, cache: Path, tmp_path: Path, embedded: Any) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "spaces.py").write_text(FAKE_SPACES)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path / "modules"),
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "GRADIO_TEMP_DIR": str(tmp_path / "store"),
+    }
+    with started(sys.executable, folder, environment, tmp_path / "log") as space:
+        assert space.describe("Color", "Shape") == expected(embedded, "Color", "Shape")
+        # What a user can mend comes with its words, though it was found in the other process.
+        (token,) = embedded[1].tokenizer.convert_ids_to_tokens([embedded[0].config.image_token_id])
+        assert "a special token of the tokenizer" in space.describe(f"What is {token}?")
+        assert space.describe("Color") == expected(embedded, "Color")
+        log = space.log.read_text()
+    # More answers, more time.
+    assert "GPU for 34 seconds" in log and "GPU for 32 seconds" in log
+
+
+# --- as the Hub builds and starts it: scripts/test --space ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The Python of an environment that was made for this Space alone, and the folder where its files are."""
+    work = tmp_path_factory.mktemp("built")
+    shutil.copytree(folder, work / "app")
+    unwanted = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in unwanted}
+
+    def run(*command: str) -> None:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+        if done.returncode:
+            pytest.fail(f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+
+    try:
+        run(sys.executable, "-m", "venv", str(work / "environment"))
+        python = str(work / "environment" / "bin" / "python")
+        # The one command of the Hub's builder for Gradio.
+        gradio = [f"gradio[oauth,mcp]=={GRADIO_VERSION}", "uvicorn>=0.14.0", "websockets>=10.4", "spaces"]
+        run(python, "-m", "pip", "install", "--quiet", "-r", str(work / "app" / "requirements.txt"), *gradio)
+        yield python, work / "app"
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # gigabytes
+
+
+@pytest.fixture
+def space_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What is set in the container of a Space, with a Hub that has the model, which is private."""
+    with HubServer() as hub:
+        repo = hub.repos["model", MODEL] = Repo(MODEL, private=True)
+        files = {path.name: path.read_bytes() for path in EMBEDDED_CHECKPOINT.iterdir() if path.is_file()}
+        weights = {name: content for name, content in files.items() if name.endswith(".safetensors")}
+        repo.commit("main", "a checkpoint", files, set(weights))
+        hub.objects |= {hashlib.sha256(content).hexdigest(): content for content in weights.values()}
+        (tmp_path / "home").mkdir()
+        yield {
+            "PATH": os.defpath,
+            "LANG": "C.UTF-8",
+            "HOME": str(tmp_path / "home"),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            "SYSTEM": "spaces",
+            "SPACE_ID": "someone/demo",
+            "SPACE_AUTHOR_NAME": "someone",
+            "SPACE_REPO_NAME": "demo",
+            "SPACE_TITLE": "demo",
+            "SPACE_HOST": "someone-demo.hf.space",
+            "GRADIO_ALLOW_FLAGGING": "never",
+            "GRADIO_NUM_PORTS": "1",
+            "GRADIO_THEME": "huggingface",
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DISABLE_XET": "1",  # which this Hub does not speak
+            "HF_TOKEN": TOKEN,
+        }
+
+
+@pytest.mark.space
+def test_space_starts_in_a_clean_environment(
+    built: tuple[str, Path], space_environment: dict[str, str], tmp_path: Path, embedded: Any
+) -> None:
+    python, app_folder = built
+    where = "import finecaption_hf; print(finecaption_hf.__file__)"
+    outside = subprocess.run([python, "-c", where], cwd=tmp_path, env=space_environment, capture_output=True, text=True)
+    assert "No module named 'finecaption_hf'" in outside.stderr, "the environment is not clean"
+    with started(python, app_folder, space_environment, tmp_path / "log") as space:
+        space.open_page()
+        assert space.describe("Color", "Shape") == expected(embedded, "Color", "Shape")
+        assert TOKEN not in space.log.read_text()
+
+
+@pytest.mark.space
+def test_space_starts_on_zero_gpu(built: tuple[str, Path], space_environment: dict[str, str], tmp_path: Path) -> None:
+    """`spaces` itself, up to the GPU: at the start it stands in for one, then it asks for one, which is not there."""
+    asked: list[str] = []
+
+    class Scheduler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            content = json.dumps({"idle": True, "nvidiaIndex": 0, "nvidiaUUID": "GPU-0", "allowToken": "it"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scheduler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        zero = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{server.server_port}"}
+        with started(built[0], built[1], space_environment | zero, tmp_path / "log") as space:
+            space.open_page()
+            assert asked == ["/startup-report"]
+            space.describe("Color")
+            paths = [path.partition("?")[0] for path in asked]
+            # The function went to its own process, which was let at the GPU.
+            assert paths[1:3] == ["/schedule", "/allow"], (paths, space.log.read_text())
+        server.shutdown()

@@ -36,6 +36,7 @@ from .branch_attention_finecaption import (
     branch_obstacle,
     branch_position_ids,
 )
+from .hub_finecaption import ModelPushMixin
 
 logger = logging.get_logger(__name__)
 
@@ -294,7 +295,7 @@ def _settle_frozen(module: nn.Module) -> bool:
     return trains
 
 
-class FineCaptionPreTrainedModel(PreTrainedModel):
+class FineCaptionPreTrainedModel(ModelPushMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by FineCaption models."""
 
     config_class = FineCaptionConfig

@@ -1,25 +1,14 @@
-"""`finecaption caption`: regions of a picture, and questions about them; or a whole dataset (caption_dataset.py)."""
+"""`finecaption caption`: regions of a picture (caption_picture.py), or a whole dataset (caption_dataset.py)."""
 
-import json
-import os
-import re
-import warnings
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperCommand
 
-from .common import Device, DtypeOption, Json, Model, errors_in_one_line, load_checkpoint, parse_json
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
+from .common import Device, DtypeOption, Json, Model, errors_in_one_line
 
 
 class Task(str, Enum):
@@ -46,7 +35,10 @@ def _in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple
 
 _REGIONS, _QUESTIONS = "Regions (repeatable; none: the whole picture)", "Questions (repeatable; none: --task region)"
 _DATASET = "Whole datasets: --input and --output"
-_OF_A_PICTURE = ("image", "mask", "box", "polygon", "rle", "everything", "segmenter", "max_regions", "out")
+_OF_A_PICTURE = (
+    *("image", "mask", "box", "polygon", "rle", "point", "not_point"),
+    *("refine", "everything", "segmenter", "max_regions", "out"),
+)
 _OF_A_DATASET = ("images", "split", "log_probs", "batch_size", "num_workers", "overwrite", "retry_failed")
 
 
@@ -80,6 +72,24 @@ def caption(
         list[str] | None,
         typer.Option(metavar="JSON|FILE", help='COCO RLE: {"size": [H, W], "counts": ...}.', rich_help_panel=_REGIONS),
     ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y[,X,Y...]", help="Points on one thing, whose outline is found.", rich_help_panel=_REGIONS
+        ),
+    ] = None,
+    not_point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y[,X,Y...]",
+            help="Points that are not on it; goes with the --point or --box before it.",
+            rich_help_panel=_REGIONS,
+        ),
+    ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Take each --box for the thing that stands in it.", rich_help_panel=_REGIONS),
+    ] = False,
     everything: Annotated[
         bool,
         typer.Option("--everything", help="Find the regions, instead of naming any.", rich_help_panel=_REGIONS),
@@ -88,14 +98,15 @@ def caption(
         str | None,
         typer.Option(
             metavar="ID_OR_FOLDER",
-            help="What finds them: SAM, SAM 2, SAM 3 or EdgeTAM.",
-            show_default="by colour alone, with OpenCV",
+            help="What finds outlines: SAM, SAM 2, SAM 3 or EdgeTAM.",
+            show_default="the checkpoint's own SAM if it has one, else by colour alone, with OpenCV",
             rich_help_panel=_REGIONS,
         ),
     ] = None,
     max_regions: Annotated[
-        int, typer.Option(min=1, help="Of --everything, the best ones.", rich_help_panel=_REGIONS)
-    ] = 20,
+        int | None,
+        typer.Option(min=1, help="Of --everything, the best ones.", show_default="20", rich_help_panel=_REGIONS),
+    ] = None,
     task: Annotated[list[Task] | None, typer.Option(help="A kind of caption.", rich_help_panel=_QUESTIONS)] = None,
     attribute: Annotated[
         list[str] | None,
@@ -169,12 +180,15 @@ def caption(
 ) -> None:
     """Caption regions of a picture, or of a whole dataset.
 
-    Regions and questions are numbered as they stand on the command line. Every question is asked about every region,
+    Regions and questions are in the order of the command line. Every question is asked about every region,
     but for the global caption, which is about the whole picture.
 
     For several processes: accelerate launch -m finecaption_hf.cli caption --input ... --output ...
     """
-    asked = _in_order(ctx, task=task, attribute=attribute, question=question) or [("task", Task.region)]
+    asked = [
+        (kind, value.value if isinstance(value, Task) else value)
+        for kind, value in _in_order(ctx, task=task, attribute=attribute, question=question)
+    ] or [("task", Task.region.value)]
     decoding: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -190,7 +204,7 @@ def caption(
         caption_dataset(
             input,
             output,
-            [(kind, value.value if isinstance(value, Task) else value) for kind, value in asked],
+            asked,
             images=images,
             split=split,
             model=model,
@@ -204,65 +218,23 @@ def caption(
         )
         return
     assert image is not None
-    with errors_in_one_line():
-        from ..branching_finecaption import BranchRequest
-        from ..prompts_finecaption import resolve_questions
+    from .caption_picture import caption_picture
 
-        BranchRequest("region", temperature=temperature, top_p=top_p)  # refuses what makes no sense
-        _check_writable(out)
-        picture = _open_picture(image)
-        given = _in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle)
-        _check_everything(ctx, everything, given)
-        references = [
-            (f"region {number} (--{kind})", _reference(kind, text))
-            for number, (kind, text) in enumerate(given, start=1)
-        ]
-        if everything:
-            regions = _find_regions(picture, segmenter, device, dtype, max_regions)
-        else:
-            regions = [_region(where, it, picture) for where, it in references or [("whole picture", None)]]
-        checkpoint, processor = load_checkpoint(model, device, dtype)
-        prompts: dict[str, str] = {}
-        for kind, value in asked:
-            name = value.value if isinstance(value, Task) else value
-            if kind == "attribute" and name.strip().casefold() == "all":
-                prompts |= resolve_questions("all", processor.questions)
-            else:
-                prompts[name] = name if kind == "question" else processor.question(name)
-
-    from ..captioning import caption_regions
-    from ..masks_finecaption import mask_to_box
-
-    def ask(about: "Sequence[np.ndarray | None]", names: list[str]) -> list[list[str]]:
-        """One list of answers per region, in the order of the names."""
-        if not names:
-            return [[] for _ in about]
-        texts = [prompts[name] for name in names]
-        return caption_regions(checkpoint, processor, picture, about, texts, **decoding)
-
-    # The global caption is about the whole picture, whichever regions are asked about otherwise.
-    whole = [name for name in prompts if name == Task.whole.value]
-    regional = [name for name in prompts if name not in whole]
-    (of_picture,) = ask([None], whole)
-    answers = [
-        {name: told[name] for name in prompts}
-        for told in (dict(zip(regional + whole, texts + of_picture, strict=True)) for texts in ask(regions, regional))
-    ]
-    records = [
-        {
-            "region": number,
-            "box_xyxy": list(mask_to_box(region)),
-            "area": int(region.sum()),
-            "answers": texts,
-        }
-        for number, (region, texts) in enumerate(zip(regions, answers, strict=True), start=1)
-    ]
-    if as_json:
-        typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
-    else:
-        _print_answers(records)
-    if out is not None:
-        _write_picture(out, picture, regions, records)
+    caption_picture(
+        image,
+        _in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle, point=point, not_point=not_point),
+        asked,
+        refine=refine,
+        everything=everything,
+        segmenter=segmenter,
+        max_regions=max_regions,
+        model=model,
+        device=device,
+        dtype=dtype,
+        options=decoding,
+        out=out,
+        as_json=as_json,
+    )
 
 
 def _check_mode(ctx: typer.Context, image: Path | None, source: str | None, output: Path | None) -> None:
@@ -277,151 +249,3 @@ def _check_mode(ctx: typer.Context, image: Path | None, source: str | None, outp
     if given:
         names = ", ".join("IMAGE" if name == "image" else f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{names} cannot be given {'without' if source is None else 'with'} --input.")
-
-
-def _check_everything(ctx: typer.Context, everything: bool, given: list[tuple[str, str]]) -> None:
-    if everything and given:
-        raise ValueError(f"--everything finds the regions itself; leave --{given[0][0]} out, or --everything.")
-    for name in () if everything else ("segmenter", "max_regions"):
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise ValueError(f"--{name.replace('_', '-')} goes with --everything only.")
-
-
-def _find_regions(
-    picture: "Image.Image", name: str | None, device: str | None, dtype: Any, max_regions: int
-) -> "list[np.ndarray]":
-    """Masks of all that a segmenter finds, best first; who did it is told on standard error."""
-    from ..segmentation import open_segmenter
-
-    found = open_segmenter(name, device, None if dtype is None else dtype.value)
-    masks = [candidate.mask for candidate in found.encode(picture).everything(max_regions=max_regions)]
-    typer.echo(f"{len(masks)} regions found by: {found.name}", err=True)
-    if not masks:
-        raise ValueError("No region was found in the picture. Name some with --mask, --box or --polygon.")
-    return masks
-
-
-def _print_answers(records: list[dict[str, Any]]) -> None:
-    """A single caption as it is; a table of several."""
-    if len(records) == 1 and len(records[0]["answers"]) == 1:
-        typer.echo(next(iter(records[0]["answers"].values())))
-        return
-    table = Table("region", "box (x0, y0, x1, y1)", "question", "answer", show_lines=False)
-    for record in records:
-        cells = [str(record["region"]), ", ".join(map(str, record["box_xyxy"]))]
-        for name, text in record["answers"].items():
-            # Text: a caption with square brackets is not to be read as markup.
-            table.add_row(*cells, Text(name), Text(text))
-            cells = ["", ""]
-        table.add_section()
-    Console().print(table)
-
-
-def _write_picture(
-    out: Path, picture: "Image.Image", regions: "list[np.ndarray]", records: list[dict[str, Any]]
-) -> None:
-    from ..drawing import draw_regions
-
-    captions = []
-    for record in records:
-        answers: dict[str, str] = record["answers"]
-        lines = answers.values() if len(answers) == 1 else (f"{name}: {text}" for name, text in answers.items())
-        captions.append("\n".join(lines))
-    with errors_in_one_line():
-        draw_regions(picture, regions, captions).save(out)
-    typer.echo(f"Wrote {out}", err=True)
-
-
-# --- reading what the user gave ---------------------------------------------------------------------------------------
-
-
-def _open_picture(path: Path) -> "Image.Image":
-    from PIL import Image, ImageOps
-
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no picture file {path}.")
-    try:
-        picture: Image.Image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}. Give a JPEG, PNG or similar file.") from error
-    return picture
-
-
-def _check_writable(out: Path | None) -> None:
-    """Find out before the model runs, not after it."""
-    if out is None:
-        return
-    from PIL import Image
-
-    extensions = Image.registered_extensions()
-    if out.suffix.lower() not in extensions or extensions[out.suffix.lower()] not in Image.SAVE:
-        raise ValueError(
-            f"--out {out}: {out.suffix or 'no suffix'} names no picture format. Give a name such as out.png."
-        )
-    if not out.resolve().parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: the folder {out.parent} does not exist. Make it first.")
-
-
-def _region(where: str, reference: Any, picture: "Image.Image") -> "np.ndarray":
-    from ..masks_finecaption import MaskError, as_mask
-
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            region = as_mask(reference, picture.height, picture.width)
-    except MaskError as error:
-        raise MaskError(f"{where}: {error}") from error
-    for warning in caught:
-        typer.echo(f"Warning: {where}: {warning.message}", err=True)
-    return region
-
-
-def _reference(kind: str, text: str) -> Any:
-    """The region reference that an option's value stands for: a file's content, JSON, numbers or a blob."""
-    if os.path.isfile(text):  # unlike Path.is_file, False for a blob that is too long for a file name
-        value = _read_reference(Path(text))
-    elif text.lstrip().startswith(("{", "[")):
-        value = parse_json(text, f"--{kind}")
-    elif kind in ("box", "polygon"):
-        value = _numbers(kind, text)
-    elif kind == "mask" and text.startswith("H4sI"):  # how base64 of a gzip stream begins
-        value = text
-    else:
-        shown = text if len(text) <= 60 else f"{text[:57]}..."
-        meant = {"mask": "a mask blob (base64 of gzip, beginning with H4sI)", "rle": "JSON"}[kind]
-        raise ValueError(f"--{kind} {shown}: neither an existing file nor {meant}. Paths are relative to {Path.cwd()}.")
-    if isinstance(value, list):
-        return {"box_xyxy" if kind == "box" else "polygon": value}
-    return value
-
-
-def _read_reference(path: Path) -> Any:
-    suffix = path.suffix.lower()
-    if suffix in (".json", ".geojson"):
-        return parse_json(path.read_text(encoding="utf-8"), str(path))
-    if suffix in (".txt", ".b64"):
-        return path.read_text(encoding="utf-8").strip()
-    if suffix == ".npy":
-        import numpy as np
-
-        return np.load(path, allow_pickle=False)
-    from PIL import Image
-
-    try:
-        return Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a mask. Give a picture file such as PNG, .npy, .json with COCO RLE or GeoJSON, "
-            "or .txt with a blob."
-        ) from error
-
-
-def _numbers(kind: str, text: str) -> list[float]:
-    try:
-        return [float(number) for number in re.split(r"[,\s]+", text.strip(" \t,()"))]
-    except ValueError:
-        form = "X0,Y0,X1,Y1" if kind == "box" else "X,Y,X,Y,..."
-        raise ValueError(
-            f"--{kind} {text[:60]}: neither an existing file nor numbers. Give {form} in pixels."
-        ) from None

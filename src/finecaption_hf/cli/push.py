@@ -2,14 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .common import Json, errors_in_one_line, parse_json
-
-if TYPE_CHECKING:
-    from ..hub import Evaluation
+from .common import Json, errors_in_one_line
 
 
 def push(
@@ -35,6 +32,14 @@ def push(
         str | None,
         typer.Option(metavar="ID_OR_FOLDER", help="What it was trained from.", show_default="from the files"),
     ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="A Space with a demo of it, for the card.", show_default=False),
+    ] = None,
+    picture: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Picture to show in the card; repeatable.", show_default=False),
+    ] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload FineCaption checkpoint",
     as_json: Json = False,
 ) -> None:
@@ -45,16 +50,17 @@ def push(
     with errors_in_one_line():
         from .. import hub
 
-        evaluation = None if report is None else _evaluation(report)
         pushed = hub.push(
             folder,
             repo,
-            private=private,
+            private=private or None,
             revision=revision,
-            evaluation=evaluation,
+            evaluation=report,
             dataset=dataset,
             licence=licence,
             base_model=base_model,
+            space=space,
+            pictures=picture or (),
             message=message,
             tell=lambda line: typer.echo(line, err=True),
         )
@@ -64,14 +70,3 @@ def push(
         )
     else:
         typer.echo(pushed.url)
-
-
-def _evaluation(path: Path) -> "Evaluation":
-    from ..evaluation.report.card import card_row, eval_results
-    from ..hub import Evaluation
-
-    report = parse_json(path.read_text(encoding="utf-8"), str(path))
-    needed = {"model", "data", "counts", "metrics", "diagnostics", "signature"}
-    if not isinstance(report, dict) or report.get("finecaption_report") != 1 or not needed <= report.keys():
-        raise ValueError(f"{path} is no report that this version reads. Give report.json of `finecaption evaluate`.")
-    return Evaluation(report, card_row(report), eval_results(report))

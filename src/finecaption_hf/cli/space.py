@@ -12,14 +12,31 @@ def space(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     model: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Checkpoint on the Hub.")],
     title: Annotated[str, typer.Option(help="Of the Space.")] = "FineCaption",
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/SPACE", help="Upload it to this Space.", show_default=False)
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a private Space.")] = False,
 ) -> None:
     """Write a Space: the demo of a checkpoint, ready to be pushed to the Hub.
 
-    It has the code of this package beside it, and uses ZeroGPU where there is one.
+    It has the code of this package beside it, and uses ZeroGPU where there is one. With --push it is uploaded, in one
+    commit; the token is that of `hf auth login` or HF_TOKEN.
     """
     with errors_in_one_line():
+        if private and push is None:
+            raise ValueError("--private is about the Space that --push uploads to. Give --push OWNER/SPACE too.")
         from ..demo.space import write_space
 
         names = write_space(out, model, title)
-    typer.echo(f"Wrote {out}: {', '.join(names)}.")
-    typer.echo(f"To publish it: hf upload OWNER/SPACE {out} --repo-type space")
+        typer.echo(f"Wrote {out}: {', '.join(names)}.")
+        if push is None:
+            typer.echo(f"To publish it: hf upload OWNER/SPACE {out} --repo-type space")
+        else:
+            from ..hub import HubError
+            from ..hub.space import push_space
+
+            try:
+                url = push_space(out, push, private=private, tell=lambda line: typer.echo(line, err=True))
+            except HubError as error:
+                raise HubError(f"{error} {out} is written: hf upload {push} {out} --repo-type space") from error
+            typer.echo(url)

@@ -12,23 +12,46 @@ from packaging.requirements import Requirement
 GRADIO_VERSION = "6.31.0"
 """What a Space is built with; the extra `demo` admits later ones too."""
 
+PYTHON_VERSION = "3.12"
+"""Of a Space; without it 3.10 is taken, which current releases of transformers and torch do not support any more."""
+
 _PACKAGE = Path(__file__).parents[1]
+# The Space has its own checkpoint, and does nothing but answer. Gradio writes .pyi files beside components.
+_STAY = (
+    "__pycache__",
+    "*.pyi",
+    "checkpoints",
+    "assembly",
+    "cli",
+    "describing",
+    "evaluation",
+    "hub",
+    "training",
+)
 
 _APP = '''"""The demo of {model}, as a Space."""
 
 import os
 
-try:
-    import spaces  # before torch: on ZeroGPU it prepares it
-except ImportError:
-    spaces = None
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, which `spaces` does
+
+import spaces  # before torch: on ZeroGPU it makes it speak of a GPU before there is one
+
+import torch
 
 from finecaption_hf.captioning import load
 from finecaption_hf.demo.app import build_demo, launch_demo
+from finecaption_hf.demo.zerogpu import on_zero_gpu
+from finecaption_hf.segmentation import open_segmenter
 
 MODEL = {model!r}
 
-demo = build_demo(*load(MODEL), MODEL, on_gpu=None if spaces is None else spaces.GPU)
+# To the GPU only here: ZeroGPU stands in for it in this thread, and loading uses several.
+model, processor = load(MODEL, device="cpu")
+if torch.cuda.is_available():
+    model.to("cuda")
+# Masks of points are made on the CPU.
+demo = build_demo(model, processor, MODEL, on_gpu=on_zero_gpu(spaces.GPU), segmenter=open_segmenter())
 
 if __name__ == "__main__":
     launch_demo(
@@ -46,6 +69,7 @@ colorFrom: blue
 colorTo: green
 sdk: gradio
 sdk_version: {gradio}
+python_version: "{python}"
 app_file: app.py
 models:
 - {model}
@@ -65,6 +89,9 @@ client = Client("OWNER/SPACE")
 box = {{"box_xyxy": [40, 60, 200, 180]}}
 print(client.predict(handle_file("photo.jpg"), box, ["Color", "Shape"], api_name="/describe"))
 ```
+
+It runs on ZeroGPU, on other GPUs and on CPUs; choose the hardware in the settings of the Space. If {model} is
+private or gated, add a token that may read it there, as a secret named `HF_TOKEN`.
 
 `finecaption space` of finecaption-hf wrote this folder; `finecaption_hf/` is the code of that package.
 """
@@ -93,15 +120,22 @@ def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCapti
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already. Give a new folder, or empty this one.")
     folder.mkdir(parents=True, exist_ok=True)
-    # Without the checkpoint of the package: the Space has its own. Gradio writes .pyi files beside components.
-    unwanted = shutil.ignore_patterns("__pycache__", "checkpoints", "*.pyi")
-    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=unwanted)
+    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns(*_STAY))
     (folder / "app.py").write_text(_APP.format(model=model), encoding="utf-8")
     # JSON text is YAML text.
     shown = json.dumps(title, ensure_ascii=False)
-    readme = _README.format(title=shown, gradio=GRADIO_VERSION, model=model).replace(f"# {shown}\n", f"# {title}\n")
+    readme = _README.format(title=shown, gradio=GRADIO_VERSION, python=PYTHON_VERSION, model=model)
+    readme = readme.replace(f"# {shown}\n", f"# {title}\n")
     (folder / "README.md").write_text(readme, encoding="utf-8")
-    needed = [Requirement(line) for line in requires("finecaption-hf") or ()]
-    lines = [f"{it.name}{it.specifier}" for it in needed if it.marker is None or it.marker.evaluate({"extra": ""})]
-    (folder / "requirements.txt").write_text("\n".join([*sorted(lines), "spaces"]) + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()), encoding="utf-8")
     return sorted(path.name for path in folder.iterdir())
+
+
+def _requirements() -> list[str]:
+    """What the package and its classical segmenter need. Gradio comes with the Space, as the front matter says."""
+    lines = {"spaces"}
+    for line in requires("finecaption-hf") or ():
+        needed = Requirement(line)
+        if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", "segmentation")):
+            lines.add(f"{needed.name}{needed.specifier}")
+    return sorted(lines)

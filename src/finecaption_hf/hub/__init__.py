@@ -2,15 +2,14 @@
 
 >>> from finecaption_hf.hub import push
 >>> push("runs/tiny/3-everything/final", "me/finecaption-tiny", private=True)
+
+The code lies in Hub files, so that `push_to_hub` of a model loaded without this package does the same.
 """
 
-from .card import Evaluation, check_card, model_card
-from .errors import HubError
-from .provenance import Provenance, read_provenance
-from .push import Pushed, push, push_model
+from ..card_finecaption import HubError, Provenance, check_card, model_card, read_provenance, read_report
+from ..hub_finecaption import Pushed, push, push_model
 
 __all__ = [
-    "Evaluation",
     "HubError",
     "Provenance",
     "Pushed",
@@ -19,4 +18,5 @@ __all__ = [
     "push",
     "push_model",
     "read_provenance",
+    "read_report",
 ]

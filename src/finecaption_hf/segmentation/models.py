@@ -15,6 +15,7 @@ from ..image_processing_finecaption import Geometry
 from .prompts import Prompt
 from .segmenter import Candidate, EncodedImage, Proposals, Segmenter
 
+_THINNEST = 64  # a picture whose sides differ by more than this factor is stretched for the encoder
 _STABILITY_OFFSET = 1.0  # in logits, as in Segment Anything (arXiv 2304.02643, appendix B)
 
 
@@ -33,7 +34,10 @@ class ModelSegmenter(Segmenter):
     @torch.no_grad()
     def encode(self, image: Image.Image) -> "ModelEncodedImage":
         picture = to_rgb(image)
-        inputs = self.image_processor(images=picture, return_tensors="pt")
+        # SAM's processor would shrink a very thin picture to no pixel at all.
+        least = -(-max(picture.size) // _THINNEST)
+        seen = picture.resize((max(picture.width, least), max(picture.height, least)))
+        inputs = self.image_processor(images=seen, return_tensors="pt")
         pixel_values = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         input_size = (int(pixel_values.shape[-2]), int(pixel_values.shape[-1]))
         # SAM keeps the proportions and pads at the right or bottom; its successors squash the picture to a square.

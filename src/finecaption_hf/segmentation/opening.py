@@ -18,6 +18,11 @@ _FAMILIES = {
     "edgetam": "EdgeTAM",
     "edgetam_video": "EdgeTAM",
 }
+_OTHERS = {
+    "sam3": "finds things by words; what takes points and boxes is SAM 3's tracker (sam3_tracker, sam3_video)",
+    "sam3_lite_text": "finds things by words, not by points and boxes",
+    "sam_hq": "takes points and boxes through a decoder of its own, which is not supported; use the SAM it comes from",
+}
 
 
 def open_segmenter(
@@ -34,7 +39,7 @@ def open_segmenter(
         dtype: such as `"bfloat16"`; `None` means the one in which the weights were saved.
 
     Raises:
-        SegmentationError: If there is no such folder, or it holds a model of another kind.
+        SegmentationError: If there is no such folder, or it holds a model of another kind, or not all of its weights.
         ImportError: If the classical segmenter is meant and OpenCV is not installed.
         OSError: If the repository cannot be read.
     """
@@ -53,12 +58,20 @@ def open_segmenter(
     source: dict[str, Any] = {"local_files_only": os.path.isdir(name)}
     config = AutoConfig.from_pretrained(name, **source)
     if config.model_type not in _FAMILIES:
+        reason = _OTHERS.get(config.model_type, "makes no masks of points and boxes")
         raise SegmentationError(
-            f"{name} holds a model of type {config.model_type!r}, which makes no masks of points and boxes. Give one "
-            f"of: {', '.join(_FAMILIES)}."
+            f"{name} holds a model of type {config.model_type!r}, which {reason}. Give one of: {', '.join(_FAMILIES)}."
         )
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForMaskGeneration.from_pretrained(name, dtype=dtype or "auto", **source)
+    model, loading = AutoModelForMaskGeneration.from_pretrained(
+        name, dtype=dtype or "auto", output_loading_info=True, **source
+    )
+    if missing := sorted(loading["missing_keys"]):
+        # The library would go on with random ones.
+        raise SegmentationError(
+            f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]}. Give the "
+            "checkpoint as it was published."
+        )
     processor = AutoImageProcessor.from_pretrained(name, **source)
     return ModelSegmenter(model.to(device), processor, f"{_FAMILIES[config.model_type]} ({name})")

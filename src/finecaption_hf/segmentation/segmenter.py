@@ -43,6 +43,8 @@ class EncodedImage(ABC):
     """Below it, `everything` leaves a mask out; each segmenter has its own scale."""
     min_stability = 0.0
     points_at_once = 64
+    high_res_features: Any = None
+    """Of a `SharedSegmenter`: (1, C, h, w), what the captioning model's high-resolution towers say of the picture."""
 
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width

@@ -264,8 +264,9 @@ class RegionCaptioningPipeline(Pipeline):
         options = {name: value for name, value in options.items() if value is not None}
         BranchRequest("region", **options)
         if questions is not None:
-            resolve_questions(questions, self.processor.questions)
-        if max_batch_tokens is not None:
+            for text in resolve_questions(questions, self.processor.questions).values():
+                self._engine(max_batch_tokens).question_ids(text)
+        elif max_batch_tokens is not None:
             self._engine(max_batch_tokens)
         steps = {"questions": questions}, {"log_probs": log_probs, "max_batch_tokens": max_batch_tokens, **options}
         preprocess, forward = ({name: value for name, value in step.items() if value is not None} for step in steps)

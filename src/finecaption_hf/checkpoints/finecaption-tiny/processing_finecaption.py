@@ -13,6 +13,7 @@ from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsup
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
+from .hub_finecaption import ProcessorPushMixin
 from .image_processing_finecaption import FineCaptionImageProcessorKwargs
 from .prompts_finecaption import ATTRIBUTES, TASKS, find_question, resolve_question
 
@@ -53,7 +54,7 @@ _CALL_KWARGS = {
 }
 
 
-class FineCaptionProcessor(ProcessorMixin):
+class FineCaptionProcessor(ProcessorPushMixin, ProcessorMixin):
     """Prepares text, images and regions for a FineCaption model.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.records import Record
-from .card import card_row, eval_results, model_index
+from .card import model_index
 from .content import build_report
 from .html import to_html
 from .layout import layout
@@ -78,4 +78,4 @@ def _write(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-__all__ = ["build_report", "card_row", "eval_results", "model_index", "write_report"]
+__all__ = ["build_report", "model_index", "write_report"]

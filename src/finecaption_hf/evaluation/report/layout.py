@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...card_finecaption import metrics_table
 from ..judging import LABELS
-from .card import card_row, model_index
+from .card import model_index
 
 MAIN_METRICS = ("rouge_l", "bleu_4", "meteor_segments", "cider", "bertscore")
 """Those that tables of groups show; report.json has all."""
@@ -211,7 +212,7 @@ def _examples(report: Mapping[str, Any]) -> list[Block]:
 def _card(report: Mapping[str, Any]) -> list[Block]:
     return [
         Heading("For a model card", 2),
-        Code("\n".join(card_row(report)), "markdown"),
+        Code("\n".join(metrics_table(report)), "markdown"),
         Code(model_index(report).rstrip(), "yaml"),
     ]
 

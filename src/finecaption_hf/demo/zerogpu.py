@@ -1,0 +1,55 @@
+"""What the app needs on ZeroGPU, where a function that takes a GPU runs in a process of its own."""
+
+import html
+import inspect
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+# Seconds of a GPU to ask for: with more one waits longer, fewer may not do. The most is what a visitor has for a day.
+_START, _PER_ANSWER, _MOST = 30, 2, 120
+
+
+def on_zero_gpu(gpu: Callable[..., Any]) -> Callable[[Any], Any]:
+    """`on_gpu` of `build_demo`.
+
+    From that process errors other than gradio's own come back as the name of their class; here what users can mend
+    keeps its message. The time that a GPU is asked for grows with the number of answers.
+
+    Args:
+        gpu: `spaces.GPU`, which looks whether what it decorates is a generator.
+    """
+
+    def decorate(task: Callable[..., Any]) -> Any:
+        if inspect.isgeneratorfunction(task):
+
+            @wraps(task)
+            def generate(asked: Any) -> Iterator[Any]:
+                try:
+                    yield from task(asked)
+                except ValueError as error:
+                    raise _shown(error) from error
+
+            return gpu(duration=_seconds)(generate)
+
+        @wraps(task)
+        def call(asked: Any) -> Any:
+            try:
+                return task(asked)
+            except ValueError as error:
+                raise _shown(error) from error
+
+        return gpu(duration=_seconds)(call)
+
+    return decorate
+
+
+def _shown(error: ValueError) -> gr.Error:
+    return gr.Error(html.escape(str(error)), print_exception=False)
+
+
+def _seconds(asked: Any) -> int:
+    """Of an `AskedPicture`."""
+    return min(_MOST, _START + _PER_ANSWER * len(asked.regions) * len(asked.questions))

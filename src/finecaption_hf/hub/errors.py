@@ -1,2 +1,0 @@
-class HubError(ValueError):
-    """What keeps a checkpoint from the Hub; the message says what to do."""
