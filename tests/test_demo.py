@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE, ROOT
+from demo_server import ask, file_data, upload
 from PIL import Image
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
@@ -405,27 +407,44 @@ def test_what_runs_on_a_gpu_may_run_in_another_process(embedded: Any, mask: np.n
     from gradio_client import Client
 
     from finecaption_hf.demo.app import build_demo, launch_demo
+    from finecaption_hf.demo.zerogpu import on_zero_gpu
 
     sent: list[int] = []
 
-    def elsewhere(call: Any) -> Any:
-        """Arguments and results are copied, as between processes."""
+    def gpu(duration: Any) -> Any:
+        """Like `spaces.GPU`: arguments and results are copied, as between processes."""
 
-        def copied(*arguments: Any) -> Any:
-            packed = pickle.dumps(arguments)
-            sent.append(len(packed))
-            return pickle.loads(pickle.dumps(call(*pickle.loads(packed))))
+        def decorate(call: Any) -> Any:
+            def copy(*arguments: Any) -> Any:
+                packed = pickle.dumps(arguments)
+                sent.append(len(packed))
+                assert 30 <= duration(*arguments) <= 120
+                return pickle.loads(packed)
 
-        return copied
+            def function(*arguments: Any) -> Any:
+                return pickle.loads(pickle.dumps(call(*copy(*arguments))))
 
-    demo = build_demo(*embedded, on_gpu=elsewhere)
+            def generator(*arguments: Any) -> Any:
+                for piece in call(*copy(*arguments)):
+                    yield pickle.loads(pickle.dumps(piece))
+
+            return generator if inspect.isgeneratorfunction(call) else function
+
+        return decorate
+
+    demo = build_demo(*embedded, on_gpu=on_zero_gpu(gpu))
     try:
-        record = _describe(Client(launch_demo(demo), verbose=False), encode_rle(mask))
+        address = launch_demo(demo)
+        record = _describe(Client(address, verbose=False), encode_rle(mask))
+        told = ask(address, {"image": file_data(upload(address)), "regions": [encode_rle(mask)]})[1]
     finally:
         demo.close()
-    (expected,) = embedded[0].as_pipeline(embedded[1])(Image.open(EXAMPLE_PICTURE), [mask], ["Color"])
+    pipeline = embedded[0].as_pipeline(embedded[1])
+    (expected,) = pipeline(Image.open(EXAMPLE_PICTURE), [mask], ["Color"])
+    (region,) = pipeline(Image.open(EXAMPLE_PICTURE), [mask], ["region"], max_new_tokens=16)
     # The picture and its mask, but nothing that the towers made of them.
-    assert record == expected and sent[0] < 256 * 256 * 4 + 20_000
+    assert record == expected and "Done." in told and region["answers"]["region"] in told
+    assert len(sent) == 2 and max(sent) < 256 * 256 * 4 + 20_000
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def on_zero_gpu(gpu: Callable[..., Any]) -> Callable[[Any], Any]:
         if inspect.isgeneratorfunction(task):
 
             @wraps(task)
-            def generate(asked: Any) -> Iterator[Any]:
+            def generate(asked: Any, missing: Any) -> Iterator[Any]:
                 try:
-                    yield from task(asked)
+                    yield from task(asked, missing)
                 except ValueError as error:
                     raise _shown(error) from error
 
@@ -50,6 +50,7 @@ def _shown(error: ValueError) -> gr.Error:
     return gr.Error(html.escape(str(error)), print_exception=False)
 
 
-def _seconds(asked: Any) -> int:
-    """Of an `AskedPicture`."""
-    return min(_MOST, _START + _PER_ANSWER * len(asked.regions) * len(asked.questions))
+def _seconds(asked: Any, missing: Any = None) -> int:
+    """Of an `AskedPicture`, and of what is not answered yet; `None` means nothing is."""
+    groups = [(asked.regions, asked.questions)] if missing is None else missing
+    return min(_MOST, _START + _PER_ANSWER * sum(len(regions) * len(questions) for regions, questions in groups))
