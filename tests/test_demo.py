@@ -208,10 +208,10 @@ def test_what_the_model_saw_shows_inputs_and_the_mask_grid(
     config = model.config.vision_config
     shown = what_the_model_saw(processor, asked, config.patch_size)
     assert len(shown) == 1 + 2 * 2
-    assert shown[0][0].size == (processor.image_processor.high_res_size["width"],) * 2
-    grid = np.asarray(shown[2][0], dtype=float) / 255
+    assert shown[-1][0].size == (processor.image_processor.high_res_size["width"],) * 2
+    grid = np.asarray(shown[1][0], dtype=float) / 255
     cells = config.image_size // config.patch_size
-    assert f"{cells}x{cells} patches" in shown[2][1]
+    assert f"{cells}x{cells} patches" in shown[1][1]
     # The grid has the region's share of the picture.
     assert abs(grid.mean() - mask.mean()) < 0.005
 

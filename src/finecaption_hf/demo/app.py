@@ -238,7 +238,7 @@ def build_demo(
                     elem_id="fc-examples",
                 )
         with gr.Accordion("What the model saw", open=False):
-            seen = gr.Gallery(label="Inputs of the model", columns=3, object_fit="contain", elem_id="fc-seen")
+            seen = gr.Gallery(label="Inputs of the model", columns=4, object_fit="contain", elem_id="fc-seen")
         with gr.Accordion("Copy as Python", open=False):
             snippet = gr.Code(language="python", interactive=False, label="The same answers", elem_id="fc-python")
         with gr.Accordion("JSON", open=False):
