@@ -1,6 +1,7 @@
 """The Space that `finecaption space` writes: its files, and that it starts from them alone."""
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -283,6 +284,7 @@ def test_app_answers_where_a_gpu_is_another_process(folder: Path, cache: Path, t
     environment = {
         **os.environ,
         "PYTHONPATH": str(tmp_path / "modules"),
+        "SPACES_ZERO_GPU": "true",
         "HF_HUB_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(tmp_path / "store"),
@@ -296,6 +298,32 @@ def test_app_answers_where_a_gpu_is_another_process(folder: Path, cache: Path, t
         log = space.log.read_text()
     # More answers, more time.
     assert "GPU for 34 seconds" in log and "GPU for 32 seconds" in log
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="gradio (the extra demo) is not installed")
+def test_streams_on_zero_gpu_stay_streams_and_keep_their_messages() -> None:
+    import gradio
+
+    from finecaption_hf.demo.zerogpu import on_zero_gpu
+
+    taken: list[bool] = []
+
+    def gpu(*, duration: Any) -> Any:
+        def decorate(task: Any) -> Any:
+            taken.append(inspect.isgeneratorfunction(task))
+            return task
+
+        return decorate
+
+    def count(asked: int, missing: list[int]) -> Iterator[int]:
+        yield from range(asked)
+        raise ValueError("There are <no> more.")
+
+    # `spaces.GPU` looks at what it decorates, and runs a generator to its end before anything comes if it is not one.
+    stream = on_zero_gpu(gpu)(count)(2, [])
+    assert taken == [True] and [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(gradio.Error, match="There are &lt;no&gt; more"):
+        next(stream)
 
 
 # --- as the Hub builds and starts it: scripts/test --space ------------------------------------------------------------

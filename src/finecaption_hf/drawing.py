@@ -68,6 +68,7 @@ def draw_regions(
     captions: Sequence[Caption] | None = None,
     *,
     colors: Sequence[Color] | None = None,
+    line_width: float = 1.0,
 ) -> Image.Image:
     """Outline regions on a picture, number them if there are several, and write the captions below or beside it.
 
@@ -76,6 +77,7 @@ def draw_regions(
         masks: R arrays bool (H, W), True inside the region.
         captions: R texts of one or more lines, or R answers by question; `None` leaves the space for them out.
         colors: RGB colours, used in turn; `None` means `COLORS`.
+        line_width: of outlines, in the usual widths; more for pictures that are shown small.
 
     Returns:
         An RGB picture: `image`, or a multiple of it where its longer side is below `MIN_SIDE`, in the upper left corner
@@ -103,7 +105,7 @@ def draw_regions(
 
     largest_first = sorted(range(len(masks)), key=lambda index: -int(masks[index].sum()))
     for index in largest_first:
-        _outline(picture, masks[index], region_colors[index])
+        _outline(picture, masks[index], region_colors[index], line_width)
     if len(masks) > 1:
         font_size = round(min(max(picture.size) * _FONT_SHARES[0], min(picture.size) * _BADGE_SHARE))
         _number_regions(picture, masks, region_colors, largest_first, max(8, font_size))
@@ -113,10 +115,10 @@ def draw_regions(
 # --- regions ---------------------------------------------------------------------------------------------------------
 
 
-def _outline(picture: Image.Image, mask: np.ndarray, color: Color) -> None:
+def _outline(picture: Image.Image, mask: np.ndarray, color: Color, line_width: float) -> None:
     """Tint a region and draw a line around it, outside of it, so that even a region of one pixel stays visible."""
-    stroke = max(2, round(max(picture.size) * _STROKE_SHARE))
-    halo = max(1, round(max(picture.size) * _HALO_SHARE))
+    stroke = max(2, round(max(picture.size) * _STROKE_SHARE * line_width))
+    halo = max(1, round(max(picture.size) * _HALO_SHARE * line_width))
     # Where the region meets the picture's border the line runs inside.
     frame = np.ones_like(mask)
     frame[stroke:-stroke, stroke:-stroke] = False

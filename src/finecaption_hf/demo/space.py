@@ -12,8 +12,9 @@ from packaging.requirements import Requirement
 GRADIO_VERSION = "6.31.0"
 """What a Space is built with; the extra `demo` admits later ones too."""
 
-PYTHON_VERSION = "3.12"
-"""Of a Space; without it 3.10 is taken, which current releases of transformers and torch do not support any more."""
+PYTHON_VERSION = "3.12.12"
+"""Of a Space. Without it 3.10 is taken, which current releases of transformers and torch do not support any more, and
+ZeroGPU has 3.10.13 and exactly this one."""
 
 _PACKAGE = Path(__file__).parents[1]
 # The Space has its own checkpoint, and does nothing but answer. Gradio writes .pyi files beside components.
@@ -42,16 +43,23 @@ import torch
 from finecaption_hf.captioning import load
 from finecaption_hf.demo.app import build_demo, launch_demo
 from finecaption_hf.demo.zerogpu import on_zero_gpu
-from finecaption_hf.segmentation import open_segmenter
+from finecaption_hf.segmentation import open_segmenter, open_segmenter_for
 
 MODEL = {model!r}
+ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
 
 # To the GPU only here: ZeroGPU stands in for it in this thread, and loading uses several.
 model, processor = load(MODEL, device="cpu")
 if torch.cuda.is_available():
     model.to("cuda")
-# Masks of points are made on the CPU.
-demo = build_demo(model, processor, MODEL, on_gpu=on_zero_gpu(spaces.GPU), segmenter=open_segmenter())
+# What makes masks of points stays in this process, which has no GPU on ZeroGPU: there it is one that needs none.
+demo = build_demo(
+    model,
+    processor,
+    MODEL,
+    on_gpu=on_zero_gpu(spaces.GPU) if ON_ZERO_GPU else None,
+    segmenter=open_segmenter() if ON_ZERO_GPU else open_segmenter_for(model, processor),
+)
 
 if __name__ == "__main__":
     launch_demo(

@@ -2,7 +2,7 @@
 
 import html
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -26,18 +26,18 @@ def on_zero_gpu(gpu: Callable[..., Any]) -> Callable[[Any], Any]:
         if inspect.isgeneratorfunction(task):
 
             @wraps(task)
-            def generate(asked: Any, missing: Any) -> Iterator[Any]:
+            def generate(*asked: Any) -> Iterator[Any]:
                 try:
-                    yield from task(asked, missing)
+                    yield from task(*asked)
                 except ValueError as error:
                     raise _shown(error) from error
 
             return gpu(duration=_seconds)(generate)
 
         @wraps(task)
-        def call(asked: Any) -> Any:
+        def call(*asked: Any) -> Any:
             try:
-                return task(asked)
+                return task(*asked)
             except ValueError as error:
                 raise _shown(error) from error
 
@@ -50,7 +50,7 @@ def _shown(error: ValueError) -> gr.Error:
     return gr.Error(html.escape(str(error)), print_exception=False)
 
 
-def _seconds(asked: Any, missing: Any = None) -> int:
-    """Of an `AskedPicture`, and of what is not answered yet; `None` means nothing is."""
+def _seconds(asked: Any, missing: Sequence[tuple[Sequence[Any], Sequence[Any]]] | None = None) -> int:
+    """For an `AskedPicture`, or for what `Answering.missing` says of it: regions with the questions about each."""
     groups = [(asked.regions, asked.questions)] if missing is None else missing
     return min(_MOST, _START + _PER_ANSWER * sum(len(regions) * len(questions) for regions, questions in groups))

@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from .errors import HubError
-from .push import Tell, _hub_errors
+from ..card_finecaption import HubError
+from ..hub_finecaption import Tell, _hub_errors
 
 
 def push_space(

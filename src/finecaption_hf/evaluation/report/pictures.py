@@ -50,7 +50,8 @@ def _drawn(picture: Image.Image, mask: np.ndarray) -> bytes:
     # A red outline on a red sign shows nothing: the colour that differs most from the region.
     inside = np.asarray(picture)[mask].mean(axis=0)
     color = max(COLORS, key=lambda color: float(np.abs(inside - color).sum()))
-    sheet = draw_regions(picture, [mask], colors=[color])
+    # Several stand side by side, at half of their width or less.
+    sheet = draw_regions(picture, [mask], colors=[color], line_width=2)
     sheet.thumbnail((_LONGER_SIDE, _LONGER_SIDE), Image.Resampling.LANCZOS)
     target = io.BytesIO()
     sheet.save(target, "JPEG", quality=_QUALITY)

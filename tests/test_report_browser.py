@@ -1,0 +1,101 @@
+"""Reports in a real browser. `scripts/test --browser` runs these; they need Chromium and the extra `browser`."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_data import StubDescriber, box, record, region, score, write_data
+
+from finecaption_hf.data import open_dataset
+from finecaption_hf.evaluation.evaluating import report_on
+from finecaption_hf.evaluation.run import run_predictions
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install it, or name it in CHROMIUM"),
+]
+
+LONG_WORD = "x" * 300
+ATTRIBUTES = ("Relative Location with Other Objects", "Clothing, Shoes and Accessories", LONG_WORD[:90])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With names, answers, questions and tables that are as wide as they come."""
+    folder = tmp_path_factory.mktemp("report")
+    branches = [(name, f"{LONG_WORD} and {'many words ' * 30}") for name in ATTRIBUTES]
+    rows = [record(f"{LONG_WORD[:200]}{index}.png", region(box(0, 0, 9, 9), *branches)) for index in range(3)]
+    dataset = open_dataset(write_data(folder / "data", rows, size=(60, 90)))
+
+    class Named(StubDescriber):
+        name = "a-model-with-a-long-name/" + LONG_WORD[:60]
+
+    path = folder / "p.jsonl"
+    run_predictions(Named(), dataset, path, data_name="data", questions={name: f"{name}?" for name in ATTRIBUTES})
+    columns = ["question", *(f"share of regions, way {index}" for index in range(9))]
+    wide = {
+        "name": "wide",
+        "title": "A wide table",
+        "table": {"columns": columns, "rows": [[name, *["0.500 (0.400 to 0.600)"] * 9] for name in ATTRIBUTES]},
+        "notes": [LONG_WORD],
+    }
+    report_on(
+        path,
+        folder / "report",
+        score=score,
+        dataset=dataset,
+        compare_with=path,
+        command=f"finecaption evaluate --data {LONG_WORD}",
+        diagnostics=[wide],
+    )
+    return folder / "report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")),
+            executable_path=CHROMIUM,
+            args=["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
+        )
+        yield context
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_report_fits_the_screen_and_loads_nothing(browser: Any, report: Path, width: int, scheme: str) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(report.as_uri())
+    page.wait_for_load_state("networkidle")
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    # What is too wide scrolls within itself, and what scrolls can be reached with its names in sight.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    # Text stands out from what is behind it, in tables too.
+    shown = "[...document.querySelectorAll('td:first-child')].map(cell => getComputedStyle(cell).backgroundColor)"
+    light = {sum(map(int, color[4:-1].split(", "))) > 382 for color in page.evaluate(shown)}
+    assert light == {scheme == "light"}
+    page.close()
+
+
+def test_printed_report_leaves_nothing_beyond_the_paper(browser: Any, report: Path) -> None:
+    page = browser.new_page()
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 within margins of a centimetre
+    page.emulate_media(media="print")
+    page.goto(report.as_uri())
+    beyond = (
+        "[...document.querySelectorAll('td, th, img, pre')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+    )
+    assert page.evaluate(f"{beyond}.map(e => e.outerHTML.slice(0, 80))") == []
+    page.close()
