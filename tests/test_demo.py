@@ -1,6 +1,7 @@
 """The demo without a browser: its endpoint, its answers, and what it refuses."""
 
 import base64
+import configparser
 import contextlib
 import hashlib
 import inspect
@@ -25,8 +26,10 @@ import torch
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE, ROOT
 from demo_server import ask, file_data, upload
 from PIL import Image
+from typer.testing import CliRunner
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
+from finecaption_hf.cli import app as cli
 from finecaption_hf.demo import (
     MAX_PICTURE_PIXELS,
     Answering,
@@ -193,6 +196,45 @@ def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
     assert calls == [(256, 256)] * 2 + [(512, 128), (256, 256)]
     small = EncodedPictures(Pipeline(), max_bytes=1)
     assert small.features(picture) is small.features(picture), "the last picture is always kept"
+
+
+def test_click_and_answer_share_one_encoding_where_the_tower_is_a_published_one(picture: Image.Image) -> None:
+    from test_segmentation import shared_parts
+
+    from finecaption_hf.segmentation import SharedSegmenter
+
+    model, processor, sam = shared_parts()
+    calls: list[int] = []
+    model.model.sam_tower.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    encoded = EncodedPictures(None, SharedSegmenter(model, processor, sam))
+    read: list[Any] = []
+    point_masks = PointMasks(encoded, "shared", lambda path: read.append(path) or picture.copy())
+    found = point_masks.segment({"path": "p.png", "points": [[120, 170]], "labels": [1]})
+    features = encoded.features(picture)
+    assert found["candidates"] and read == ["p.png"]
+    assert features is not None and features.shape[-1] == model.config.grid_size and calls == [1]
+
+
+def test_command_works_without_opencv_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
+    from finecaption_hf.demo import app
+
+    built: list[Any] = []
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(app, "build_demo", lambda *parts, segmenter: built.append(segmenter))
+    monkeypatch.setattr(app, "launch_demo", lambda demo, **options: options["on_start"]("http://here/"))
+    result = CliRunner().invoke(cli, ["demo", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert built == [None] and "no tools for points" in result.output and "OpenCV" in result.output
+
+
+def test_extras_of_the_demo_have_what_points_need() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    for extra in ("demo", "browser"):
+        assert {"gradio>=6.31,<7", "opencv-python-headless"} <= set(
+            settings["options.extras_require"][extra].split("\n")
+        )
 
 
 def test_json_holds_regions_that_mark_the_same_pixels(asked: AskedPicture, mask: np.ndarray) -> None:

@@ -749,6 +749,29 @@ def test_pictures_of_every_kind_work_or_give_a_message(demo: Demo, tmp_path: Pat
     assert demo.ask()[0][2]
 
 
+def test_largest_picture_is_marked_exactly(demo: Demo, tmp_path: Path) -> None:
+    Image.new("1", (8000, 5000)).save(tmp_path / "large.png")
+    demo.open(tmp_path / "large.png", "8000x5000")
+    demo.tool("box")
+    box = demo.page.locator(".fc-canvas").bounding_box()
+    demo.page.mouse.move(box["x"] + 100, box["y"] + 150)
+    demo.page.mouse.down()
+    demo.page.mouse.move(box["x"] + 220, box["y"] + 190, steps=4)
+    demo.page.mouse.up()
+    (area,) = demo.areas
+    (told,) = json.loads(demo.download("exportRle", tmp_path).read_text())
+    mask = as_mask(told, 5000, 8000)
+    rows, columns = mask.any(axis=1), mask.any(axis=0)
+    assert mask.sum() == rows.sum() * columns.sum() == area > 500_000
+    demo.tool("eraser")
+    demo.drag((4000, 2000), (4100, 2000), size=8000)
+    demo.do("undo")
+    demo.do("undo")
+    assert demo.areas == [0]
+    demo.do("redo")
+    assert demo.areas == [area]
+
+
 def test_command_in_a_browser_clicks_with_opencv_and_calls_nobody(chromium: Any, tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="OpenCV (the extra browser) is not installed")
     context = _context(chromium)
