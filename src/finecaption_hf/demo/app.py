@@ -68,7 +68,7 @@ _CSS = """
 .fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white;
   font-weight: 700; align-items: center; justify-content: center; }
 .fc-answers .fc-open::after { content: "▍"; opacity: .5; }
-#fc-examples .grid-wrap { min-height: 0; }
+#fc-examples .grid-wrap, #fc-seen .grid-wrap { min-height: 0; max-height: none; }
 footer .divider:last-child { display: none; }
 .dark .fc-warn { color: #fbbf24 !important; }
 .dark .fc-bad { color: #f87171 !important; }
@@ -238,7 +238,9 @@ def build_demo(
                     elem_id="fc-examples",
                 )
         with gr.Accordion("What the model saw", open=False):
-            seen = gr.Gallery(label="Inputs of the model", columns=4, object_fit="contain", elem_id="fc-seen")
+            seen = gr.Gallery(
+                label="Inputs of the model", columns=4, height="auto", object_fit="contain", elem_id="fc-seen"
+            )
         with gr.Accordion("Copy as Python", open=False):
             snippet = gr.Code(language="python", interactive=False, label="The same answers", elem_id="fc-python")
         with gr.Accordion("JSON", open=False):
