@@ -1,17 +1,25 @@
 """A Hub inside the test process: the endpoints that huggingface_hub calls to make, fill and read repositories.
 
-It listens on loopback; clients in other processes reach it through `HF_ENDPOINT`. Large files go the LFS way and come
-back by a redirect to another host name, as on the real one. Faults are asked for by attributes of `HubServer`.
+It listens on loopback; clients in other processes (`Client`) reach it through `HF_ENDPOINT`. Large files go the LFS
+way, in one piece or in parts, and come back by a redirect to another host name, as on the real one. Faults are asked
+for by attributes of `HubServer`. Its Xet storage takes uploads, which it cannot read, and gives nothing back.
 """
 
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,6 +27,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN = "hf_" + "loopbackLoopback" * 2
+_XET_TOKEN = "of-xet-and-for-an-hour"
 _LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".model")
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
@@ -34,10 +43,11 @@ class Commit:
 
 @dataclass
 class Repo:
-    """One repository: `branches` name commits."""
+    """One repository: `branches` name commits. Nobody has accepted the conditions of a gated one."""
 
     id: str
     private: bool
+    gated: bool = False
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
@@ -82,8 +92,15 @@ class HubServer:
         repos: repositories by kind and id, such as `("model", "me/tiny")`.
         objects: the large file storage: SHA-256 -> content.
         requests: method and path of every request, in their order.
+        tokens_at: host names that were sent a token.
         puts: SHA-256 of every file that was uploaded whole.
-        cut: SHA-256 of files whose upload loses its connection in the middle, every time.
+        part_puts: of every part of a file that was uploaded whole: the file's SHA-256 and the part's number.
+        part_size: files that are larger are uploaded in parts of so many bytes; `None`: in one, however large.
+        cut: SHA-256 of files whose upload loses its connection in the middle (of the second part), every time.
+        cut_downloads: SHA-256 of files whose next download loses its connection in the middle -> called then.
+        read_only: owners in whose repositories the token may read and nothing else.
+        xet: files that may come through Xet: SHA-256 -> what they will be found to hold; `None`: there is no Xet.
+        cut_xet: whether uploads to Xet lose their connection.
         refuse_commits: how many commits are answered with status 503.
     """
 
@@ -91,9 +108,19 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.tokens_at: set[str] = set()
         self.puts: list[str] = []
+        self.part_puts: list[tuple[str, int]] = []
+        self.part_size: int | None = None
+        self.parts: dict[str, dict[int, bytes]] = {}
         self.cut: set[str] = set()
+        self.cut_downloads: dict[str, Callable[[], None]] = {}
+        self.read_only: set[str] = set()
+        self.xet: dict[str, bytes] | None = None
+        self.cut_xet = False
         self.refuse_commits = 0
+        self._refused: list[tuple[str, _Answer]] = []
+        self._lost: list[str] = []
         self.lock = threading.Lock()
         hub = self
 
@@ -104,6 +131,7 @@ class HubServer:
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.elsewhere = f"http://localhost:{self.port}"  # where large files lie
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> "HubServer":
@@ -118,6 +146,23 @@ class HubServer:
     def model(self, repo_id: str) -> Repo:
         return self.repos["model", repo_id]
 
+    def hold(self, repo_id: str, folder: Path) -> Repo:
+        """Make a public model repository of the files of a folder."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        lfs = {name for name in files if name.endswith(_LFS_SUFFIXES)}
+        repo = self.repos["model", repo_id] = Repo(repo_id, False)
+        repo.commit("main", "all of it", files, lfs)
+        self.objects |= {hashlib.sha256(files[name]).hexdigest(): files[name] for name in lfs}
+        return repo
+
+    def refuse(self, request: str, status: int, times: int = 1, **headers: str) -> None:
+        """Answer the next requests whose method and path match a regular expression with a status alone."""
+        self._refused += [(request, _Answer(status, **headers))] * times
+
+    def lose(self, request: str) -> None:
+        """Do what the next such request asks for, and close the connection instead of answering it."""
+        self._lost.append(request)
+
 
 _REPO = r"(?P<kind>models|datasets|spaces)/(?P<id>[\w.-]+/[\w.-]+)"
 _ROUTES = [
@@ -125,6 +170,10 @@ _ROUTES = [
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", rf"/api/{_REPO}/preupload/(?P<revision>.+)", "preupload"),
+    ("GET", rf"/api/{_REPO}/xet-write-token/(?P<revision>.+)", "xet_token"),
+    ("GET", r"/xet/v1/chunks/.+", "xet_chunk"),
+    ("POST", r"/xet/v1/xorbs/.+", "xet_put"),
+    ("POST", r"/xet/v1/shards", "xet_shard"),
     ("POST", rf"/api/{_REPO}/commit/(?P<revision>.+)", "commit"),
     ("POST", rf"/api/{_REPO}/branch/(?P<revision>.+)", "branch"),
     ("POST", rf"/api/{_REPO}/paths-info/(?P<revision>.+)", "paths_info"),
@@ -134,6 +183,8 @@ _ROUTES = [
     ("GET", rf"/api/{_REPO}(/revision/(?P<revision>.+))?", "info"),
     ("POST", r"/((?P<kind>datasets|spaces)/)?(?P<id>[\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
+    ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)", "lfs_put_part"),
+    ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/complete", "lfs_complete"),
     ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify", "lfs_verify"),
     ("GET|HEAD", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_get"),
     (
@@ -156,9 +207,20 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = unquote(url.path)
         self.query = parse_qs(url.query)
+        request = f"{self.command} {path}"
         with hub.lock:
-            hub.requests.append(f"{self.command} {path}")
+            hub.requests.append(request)
+            if "Authorization" in self.headers:
+                hub.tokens_at.add(self.headers["Host"].partition(":")[0])
+            refused = next((it for it in hub._refused if re.fullmatch(it[0], request)), None)
+            if refused is not None:
+                hub._refused.remove(refused)
+            is_lost = next((it for it in hub._lost if re.fullmatch(it, request)), None)
+            if is_lost is not None:
+                hub._lost.remove(is_lost)
         try:
+            if refused is not None:
+                raise refused[1]
             for methods, pattern, name in _ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if match and self.command in methods.split("|"):
@@ -167,20 +229,23 @@ class _Handler(BaseHTTPRequestHandler):
             _fail(404, "NotFound", f"no such page: {self.command} {path}")
         except _Answer as answer:
             self._discard_body()
-            self._send(answer)
+            if is_lost is None:
+                self._send(answer)
+            else:
+                self._hang_up()
         except ConnectionError:
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
-    def _send(self, answer: _Answer) -> None:
+    def _send(self, answer: _Answer, sent: int | None = None) -> None:
         self.send_response(answer.status)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(answer.body)), **answer.headers}
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self.wfile.write(answer.body[:sent])
 
     _taken = False
 
@@ -199,11 +264,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self) -> Any:
         return json.loads(self._body())
 
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
     # --- who asks, and for what ---
 
     def _check_token(self) -> None:
         given = self.headers.get("Authorization")
         self.known = given == f"Bearer {TOKEN}"
+        if self.path.startswith("/xet/"):
+            self.known = given == f"Bearer {_XET_TOKEN}"
         if given is not None and not self.known:
             # More talkative than the real one, so that tests see whether clients repeat everything they hear.
             message = "Invalid credentials in Authorization header"
@@ -212,6 +283,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _must_be_known(self) -> None:
         if not self.known:
             _fail(401, "", "Invalid username or password.")
+
+    def _must_be_writable(self, id: str) -> None:
+        self._must_be_known()
+        if id.partition("/")[0] in self.server_hub.read_only:
+            _fail(403, "", f"You don't have the rights to write to {id}")
 
     def _repo(self, kind: str | None, id: str) -> Repo:
         repo = self.server_hub.repos.get(((kind or "models").removesuffix("s"), id))
@@ -246,6 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self._json()
         kind = asked.get("type") or "model"
         repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        self._must_be_writable(repo_id)
         answer = {"url": f"{self.server_hub.url}/{'' if kind == 'model' else kind + 's/'}{repo_id}", "id": repo_id}
         with self.server_hub.lock:
             if (kind, repo_id) in self.server_hub.repos:
@@ -256,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Answer(200, answer)
 
     def preupload(self, kind: str, id: str, revision: str) -> NoReturn:
-        self._must_be_known()
+        self._must_be_writable(id)
         repo = self._repo(kind, id)
         commit = self._commit(repo, revision)
         files = []
@@ -270,7 +347,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Answer(200, {"files": files})
 
     def branch(self, kind: str, id: str, revision: str) -> NoReturn:
-        self._must_be_known()
+        self._must_be_writable(id)
         repo = self._repo(kind, id)
         asked = json.loads(self._body() or b"{}")
         start = self._commit(repo, asked.get("startingPoint"))
@@ -280,40 +357,110 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Answer(200, {})
 
     def lfs_batch(self, kind: str | None, id: str) -> NoReturn:
-        self._must_be_known()
+        self._must_be_writable(id)
         self._repo(kind, id)
         objects = []
         for asked in self._json()["objects"]:
             entry = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.server_hub.objects:
-                href = f"{self.server_hub.url}/lfs/{asked['oid']}"
-                entry["actions"] = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
+                entry["actions"] = self._lfs_actions(asked["oid"], asked["size"])
             objects.append(entry)
         raise _Answer(200, {"transfer": "basic", "objects": objects})
 
+    def _lfs_actions(self, oid: str, size: int) -> dict[str, Any]:
+        hub = self.server_hub
+        upload: dict[str, Any] = {"href": f"{hub.elsewhere}/lfs/{oid}"}
+        if hub.part_size is not None and size > hub.part_size:
+            numbers = range(1, -(-size // hub.part_size) + 1)
+            upload = {
+                "href": f"{hub.url}/lfs/{oid}/complete",
+                "header": {
+                    "chunk_size": str(hub.part_size),
+                    **{f"{number:05}": f"{hub.elsewhere}/lfs/{oid}/{number}" for number in numbers},
+                },
+            }
+        return {"upload": upload, "verify": {"href": f"{hub.url}/lfs/{oid}/verify"}}
+
     def lfs_put(self, oid: str) -> NoReturn:
-        length = int(self.headers["Content-Length"])
         if oid in self.server_hub.cut:
-            self.rfile.read(length // 2)
-            self._taken = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            raise ConnectionAbortedError
+            self._lose_half()
+        self._keep(oid, self._body())
+        raise _Answer(200)
+
+    def lfs_put_part(self, oid: str, part: str) -> NoReturn:
+        hub = self.server_hub
+        if oid in hub.cut and part == "2":
+            self._lose_half()
         content = self._body()
+        with hub.lock:
+            hub.parts.setdefault(oid, {})[int(part)] = content
+            hub.part_puts.append((oid, int(part)))
+        raise _Answer(200, ETag=f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"')
+
+    def lfs_complete(self, oid: str) -> NoReturn:
+        asked, parts = self._json(), self.server_hub.parts.get(oid, {})
+        etags = {number: f'"{hashlib.md5(part, usedforsecurity=False).hexdigest()}"' for number, part in parts.items()}
+        if asked["oid"] != oid or [(it["partNumber"], it["etag"]) for it in asked["parts"]] != sorted(etags.items()):
+            _fail(400, "", "these are not the parts that came")
+        self._keep(oid, b"".join(parts[number] for number in sorted(parts)))
+        raise _Answer(200, {})
+
+    def _lose_half(self) -> NoReturn:
+        self.rfile.read(int(self.headers["Content-Length"]) // 2)
+        self._taken = True
+        self._hang_up()
+        raise ConnectionAbortedError
+
+    def _keep(self, oid: str, content: bytes) -> None:
         if hashlib.sha256(content).hexdigest() != oid:
             _fail(400, "", "the content has another hash")
         with self.server_hub.lock:
             self.server_hub.objects[oid] = content
             self.server_hub.puts.append(oid)
-        raise _Answer(200)
 
     def lfs_verify(self, oid: str) -> NoReturn:
         raise _Answer(200 if oid in self.server_hub.objects else 404, {})
 
     def lfs_get(self, oid: str) -> NoReturn:
-        raise _Answer(200, self.server_hub.objects[oid], Content_Type="application/octet-stream", ETag=f'"{oid}"')
+        content = self.server_hub.objects[oid]
+        headers = {"Content_Type": "application/octet-stream", "ETag": f'"{oid}"'}
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if wanted is not None:
+            start = int(wanted[1])
+            headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            raise _Answer(206, content[start:], **headers)
+        then = self.server_hub.cut_downloads.pop(oid, None) if self.command == "GET" else None
+        if then is not None:
+            self._send(_Answer(200, content, **headers), sent=len(content) // 2)
+            then()
+            self._hang_up()
+            raise ConnectionAbortedError
+        raise _Answer(200, content, **headers)
+
+    def xet_token(self, kind: str, id: str, revision: str) -> NoReturn:
+        self._must_be_writable(id)
+        if self.server_hub.xet is None:
+            _fail(404, "", "There is no Xet here")
+        expiry, url = int(time.time()) + 3600, f"{self.server_hub.elsewhere}/xet"
+        headers = {"X_Xet_Cas_Url": url, "X_Xet_Access_Token": _XET_TOKEN, "X_Xet_Token_Expiration": str(expiry)}
+        raise _Answer(200, {"casUrl": url, "accessToken": _XET_TOKEN, "exp": expiry}, **headers)
+
+    def xet_chunk(self) -> NoReturn:
+        _fail(404, "", "nothing is known of this chunk")
+
+    def xet_put(self) -> NoReturn:
+        if self.server_hub.cut_xet:
+            self._lose_half()
+        self._must_be_known()
+        raise _Answer(200, {"was_inserted": True})
+
+    def xet_shard(self) -> NoReturn:
+        self._must_be_known()
+        self.server_hub.objects |= self.server_hub.xet or {}
+        raise _Answer(200, {"result": 1})
 
     def commit(self, kind: str, id: str, revision: str) -> NoReturn:
-        self._must_be_known()
+        self._must_be_writable(id)
         repo = self._repo(kind, id)
         lines = [json.loads(line) for line in self._body().splitlines()]
         hub = self.server_hub
@@ -397,15 +544,18 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Answer(200, made)
 
     def resolve(self, kind: str | None, id: str, revision: str, path: str) -> NoReturn:
-        commit = self._commit(self._repo(kind, id), revision)
+        repo = self._repo(kind, id)
+        commit = self._commit(repo, revision)
         headers = {"X_Repo_Commit": commit.oid}
+        if repo.gated and path not in ("README.md", ".gitattributes"):
+            _fail(403 if self.known else 401, "GatedRepo", f"Access to model {id} is restricted. Ask for access.")
         if path not in commit.files:
             message = "Entry not found"
             raise _Answer(404, message.encode(), X_Error_Code="EntryNotFound", X_Error_Message=message, **headers)
         content, etag = commit.files[path], f'"{_etag(commit, path)}"'
         if path in commit.lfs:
-            elsewhere = f"http://localhost:{self.server_hub.port}/lfs/{etag[1:-1]}"
-            headers |= {"X_Linked_Etag": etag, "X_Linked_Size": str(len(content)), "Location": elsewhere}
+            location = f"{self.server_hub.elsewhere}/lfs/{etag[1:-1]}"
+            headers |= {"X_Linked_Etag": etag, "X_Linked_Size": str(len(content)), "Location": location}
             raise _Answer(302, **headers)
         raise _Answer(200, content, ETag=etag, Content_Type="text/plain; charset=utf-8", **headers)
 
@@ -424,3 +574,59 @@ def _entry(commit: Commit, path: str) -> dict[str, Any]:
     if path in commit.lfs:
         entry["lfs"] = {"oid": oid, "size": size, "pointerSize": 134}
     return entry
+
+
+# The client waits half a minute in all before it gives a connection up; nothing is to be learnt from that here.
+WITHOUT_WAITING = "import time; time.sleep = lambda seconds: None\n"
+COMMAND = WITHOUT_WAITING + "from finecaption_hf.cli import main; main()"
+
+
+class Client:
+    """Runs code as a user of the Hub, in a fresh process with a home of its own."""
+
+    def __init__(self, hub: HubServer, work: Path) -> None:
+        self.work = work
+        self.environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(work / "home"),
+            "HF_MODULES_CACHE": str(work / "home" / "modules"),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=self.work,
+            env={**self.environment, **environment},
+        )
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+    def command(self, *arguments: object, **environment: str) -> str:
+        """Run a command of finecaption to its good end: what it printed."""
+        done = self.run(COMMAND, *arguments, **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def push(self, *arguments: object, **environment: str) -> dict[str, Any]:
+        return json.loads(self.command("push", *arguments, "--json", **environment))
+
+    def fails(self, *arguments: object, **environment: str) -> str:
+        """The one line that a command ends in."""
+        done = self.run(COMMAND, *arguments, **environment)
+        assert done.returncode == 2, done.stderr[-3000:]
+        line = done.stderr.strip().splitlines()[-1]
+        assert line.startswith("Error: ") and "Traceback" not in done.stderr
+        return line
+
+    def refused(self, *arguments: object, **environment: str) -> str:
+        """The one line that a push ends in."""
+        return self.fails("push", *arguments, **environment)

@@ -428,4 +428,4 @@ def test_folder_loads_as_remote_code_and_saves_again_with_identical_keys(full, t
         name: value for name, value in saved.items() if name != "transformers_version"
     }
     names = {path.name for path in full.iterdir() if not path.name.startswith("model")}
-    assert names - {path.name for path in again.iterdir()} == {"README.md", "assembly.json"}
+    assert names - {path.name for path in again.iterdir()} == {"assembly.json"}

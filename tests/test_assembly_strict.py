@@ -16,6 +16,8 @@ from typing import Any
 import parts
 import pytest
 import torch
+import yaml
+from hub_server import Client, HubServer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPVisionModel
@@ -367,20 +369,17 @@ def test_parts_that_are_left_out_are_initialised_and_named(folder, tmp_path):
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def test_summary_and_card_tell_where_everything_comes_from(folder, tmp_path):
+def test_the_summary_tells_where_everything_comes_from(folder, tmp_path):
     given = options(folder, alpha_clip=str(folder / "alpha.pth"))
     summary = assemble(tmp_path / "out", **given, max_shard_size="100KB")
     assert json.loads((tmp_path / "out" / "assembly.json").read_text()) == summary
-    card = (tmp_path / "out" / "README.md").read_text()
     files = {file["name"]: file["sha256"] for part in summary["parts"] for file in part["files"]}
     alpha = hashlib.sha256((folder / "alpha.pth").read_bytes()).hexdigest()
-    assert files["alpha.pth"] == alpha and alpha in card
+    assert files["alpha.pth"] == alpha
     licences = {part["option"]: part["licence"] for part in summary["parts"]}
     expected = {"clip": "mit", "alpha_clip": None, "convnext": "apache-2.0", "sam": "some-licence", "llm": None}
     assert licences == expected
-    for text in ("1 new row of", "| some-licence |", "| not stated |", "adapter: 4 tensors", "untrained as a whole"):
-        assert text in card
-    assert str(folder) not in card and str(folder) not in json.dumps(summary)
+    assert str(folder) not in json.dumps(summary)
     for path in (tmp_path / "out").glob("*.json"):
         assert str(folder) not in path.read_text(), path.name
     model = load(tmp_path / "out", device="cpu")[0]
@@ -505,16 +504,8 @@ def hub(folder, tmp_path, monkeypatch) -> list[tuple[Any, ...]]:
         def list_repo_files(self, repo: str, revision: str | None) -> list[str]:
             return [*os.listdir(folder / repo.split("/")[1]), "pytorch_model.bin", "tf_model.h5"]
 
-        def create_repo(self, repo: str, **options: Any) -> None:
-            asked.append(("create", repo, options))
-
-        def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> None:
-            assert (folder_path / "config.json").is_file()
-            asked.append(("upload", repo_id, sorted(os.listdir(folder_path))))
-
     monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
     monkeypatch.setattr(sources, "HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
     return asked
 
 
@@ -522,7 +513,7 @@ def test_parts_come_from_the_hub_at_their_revisions(folder, tmp_path, hub):
     given = {"clip": "some/clip@v1.0", "llm": "some/llm", "alpha_clip": str(folder / "alpha.pth")}
     given |= {"convnext": "some/convnext:model.safetensors@main", "without": ["sam"], "max_shard_size": "100KB"}
     config = {"high_res_image_size": 256}
-    summary = assemble(tmp_path / "out", **given, config=config, push="me/mine")
+    summary = assemble(tmp_path / "out", **given, config=config)
     asked = {entry[0]: entry[1:] for entry in hub}
     small_files = sorted(sources._SMALL_FILES)
     # Alpha-CLIP replaces CLIP's weights, so they are not fetched; pickles are not where safetensors are.
@@ -536,10 +527,42 @@ def test_parts_come_from_the_hub_at_their_revisions(folder, tmp_path, hub):
         "some/convnext:model.safetensors": COMMIT,
         "some/llm": COMMIT,
     }
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model:\n- some/clip\n- some/convnext\n- some/llm\ntags:" in card
-    assert asked["create"][0] == "me/mine"
-    assert asked["upload"][1] == sorted(os.listdir(tmp_path / "out"))
+
+
+def test_command_assembles_parts_of_the_hub_and_pushes_what_it_made(folder, tmp_path):
+    with HubServer() as server:
+        client = Client(server, tmp_path)
+        revision = server.hold("some/clip", folder / "clip").at("main").oid
+        server.hold("some/llm", folder / "llm")
+        given = ["--clip", f"some/clip@{revision}", "--llm", "some/llm", "--alpha-clip", folder / "alpha.pth"]
+        given += ["--convnext", folder / "convnext", "--without", "sam", "--config", tmp_path / "config.json"]
+        (tmp_path / "config.json").write_text('{"high_res_image_size": 256}')
+        server.refuse(r"POST .*/commit/main", 500)
+        line = client.fails("assemble", "--out", "out", *given, "--push", "me/mine")
+        assert line.endswith("out itself is complete; `finecaption push out me/mine --private` uploads it.")
+        repo = server.model("me/mine")
+        assert repo.private and len(repo.history()) == 1
+        client.push("out", "me/mine", "--private")
+        assert len(repo.history()) == 2
+        files = repo.at("main").files
+        assert {path.name for path in (tmp_path / "out").iterdir()} < files.keys()
+        assert "README.md" not in os.listdir(tmp_path / "out")
+        _, fields, body = files["README.md"].decode().split("---\n", 2)
+        assert yaml.safe_load(fields)["base_model"] == ["some/clip", "some/llm"]
+        assert yaml.safe_load(fields)["license_name"] == "research-only"  # Alpha-CLIP's weights
+        assert f"| configuration of the mask-aware CLIP tower | some/clip | {revision} | mit |" in body
+        assert "untrained as a whole" in body and not any(str(tmp_path).encode() in data for data in files.values())
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_an_upload_is_to_a_private_repository_unless_a_public_one_is_asked_for(folder, tmp_path, monkeypatch, public):
+    pushed = []
+    monkeypatch.setattr("finecaption_hf.hub.push", lambda *args, **options: pushed.append((*args, options["private"])))
+    arguments = ["assemble", "--out", tmp_path / "out", "--clip", folder / "clip", "--llm", folder / "llm"]
+    arguments += ["--without", "sam", "--without", "convnext", "--push", "me/mine", *(["--public"] if public else [])]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    assert pushed == [(tmp_path / "out", "me/mine", not public)]
 
 
 def test_names_of_timm_are_repositories_of_timm(folder, tmp_path, hub):

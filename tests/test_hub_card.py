@@ -14,7 +14,6 @@ from test_hub_push import report
 from transformers.modelcard import TrainingSummary
 
 import finecaption_hf
-from finecaption_hf.assembly.summary import card as card_of_assembling
 from finecaption_hf.card_finecaption import llama_terms
 from finecaption_hf.hub import HubError, Provenance, check_card, model_card, read_provenance
 
@@ -201,13 +200,21 @@ def test_the_card_of_a_trained_and_evaluated_checkpoint_has_all_that_is_known(fo
     assert result.metric_args["interval_95"] == [86.71, 87.51]
 
 
-def test_an_assembled_checkpoint_is_called_untrained_and_the_card_of_assembling_gives_way(folder):
-    summary = assembly("sam")
-    (folder / "assembly.json").write_text(json.dumps(summary))
-    counted = {"tensors": {"used": 1, "ignored": 0}, "files": [], "ignored": []}
-    told = {"parts": [{**part, **counted} for part in summary["parts"]], "initialised": summary["initialised"]}
-    told |= {"image_tokens_per_region": 64, "dtype": "float32", "parameters": {}}
-    (folder / "README.md").write_text(card_of_assembling(told))
+def test_a_checkpoint_that_was_taken_out_of_its_run_is_told_its_base(folder, tmp_path, monkeypatch):
+    stage = {"name": "adapter", "trains": ["*"], "learning_rate": 1e-3, "data": {}, "peft": None}
+    (folder / "stage.json").write_text(json.dumps({"stage": stage, "learning_rate": 2e-4, "global_step": 7}))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "assembly.json").write_text(json.dumps(assembly("sam")))
+    monkeypatch.chdir(tmp_path)
+    found = read_provenance(folder, base_model="base")
+    assert [part["source"] for part in found.parts] == ["some/sam"] and found.base_models == ["some/sam"]
+    assert [(stage["steps"], stage["learning_rate"]) for stage in found.stages] == [(7, 2e-4)]
+    assert read_provenance(folder, base_model="me/base").base_models == ["me/base"]
+    assert read_provenance(folder).base_models == []
+
+
+def test_an_assembled_checkpoint_is_called_untrained(folder):
+    (folder / "assembly.json").write_text(json.dumps(assembly("sam")))
     assert "**It is untrained as a whole**" in model_card(folder, "me/x", read_provenance(folder))
 
 
@@ -311,6 +318,10 @@ def test_cards_that_the_library_writes_give_way(folder, tmp_path):
     blank = ModelCard.from_template(ModelCardData(library_name="transformers"), model_description=description)
     for existing in (summary, str(blank)):
         assert "describes any region of an image" in model_card(folder, "me/x", found, existing=existing)
+    card = model_card(folder, "me/x", found, existing=summary)
+    assert "- seed: 42" in card and "record no training" not in card
+    again = model_card(folder, "me/x", found, existing=card, evaluation=evaluation())
+    assert again.count("- seed: 42") == 1 and "87.11" in again
     filled = str(blank).replace("[More Information Needed]", "We know.")
     assert "We know." in model_card(folder, "me/x", found, existing=filled)
 

@@ -1,12 +1,10 @@
 """Checkpoints to a Hub and back, through fresh processes and a server on loopback."""
 
+import copy as copy_module
+import inspect
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_server import TOKEN, HubServer
-from huggingface_hub import constants, parse_eval_result_entries
+from hub_server import COMMAND, TOKEN, Client, HubServer, Repo
+from huggingface_hub import HfApi, constants, parse_eval_result_entries
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
+from transformers.utils import PushToHubMixin
 
 import finecaption_hf
-from finecaption_hf.hub import HubError, push_model
+from finecaption_hf.hub import HubError, check_card, push, push_model
 from finecaption_hf.hub_finecaption import checkpoint_files
 from finecaption_hf.scenes import render_scene
 
@@ -28,58 +28,11 @@ PACKAGE = Path(finecaption_hf.__file__).parent
 ATTRIBUTES = ".gitattributes"
 WRONG_TOKEN = "hf_" + "somebodyElse" * 3
 
-# The client waits half a minute in all before it gives a connection up; nothing is to be learnt from that here.
-WITHOUT_WAITING = "import time; time.sleep = lambda seconds: None\n"
-COMMAND = WITHOUT_WAITING + "from finecaption_hf.cli import main; main()"
-
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server
-
-
-class Client:
-    """Runs code as a user of the Hub, in a fresh process with a home of its own."""
-
-    def __init__(self, hub: HubServer, work: Path) -> None:
-        self.work = work
-        self.environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(work / "home"),
-            "HF_MODULES_CACHE": str(work / "home" / "modules"),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def run(self, code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=self.work,
-            env={**self.environment, **environment},
-        )
-        assert TOKEN not in done.stdout + done.stderr
-        return done
-
-    def push(self, *arguments: object, **environment: str) -> dict[str, Any]:
-        done = self.run(COMMAND, "push", *arguments, "--json", **environment)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def refused(self, *arguments: object, **environment: str) -> str:
-        """The one line that a push ends in."""
-        done = self.run(COMMAND, "push", *arguments, **environment)
-        assert done.returncode == 2, done.stderr
-        line = done.stderr.strip().splitlines()[-1]
-        assert line.startswith("Error: ") and "Traceback" not in done.stderr
-        return line
 
 
 @pytest.fixture
@@ -253,6 +206,12 @@ def test_a_checkpoint_of_another_model_is_refused(copy):
         checkpoint_files(copy)
 
 
+def test_a_model_without_its_head_is_refused(here, embedded):
+    with pytest.raises(HubError, match=r"holds a FineCaptionModel, .* Push the FineCaptionForConditionalGeneration"):
+        embedded[0].model.push_to_hub("me/headless")
+    assert ("model", "me/headless") not in here.repos
+
+
 def test_weights_that_were_not_written_to_their_end_are_refused(copy):
     with (copy / "model.safetensors").open("r+b") as file:
         file.truncate(5_000_000)
@@ -288,6 +247,12 @@ class NotInstalled(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
+try:
+    import finecaption_hf
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("the package is still importable")
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -320,8 +285,8 @@ with torch.no_grad():  # what training would do
     for parameter in model.model.adapter.parameters():
         parameter += 0.02 * torch.randn_like(parameter)
 logits(model, processor, "tuned.pt")
-model.push_to_hub("me/second", private=True)
-processor.push_to_hub("me/second", private=True)
+commit = model.push_to_hub("me/second", processor=processor, private=True, evaluation="report.json")
+print("commit:", commit.oid)
 try:
     AutoConfig.from_pretrained("me/second", token=os.environ["WRONG_TOKEN"], **trust)
 except OSError as error:
@@ -329,10 +294,10 @@ except OSError as error:
 """
 SECOND = """
 model, processor, _ = read("me/second", "second.pt")
-model.push_to_hub("you/third")
-processor.push_to_hub("you/third")
+print("commit:", processor.push_to_hub("you/third", model=model).oid)
 del model, processor
-exec(open("snippet.py").read())  # asks you/third
+for repo in ("me/second", "you/third"):
+    exec(open("snippet.py").read().replace("me/base", repo))
 """
 OFFLINE = """
 import socket
@@ -348,11 +313,13 @@ read("you/third", "third.pt")
 @pytest.mark.hub
 def test_code_and_auto_map_travel_through_two_generations_with_and_without_network(hub, client, tmp_path, sharded):
     Image.fromarray(render_scene(4, split="test").image).save(tmp_path / "photo.jpg")
+    shards = {path.name for path in sharded.glob("*.safetensors")}
     client.push(sharded, "me/base", "--license", "apache-2.0")
     card = hub.model("me/base").at("main").files["README.md"].decode()
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert 'model="me/base"' in snippet
-    (tmp_path / "snippet.py").write_text(snippet.replace("me/base", "you/third"))
+    (tmp_path / "snippet.py").write_text(snippet)
+    (tmp_path / "report.json").write_text(json.dumps(report()))
 
     first = client.run(ELSEWHERE + FIRST, WRONG_TOKEN=WRONG_TOKEN)
     assert first.returncode == 0, first.stderr[-3000:]
@@ -360,7 +327,7 @@ def test_code_and_auto_map_travel_through_two_generations_with_and_without_netwo
     assert "wrong token: " in first.stdout and WRONG_TOKEN not in first.stdout + first.stderr
     second = client.run(ELSEWHERE + SECOND)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert "[40, 60, 200, 180] {'Color': " in second.stdout
+    assert second.stdout.count("[40, 60, 200, 180] {'Color': ") == 2
     # Nothing of the earlier repositories is left to load from.
     for repo in ("me/base", "me/second"):
         shutil.rmtree(tmp_path / "home" / "hub" / f"models--{repo.replace('/', '--')}")
@@ -373,10 +340,17 @@ def test_code_and_auto_map_travel_through_two_generations_with_and_without_netwo
     assert torch.equal(torch.load(tmp_path / "third.pt"), tuned)
     assert hub.model("me/second").private
     given = hub.model("me/base").at("main").files
-    for repo in ("me/second", "you/third"):
-        files = hub.model(repo).at("main").files
-        tags = yaml.safe_load(files["README.md"].decode().split("---\n")[1])["tags"]
-        assert tags == ["custom_code", "finecaption", "region-captioning"]
+    for repo, base, printed in (("me/second", "me/base", first.stdout), ("you/third", "me/second", second.stdout)):
+        commit, _ = hub.model(repo).history()
+        assert f"commit: {commit.oid}" in printed
+        files = commit.files
+        assert set(files) == set(given) - {"model.safetensors.index.json"} - shards | {"model.safetensors"}
+        text = files["README.md"].decode()
+        assert check_card(text) == [] and f'model="{repo}"' in text
+        fields = yaml.safe_load(text.split("---\n")[1])
+        assert fields["tags"] == ["custom_code", "finecaption", "region-captioning"]
+        assert (fields["base_model"], fields["license"]) == ([base], "apache-2.0")
+        assert ("87.11 (86.71 to 87.51)" in text) == (repo == "me/second")
         code = {name for name in given if name.endswith("_finecaption.py")}
         assert code == {name for name in files if name.endswith(".py")}
         for name in code:
@@ -405,18 +379,261 @@ def test_a_checkpoint_trained_from_a_hub_repository_knows_where_it_comes_from(hu
     assert not any(b"secret-place" in content for content in files.values())
 
 
-def test_model_and_processor_go_from_memory_in_one_commit_with_a_card(hub, embedded, monkeypatch, tmp_path):
+# --- from memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(hub, monkeypatch, tmp_path) -> HubServer:
+    """The Hub as this process sees it."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    pushed = push_model(*embedded, "me/memory", token=TOKEN, message="From memory")
-    commit, _ = hub.model("me/memory").history()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
+
+
+def edit(hub: HubServer, repo: str, name: str, text: str) -> None:
+    """Change a file as on the Hub's page."""
+    now = hub.model(repo).at("main")
+    hub.model(repo).commit("main", f"Update {name}", {**now.files, name: text.encode()}, set(now.lfs))
+
+
+def card_of(hub: HubServer, repo: str) -> str:
+    return hub.model(repo).at("main").files["README.md"].decode()
+
+
+def test_model_and_processor_go_from_memory_in_one_commit_with_a_card(here, embedded):
+    pushed = push_model(*embedded, "me/memory", message="From memory")
+    commit, _ = here.model("me/memory").history()
     assert commit.message == "From memory" and pushed.oid == commit.oid
     assert {path.name for path in TINY.glob("*_finecaption.py")} <= set(commit.files)
     card = commit.files["README.md"].decode()
     # The model was loaded from the embedded checkpoint, whose card states it.
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
     assert 'model="me/memory"' in card and str(TINY) not in card
+
+
+@pytest.mark.hub
+def test_push_to_hub_takes_what_the_librarys_takes(here, embedded, monkeypatch):
+    model, processor = embedded
+    for ours in (model.push_to_hub, processor.push_to_hub):
+        found = inspect.signature(ours).parameters
+        for name, parameter in inspect.signature(PushToHubMixin.push_to_hub).parameters.items():
+            if name != "self":
+                assert (found[name].default, found[name].kind) == (parameter.default, parameter.kind), name
+    asked = []
+    create_commit = HfApi.create_commit
+
+    def observed(self: HfApi, *arguments: Any, **options: Any) -> Any:
+        asked.append(options)
+        return create_commit(self, *arguments, **{**options, "create_pr": False})  # which the server here knows not
+
+    monkeypatch.setattr(HfApi, "create_commit", observed)
+    given = {"commit_message": "First", "commit_description": "Why", "revision": "next", "create_pr": True}
+    commit = model.push_to_hub("named", max_shard_size="6MB", tags=["cats"], token=TOKEN, private=True, **given)
+    assert {name: asked[0][name] for name in given} == given
+    repo = here.model("me/named")  # a bare name is one of the user's own
+    assert repo.private and commit.oid == repo.at("next").oid and set(repo.at("main").files) == {ATTRIBUTES}
+    assert "model-00002-of-00002.safetensors" in repo.at("next").files
+    assert "cats" in yaml.safe_load(repo.at("next").files["README.md"].decode().split("---\n")[1])["tags"]
+    with pytest.raises(HubError, match="is public, so nothing was sent"):
+        here.model("me/named").private = False
+        processor.push_to_hub("me/named", private=True)
+
+
+def test_a_model_alone_brings_its_origins_processor_unless_there_is_one(here, embedded, caplog):
+    model, processor = embedded
+    model.push_to_hub("me/alone")
+    assert "me/alone has no processor and gets the one of" in caplog.text
+    commit, _ = here.model("me/alone").history()
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert commit.files[name] == (TINY / name).read_bytes(), name
+    assert {path.name for path in TINY.glob("*.py")} <= set(commit.files)
+    changed = copy_module.copy(processor)
+    changed.questions = {"Sound": "What does it sound like?"}
+    changed.push_to_hub("me/alone")
+    caplog.clear()
+    model.push_to_hub("me/alone", base_model="you/base")
+    assert "processor" not in caplog.text
+    third, second, _, _ = here.model("me/alone").history()
+    assert third.files["processor_config.json"] == second.files["processor_config.json"]
+    assert b"What does it sound like?" in third.files["processor_config.json"]
+
+
+def test_a_processor_alone_leaves_card_and_weights_as_they_are(here, embedded):
+    model, processor = embedded
+    processor.push_to_hub("me/parts")
+    commit, _ = here.model("me/parts").history()
+    assert commit.message == "Upload processor" and "processing_finecaption.py" in commit.files
+    assert "modeling_finecaption.py" not in commit.files and "model.safetensors" not in commit.files
+    assert check_card(card_of(here, "me/parts")) == [] and "weights are not here yet" in card_of(here, "me/parts")
+    model.push_to_hub("me/parts")
+    made = card_of(here, "me/parts")
+    assert "weights are not here yet" not in made and "## Limits" in made
+    before = here.model("me/parts").at("main").files
+    changed = copy_module.copy(processor)
+    changed.questions = {"Sound": "What does it sound like?"}
+    changed.push_to_hub("me/parts")
+    after = here.model("me/parts").at("main").files
+    assert {name for name in after if after[name] != before.get(name)} == {"processor_config.json"}
+    changed.push_to_hub("me/parts", tags="cats")
+    assert card_of(here, "me/parts").split("---\n", 2)[2] == made.split("---\n", 2)[2]
+    assert "cats" in yaml.safe_load(card_of(here, "me/parts").split("---\n")[1])["tags"]
+    with pytest.raises(HubError, match="evaluation need the model as well"):
+        processor.push_to_hub("me/parts", evaluation="report.json")
+
+
+def test_a_processor_with_a_token_in_it_is_not_sent(here, embedded):
+    changed = copy_module.copy(embedded[1])
+    changed.questions = {"Sound": f"HF_TOKEN={WRONG_TOKEN}"}
+    with pytest.raises(HubError, match=r"processor_config\.json holds an access token") as caught:
+        changed.push_to_hub("me/told")
+    assert WRONG_TOKEN not in str(caught.value) and ("model", "me/told") not in here.repos
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["model", "processor"])
+def test_a_wrong_token_given_to_push_to_hub_is_not_told(here, embedded, which):
+    with pytest.raises(HubError, match="does not take the token") as caught:
+        embedded[which].push_to_hub("me/none", token=WRONG_TOKEN)
+    error: BaseException | None = caught.value
+    assert WRONG_TOKEN not in str(error) and "\n" not in str(error)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+# --- cards that are there --------------------------------------------------------------------------------------------
+
+
+def test_a_card_written_on_the_hub_survives_pushes_and_has_one_evaluation(here, embedded, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(report()))
+    model, processor = embedded
+    options = {"processor": processor, "evaluation": tmp_path / "report.json"}
+    model.push_to_hub("me/edited", **options)
+    made = card_of(here, "me/edited")
+    edit(here, "me/edited", "README.md", made.replace("# edited", "# The best one"))
+    for data in ("first", "second"):
+        model.push_to_hub("me/edited", processor=processor, evaluation=report(data))
+    card = card_of(here, "me/edited")
+    assert "# The best one" in card and card.count("<!-- finecaption-hf: evaluation -->") == 1
+    assert "| me/edited | second | 6269 |" in card and "first" not in card
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][0]["dataset"]["name"] == "second"
+
+
+def test_a_card_on_the_hub_that_is_not_to_be_read_stops_the_push(here, embedded, monkeypatch):
+    """Otherwise a generated one would take its place."""
+    model, processor = embedded
+    model.push_to_hub("me/careful", processor=processor)
+    before = here.model("me/careful").at("main").oid
+
+    def unreachable(self: HfApi, repo: str, name: str, **options: Any) -> str:
+        raise LocalEntryNotFoundError(f"{name} cannot be reached")
+
+    monkeypatch.setattr(HfApi, "hf_hub_download", unreachable)
+    with pytest.raises(HubError, match=r"README\.md cannot be reached"):
+        model.push_to_hub("me/careful", processor=processor, base_model="me/careful")
+    assert here.model("me/careful").at("main").oid == before
+
+
+# --- what lies beside ------------------------------------------------------------------------------------------------
+
+
+def test_licence_texts_of_parts_come_along_and_what_a_llama_asks_for_is_told(here, copy):
+    origin = {"LICENSE": b"the agreement", "USE_POLICY.md": b"the policy", "config.json": b"{}"}
+    repo = here.repos["model", "meta/Llama-3.1-8B"] = Repo("meta/Llama-3.1-8B", False)
+    repo.commit("main", "made", origin, set())
+    part = {"role": "language model", "source": "meta/Llama-3.1-8B", "revision": "0" * 40, "licence": "llama3.1"}
+    (copy / "assembly.json").write_text(json.dumps({"parts": [{**part, "from_hub": True}], "initialised": []}))
+    (copy / "README.md").unlink()
+    told: list[str] = []
+    push(copy, "me/fine", tell=told.append)
+    missing, name = told
+    assert "NOTICE is missing" in missing and "LICENSE" not in missing
+    assert "begins with 'Llama': me/fine does not" in name
+    files = here.model("me/fine").at("main").files
+    assert files["licences/meta--Llama-3.1-8B/LICENSE"] == b"the agreement"
+    assert files["licences/meta--Llama-3.1-8B/USE_POLICY.md"] == b"the policy"
+    card = files["README.md"].decode()
+    assert "**Built with Llama**" in card and yaml.safe_load(card.split("---\n")[1])["license"] == "llama3.1"
+    # A model made from that one has them too, and with a NOTICE and a fitting name there is nothing to say.
+    (copy / "assembly.json").unlink()
+    (copy / "NOTICE").write_text("the notice")
+    told.clear()
+    push(copy, "me/Llama-finer", base_model="me/fine", tell=told.append)
+    files = here.model("me/Llama-finer").at("main").files
+    assert files["licences/meta--Llama-3.1-8B/LICENSE"] == b"the agreement" and files["NOTICE"] == b"the notice"
+    assert "**Built with Llama**" in files["README.md"].decode() and told == []
+
+
+def test_pictures_and_a_space_go_into_the_card(hub, client, copy, tmp_path):
+    (copy / "README.md").unlink()
+    Image.new("RGB", (8, 8)).save(copy / "inside.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "captioned.jpg")
+    options = ("--picture", tmp_path / "captioned.jpg", "--space", "me/show", "--license", "apache-2.0")
+    client.push(copy, "me/shown", *options)
+    files = hub.model("me/shown").at("main").files
+    assert files["captioned.jpg"] == (tmp_path / "captioned.jpg").read_bytes()
+    card = files["README.md"].decode()
+    assert "![captioned](captioned.jpg)" in card and "![inside](inside.png)" in card
+    assert "https://huggingface.co/spaces/me/show" in card
+    assert "There is no picture gone.png" in client.refused(copy, "me/shown", "--picture", "gone.png")
+    assert "'show' is no Space" in client.refused(copy, "me/shown", "--space", "show")
+
+
+# --- the library's Trainer -------------------------------------------------------------------------------------------
+
+TRAIN = """
+from transformers import Trainer, TrainingArguments
+
+model, processor, _ = read("me/start", "start.pt")
+chat = processor.conversation(Image.open("photo.jpg"), "color", {"box_xyxy": [40, 60, 200, 180]})
+row = dict(processor.apply_chat_template(
+    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+))
+row["labels"] = row["input_ids"].clone()
+arguments = TrainingArguments(
+    "run", max_steps=2, save_steps=1, save_strategy="steps", logging_steps=1, learning_rate=1e-3, report_to=[],
+    push_to_hub=True, hub_model_id="me/trained", hub_private_repo=True, remove_unused_columns=False, use_cpu=True,
+    hub_always_push=True,
+)
+trainer = Trainer(
+    model, arguments, train_dataset=[row] * 2, data_collator=lambda rows: rows[0], processing_class=processor
+)
+trainer.train()
+trainer.push_to_hub()
+logits(model.eval(), processor, "trained.pt")
+"""
+FINISH = """
+model, processor, _ = read("me/trained", "again.pt")
+model.push_to_hub("me/trained")
+"""
+
+
+@pytest.mark.hub
+def test_what_the_librarys_trainer_pushes_loads_again_and_a_push_completes_its_card(hub, client, tmp_path):
+    Image.fromarray(render_scene(4, split="test").image).save(tmp_path / "photo.jpg")
+    client.push(TINY, "me/start")
+    trained = client.run(ELSEWHERE + TRAIN)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    repo = hub.model("me/trained")
+    files = repo.at("main").files
+    assert repo.private and {path.name for path in TINY.glob("*.py")} <= set(files)
+    fields = yaml.safe_load(card_of(hub, "me/trained").split("---\n")[1])
+    assert {"custom_code", "finecaption", "region-captioning"} <= set(fields["tags"])
+    assert (fields["library_name"], fields["base_model"]) == ("transformers", "me/start")
+    pushes = len(repo.history())
+    finished = client.run(ELSEWHERE + FINISH)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert torch.equal(torch.load(tmp_path / "again.pt"), torch.load(tmp_path / "trained.pt"))
+    assert not torch.allclose(torch.load(tmp_path / "again.pt"), torch.load(tmp_path / "start.pt"), atol=1e-2)
+    assert len(repo.history()) == pushes + 1
+    card = card_of(hub, "me/trained")
+    assert check_card(card) == [] and "describes any region of an image" in card
+    fields = yaml.safe_load(card.split("---\n")[1])
+    assert (fields["license"], fields["base_model"]) == ("apache-2.0", ["me/start"])
+    assert "- learning_rate: 0.001" in card
+    assert repo.at("main").files["tokenizer.json"] == files["tokenizer.json"]
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from transformers.image_utils import load_image
 
@@ -70,6 +71,10 @@ def load(
         raise ValueError(
             f"The device {str(device)!r} cannot be used ({reason}). Give another, such as 'cpu'."
         ) from error
+    # All of one commit, also where another arrives meanwhile.
+    cached = None if os.path.isdir(name) else try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        source["revision"] = os.path.basename(os.path.dirname(cached))
     loaded = AutoModelForImageTextToText.from_pretrained(
         name, config=config, dtype=dtype or "auto", device_map={"": device}, **source, **options
     )

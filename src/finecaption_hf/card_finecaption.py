@@ -39,7 +39,7 @@ _FORMAT = 1
 _MAX_STEPS_BACK = 32
 
 Fetch = Callable[[str, str], Path | None]
-"""(Hub repository, name of a file) -> where it lies locally, `None` where there is none."""
+"""(Hub repository, with `@revision` where one was given; name of a file) -> where it lies, `None` where it does not."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,17 @@ def read_provenance(
     path = Path(folder).resolve()
     if base_model is not None and not any((path / name).is_file() for name in (_STAGE, FILE, _ASSEMBLY)):
         return _origin(Path.cwd(), base_model, fetch, 0, repo)
-    return _read(path, fetch, 0, repo)
+    return _read(path, fetch, 0, repo, base_model)
 
 
-def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None) -> Provenance:
+def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None, base_model: str | None = None) -> Provenance:
     record = _json(folder / _STAGE)
     if record is not None and depth < _MAX_STEPS_BACK:
         # checkpoint-N and final lie in the folder of their stage, whose run.json says what it started from.
-        run = _json(folder.parent / _RUN) or {}
-        origin = _origin(folder.parent, run.get("model"), fetch, depth, repo)
+        run, beside = _json(folder.parent / _RUN), folder.parent
+        if run is None:  # the checkpoint was taken out of there
+            run, beside = {"model": base_model}, Path.cwd()
+        origin = _origin(beside, run.get("model"), fetch, depth, repo)
         return Provenance(
             origin.base_models, origin.parts, origin.initialised, [*origin.stages, _stage(record, run)], origin.licence
         )
@@ -145,7 +147,8 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | Non
     local = Path(os.path.normpath(folder / source))
     if local.is_dir():
         return _read(local, fetch, depth + 1, repo)
-    if os.path.isabs(source) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(@[\w./-]+)?", source)
+    if match is None or os.path.isabs(source):
         return Provenance()  # a folder that is gone; its name is not for others
     found = Provenance()
     for name, reader in ((FILE, _from_json), (_ASSEMBLY, lambda values, _: _from_assembly(values))):
@@ -157,7 +160,9 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | Non
     if not (found.parts or licence):
         path = fetch(source, "README.md")
         licence = None if path is None else card_licence(path)
-    base_models = found.base_models if source == repo else [source]
+    base_models = [match[1]]
+    if match[1] == repo:
+        base_models = found.base_models or _joined(_card_fields(fetch(source, "README.md")).get("base_model"))
     return Provenance(base_models, found.parts, found.initialised, found.stages, licence)
 
 
@@ -166,7 +171,7 @@ def _stage(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": stage["name"],
         "trains": list(stage["trains"]) + (["LoRA adapters, merged"] if stage.get("peft") else []),
-        "learning_rate": stage["learning_rate"],
+        "learning_rate": record.get("learning_rate", stage["learning_rate"]),
         "steps": record.get("global_step"),
         # Names only: paths are of no use to others, and not for their eyes.
         "data": list(stage["data"]) or list(run.get("data") or {}),
@@ -204,16 +209,20 @@ def _json(path: Path) -> Any:
 
 def card_licence(path: Path) -> str | None:
     """The licence that a card states: its id, or its own name; `None` where there is no card or it states none."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    fields = _card_fields(path)
+    licence = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
+    return licence if isinstance(licence, str) else None
+
+
+def _card_fields(path: Path | None) -> dict[str, Any]:
+    """The front matter of a card; empty where it has none that can be read."""
+    text = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
     match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     try:
         fields = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError:
-        return None
-    if not isinstance(fields, dict):
-        return None
-    licence = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
-    return licence if isinstance(licence, str) else None
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _part_licence(part: Mapping[str, Any]) -> Licence:
@@ -289,8 +298,7 @@ _MARK = "<!-- Written by finecaption-hf; digest of the text below: {}. Edit it, 
 _MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{16})"))
 _SECTION = "<!-- finecaption-hf: {} -->"
 _SECTION_END = "<!-- finecaption-hf: end of {} -->"
-# Cards that somebody else's code wrote and nobody edited: assembling here, the library's Trainer and its push_to_hub.
-_ASSEMBLED = "# FineCaption, assembled from pretrained parts"
+# Cards that somebody else's code wrote and nobody edited: the library's Trainer and its push_to_hub.
 _OF_TRAINER = "<!-- This model card has been generated automatically according to the information the Trainer had"
 _BLANK = "# Model Card for Model ID"
 _BLANKS = ("[More Information Needed]", 20)  # in the library's blank one there are more
@@ -357,7 +365,8 @@ def model_card(
         found, _ = split_card(existing) if existing else ({}, "")
         kept = {name: value for name, value in found.items() if name not in _MANAGED}
         fields = {**fields, **kept, "tags": _joined(fields["tags"], found.get("tags"))}
-        body = "\n".join(_body(path, repo, provenance, evaluation, fields, space, pictures)).strip()
+        trainer = _of_trainer(given) or _of_trainer(existing)
+        body = "\n".join(_body(path, repo, provenance, evaluation, fields, space, pictures, trainer)).strip()
         body = f"{_MARK.format(_digest(body))}\n\n{body}"
     fields["tags"] = _joined(fields["tags"], list(tags))
     if evaluation is not None:
@@ -399,9 +408,7 @@ def is_generated(card: str) -> bool:
     if mark is not None:
         return _digest(body[mark.end() :]) == mark[1]
     blanks, many = _BLANKS
-    return (
-        not body.strip() or _ASSEMBLED in body or _OF_TRAINER in body or (_BLANK in body and body.count(blanks) >= many)
-    )
+    return not body.strip() or _OF_TRAINER in body or (_BLANK in body and body.count(blanks) >= many)
 
 
 def _digest(text: str) -> str:
@@ -415,7 +422,7 @@ def _with_section(body: str, name: str, text: str) -> str:
     start, end = _SECTION.format(name), _SECTION_END.format(name)
     if (start in body) != (end in body):
         raise HubError(f"README.md has only one of the two marks {start!r} and {end!r}. Put the other back, or none.")
-    section = f"{start}\n{text.strip()}\n{end}"
+    section = f"{start}\n\n{text.strip()}\n\n{end}"
     before, found, rest = body.partition(start)
     if not found:
         return f"{body.rstrip()}\n\n{section}\n"
@@ -423,6 +430,14 @@ def _with_section(body: str, name: str, text: str) -> str:
     if not found:
         raise HubError(f"In README.md {end!r} stands before {start!r}. Put them in order, or remove both.")
     return f"{before}{section}{after}"
+
+
+def _of_trainer(card: str) -> str:
+    """What the library's Trainer wrote of a run into its draft of a card, or into an earlier card by way of that."""
+    start, end = _SECTION.format("trainer"), _SECTION_END.format("trainer")
+    if start in card and end in card:
+        return card.partition(start)[2].partition(end)[0].strip()
+    return "".join(card.partition("### Training hyperparameters")[1:]).strip() if _OF_TRAINER in card else ""
 
 
 # --- the evaluation --------------------------------------------------------------------------------------------------
@@ -709,6 +724,7 @@ def _body(
     fields: Mapping[str, Any],
     space: str | None,
     pictures: Sequence[str],
+    trainer: str,
 ) -> Iterable[str]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     yield f"# {repo.rpartition('/')[2]}"
@@ -729,14 +745,16 @@ def _body(
         "The code travels with the weights. It needs `transformers` (5.19 or later), `torch`, `torchvision`, `timm` "
         "and `pillow`. `AutoModelForImageTextToText` and `AutoProcessor` load it too."
     )
-    yield from ["", _SECTION.format("demo"), *_demo_section(repo, space, pictures), _SECTION_END.format("demo")]
+    yield from _marked("demo", _demo_section(repo, space, pictures))
     yield from _origin_section(folder, config, provenance)
-    yield from _training_section(provenance)
-    yield from ["", _SECTION.format("evaluation")]
-    yield from _evaluation_section(repo, evaluation)
-    yield _SECTION_END.format("evaluation")
+    yield from _training_section(provenance, trainer)
+    yield from _marked("evaluation", _evaluation_section(repo, evaluation))
     yield from _licence_section(provenance, fields)
     yield from _limits_section(config, evaluation)
+
+
+def _marked(name: str, lines: Iterable[str]) -> Iterable[str]:
+    yield from ["", _SECTION.format(name), "", *lines, "", _SECTION_END.format(name)]
 
 
 def _demo_section(repo: str, space: str | None, pictures: Sequence[str]) -> Iterable[str]:
@@ -795,8 +813,12 @@ def _origin_section(folder: Path, config: Mapping[str, Any], provenance: Provena
     yield from ["", f"{count:,} parameters, saved as {', '.join(dtypes)}."]
 
 
-def _training_section(provenance: Provenance) -> Iterable[str]:
+def _training_section(provenance: Provenance, trainer: str) -> Iterable[str]:
     yield from ["", "## Training", ""]
+    if trainer and not provenance.stages:
+        yield "The last run that the library's `Trainer` pushed here, as it recorded it:"
+        yield from _marked("trainer", [trainer])
+        return
     if not provenance.stages:
         yield "The files of the checkpoint record no training."
         return

@@ -1,6 +1,7 @@
-"""From parts to a checkpoint folder: configuration, accounting, then weights, processor, card and summary."""
+"""From parts to a checkpoint folder: configuration, accounting, then weights, processor and summary."""
 
 import copy
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from .. import register
+from .. import hub, register
+from ..hub import HubError
 from ..image_processing_finecaption import FineCaptionImageProcessor
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
 from ..processing_finecaption import FineCaptionProcessor
@@ -43,6 +45,7 @@ def assemble(
     image_token: str = "<image>",
     max_shard_size: str = "5GB",
     push: str | None = None,
+    private: bool = True,
     tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
     """Build a FineCaption checkpoint from pretrained parts.
@@ -66,7 +69,8 @@ def assemble(
         seed: of what is initialised.
         image_token: added to the tokenizer unless it knows it; a LLaVA's own is kept.
         max_shard_size: such as `"5GB"`.
-        push: a Hub repository to upload the folder to.
+        push: a Hub repository to upload the folder to, as `finecaption_hf.hub.push` does.
+        private: make it a private one; nothing goes to a public one then.
         tell: called with a line of progress.
 
     Returns:
@@ -74,6 +78,7 @@ def assemble(
 
     Raises:
         AssemblyError: If a tensor is missing, unexpected or wrongly shaped, or a part cannot be read or used.
+        HubError: If the upload fails; the folder is complete then.
     """
     register()
     shard_bytes = parse_size(max_shard_size)
@@ -128,7 +133,11 @@ def assemble(
         write_summary(folder, summary)
         _write_config(folder, plan, model, dtype_name)  # last: without it, nothing takes the folder for a checkpoint
     if push is not None:
-        push_folder(out, push, tell)
+        try:
+            hub.push(out, push, private=private, message="Assemble from pretrained parts", tell=tell)
+        except HubError as error:
+            hint = f"finecaption push {shlex.quote(str(out))} {push}{' --private' if private else ''}"
+            raise HubError(f"{error} {out} itself is complete; `{hint}` uploads it.") from None
     return summary
 
 
@@ -207,13 +216,3 @@ def _write_config(folder: Path, plan: Plan, model: FineCaptionForConditionalGene
     ).save_pretrained(folder)
     custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
-
-
-def push_folder(folder: Path, repo: str, tell: Tell) -> None:
-    """Upload a finished checkpoint; the repository is made, private, where it does not exist."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    tell(f"uploading to {repo}")
-    api.create_repo(repo, private=True, exist_ok=True)
-    api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Assemble from pretrained parts")

@@ -1,4 +1,4 @@
-"""What was assembled from what: assembly.json, and a model card with the same."""
+"""What was assembled from what: assembly.json, from which pushing makes the model card."""
 
 import json
 from pathlib import Path
@@ -124,71 +124,6 @@ def _new_rows(plan: Plan, shapes: dict[str, tuple[int, ...]]) -> list[dict[str, 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     (folder / FILE).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(summary), encoding="utf-8")
-
-
-def card(summary: dict[str, Any]) -> str:
-    """The model card, whose parts and figures are the summary's."""
-    hub = [part["source"].partition(":")[0] for part in summary["parts"] if part["from_hub"]]
-    base_models = "".join(f"- {name}\n" for name in dict.fromkeys(hub))
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
-        *(["base_model:", base_models.rstrip()] if hub else []),
-        "tags:",
-        "- custom_code",
-        "- finecaption",
-        "- region-captioning",
-        "---",
-        "",
-        "# FineCaption, assembled from pretrained parts",
-        "",
-        "FineCaption (arXiv 2411.15411) describes any region of an image, given as a mask. A region becomes "
-        f"{summary['image_tokens_per_region']} image tokens.",
-        "",
-        _state(summary),
-        "",
-        "## Parts",
-        "",
-        "| part | from | revision | licence | tensors used | ignored |",
-        "|---|---|---|---|---|---|",
-    ]
-    for part in summary["parts"]:
-        count = part["tensors"]
-        lines.append(
-            f"| {part['role']} | {part['source']} | {part['revision'] or 'local'} | {part['licence'] or 'not stated'} "
-            f"| {count['used']} | {count['ignored']} |"
-        )
-    lines += ["", "The licence of each part holds for its weights here. Files of the parts, with their SHA-256:", ""]
-    for part in summary["parts"]:
-        lines += [f"- {part['source']}: {file['name']} `{file['sha256']}`" for file in part["files"]]
-    lines += ["", "## Parameters", "", f"Saved as {summary['dtype']}.", "", "| tower | parameters |", "|---|---|"]
-    lines += [f"| {tower} | {count:,} |" for tower, count in summary["parameters"].items()]
-    lines += ["", "## Initialised, not pretrained", ""]
-    lines += [
-        f"- {entry['what']}: {entry['tensors']} tensors, {entry['parameters']:,} parameters"
-        for entry in summary["initialised"]
-    ] or ["Nothing."]
-    lines += ["", "## Tensors of the parts that are not used", ""]
-    ignored = [
-        f"- {part['source']}: {len(entry['tensors'])} tensors, {entry['reason']}"
-        for part in summary["parts"]
-        for entry in part["ignored"]
-    ]
-    lines += ignored or ["None."]
-    lines += ["", f"`{FILE}` has all of this with the names of the tensors.", ""]
-    return "\n".join(lines)
-
-
-def _state(summary: dict[str, Any]) -> str:
-    fresh = [entry["what"] for entry in summary["initialised"]]
-    if not any(what == "adapter" for what in fresh):
-        return "Its adapter is pretrained, so it answers as it is."
-    return (
-        "**It is untrained as a whole**: its adapter starts from random weights, so its captions mean nothing before "
-        "the adapter is trained."
-    )
 
 
 def print_lines(summary: dict[str, Any]) -> list[str]:

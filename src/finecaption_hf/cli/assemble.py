@@ -41,6 +41,9 @@ def assemble(
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to this Hub repository.")
     ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Upload to a public repository; without it, only a private one is taken.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build a checkpoint from pretrained parts, key by key.
@@ -70,6 +73,7 @@ def assemble(
             seed=seed,
             max_shard_size=max_shard_size,
             push=push,
+            private=not public,
             tell=lambda line: typer.echo(line, err=True),
         )
     if as_json:

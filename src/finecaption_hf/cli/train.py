@@ -29,7 +29,10 @@ def train(
         str | None, typer.Option(metavar="FILE|NAME", help="Stages in a row, from YAML; or a recipe of the package.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="ID_OR_FOLDER", help="Checkpoint that the first stage starts from.")
+        str | None,
+        typer.Option(
+            metavar="ID_OR_FOLDER", help="Checkpoint that the first stage starts from; a Hub id may end in @revision."
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,

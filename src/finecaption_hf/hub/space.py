@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ..card_finecaption import HubError
-from ..hub_finecaption import Tell, _hub_errors
+from ..hub_finecaption import Tell, hub_errors
 
 
 def push_space(
@@ -34,7 +34,7 @@ def push_space(
         raise HubError(f"{repo!r} is no repository. Give owner/name.")
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     api = HfApi(token=token)
-    with _hub_errors(repo, token or get_token()):
+    with hub_errors(repo, token or get_token()):
         tell(f"{repo}: {len(files)} files")
         url = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
         if private and not api.repo_info(repo, repo_type="space").private:

@@ -25,7 +25,7 @@ from ..modeling_finecaption import FineCaptionForConditionalGeneration
 from .arguments import num_processes
 from .checkpoints import write_atomically
 from .recipes import Recipe
-from .run import absolute, train
+from .run import absolute, split_revision, train
 from .stages import Stage, StageError
 
 if TYPE_CHECKING:
@@ -286,7 +286,9 @@ def _run(
 
 def _write_start(recipe: Recipe, folder: Path, configuration: Configuration, seed: int) -> tuple[Stage, ...]:
     """The checkpoint that a configuration starts from, and the stages that it trains."""
-    start, processor = load(recipe.model, device="cpu", dtype=recipe.model_options.get("dtype", "float32"))
+    name, revision = split_revision(str(recipe.model))
+    dtype = recipe.model_options.get("dtype", "float32")
+    start, processor = load(name, device="cpu", dtype=dtype, revision=revision)
     model = ablated(start, configuration, seed)
     stages = stages_of(
         recipe.stages,

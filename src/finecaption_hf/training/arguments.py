@@ -71,6 +71,9 @@ def build_arguments(
         raise StageError(f"transformers.TrainingArguments has no {', '.join(unknown)}.{hint}")
     if values.get("remove_unused_columns"):
         raise StageError("Records have no columns to remove: leave remove_unused_columns out.")
+    if values.get("push_to_hub"):
+        # The trainer's own upload would take run.json with it, which names folders of this machine.
+        raise StageError("push_to_hub uploads what does not belong on the Hub. Leave it out; use finecaption push.")
     for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"):
         if isinstance(values.get(name), str):  # YAML reads 1e-3, without a dot, as text
             values[name] = float(values[name])

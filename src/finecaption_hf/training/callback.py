@@ -188,7 +188,7 @@ class StageCallback(TrainerCallback, ExportableState):
             torch.distributed.barrier()  # every process has written its part
         if args.should_save:
             self.complete(kwargs["model"], folder)
-            write_record(folder, self.stage, state.global_step, args.world_size)
+            write_record(folder, self.stage, args.learning_rate, state.global_step, args.world_size)
 
     def complete(self, model: Any, folder: Path) -> None:
         """Make what `Trainer.save_model` wrote a folder that loads and generates like any other checkpoint."""

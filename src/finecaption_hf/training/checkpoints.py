@@ -11,17 +11,26 @@ from typing import Any
 from .stages import Stage, StageError
 
 RECORD = "stage.json"
-"""Name of the record: stage, step, number of processes, size of each file."""
+"""Name of the record: stage, learning rate, step, number of processes, size of each file."""
 
 
-def write_record(folder: Path, stage: Stage, step: int, num_processes: int) -> None:
-    """Declare a checkpoint whole; the record appears at once or not at all."""
+def write_record(folder: Path, stage: Stage, learning_rate: float, step: int, num_processes: int) -> None:
+    """Declare a checkpoint whole; the record appears at once or not at all.
+
+    `learning_rate` is the one that was trained with, which an option may have changed from the stage's.
+    """
     files = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (RECORD, RECORD + ".partial")
     }
-    record = {"stage": stage.to_dict(), "global_step": step, "num_processes": num_processes, "files": files}
+    record = {
+        "stage": stage.to_dict(),
+        "learning_rate": learning_rate,
+        "global_step": step,
+        "num_processes": num_processes,
+        "files": files,
+    }
     write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 

@@ -146,7 +146,7 @@ def _write_final(trainer: Trainer, callback: StageCallback, stage: Stage, folder
         # It names folders of this machine and is not needed to use the model.
         (partial / "training_args.bin").unlink(missing_ok=True)
         callback.complete(trainer.model, partial)
-        write_record(partial, stage, trainer.state.global_step, args.world_size)
+        write_record(partial, stage, args.learning_rate, trainer.state.global_step, args.world_size)
         os.replace(partial, folder / FINAL)
     _wait(args)
 
@@ -168,7 +168,16 @@ def _load_model(recipe: Recipe, source: str, args: TrainingArguments) -> tuple[A
 
         options["quantization_config"] = BitsAndBytesConfig(**quantization)
     device = args.device if quantization is not None else "cpu"
-    return load(source, device=device, **options)
+    name, revision = split_revision(source)
+    return load(name, device=device, revision=revision, **options)
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """`owner/name@revision` -> name and revision; folders have none."""
+    if os.path.isdir(source):
+        return source, None
+    name, _, revision = source.partition("@")
+    return name, revision or None
 
 
 def open_data(recipe: Recipe, stage: Stage, seed: int) -> tuple[Dataset, Dataset | None]:

@@ -5,8 +5,9 @@ import logging
 import os
 import re
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ _CODE = re.compile(r"\w+_finecaption\.py")
 _WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin|index\.json)")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _MAX_TEXT = 64 * 2**20
+_CLASS = "FineCaptionForConditionalGeneration"
 _MESSAGE = "Upload FineCaption checkpoint"
 
 
@@ -252,7 +254,7 @@ def push(
     """
     return _push(
         Path(folder),
-        _Target(repo, private, revision, create_pr, token),
+        _Target(repo, private, revision, create_pr, token, tell),
         evaluation=evaluation,
         dataset=dataset,
         licence=licence,
@@ -262,7 +264,6 @@ def push(
         tags=tags,
         message=message,
         description=description,
-        tell=tell,
     )
 
 
@@ -280,9 +281,9 @@ def push_model(model: Any, processor: Any, repo: str, *, max_shard_size: int | s
     Raises:
         HubError: As `push`.
     """
-    tell = options.setdefault("tell", lambda line: None)
+    tell: Tell = options.pop("tell", lambda line: None)
     given = {name: options.pop(name, None) for name in ("private", "revision", "create_pr", "token")}
-    target = _Target(repo, **given)
+    target = _Target(repo, **given, tell=tell)
     origin = model.config.name_or_path or None
     options["base_model"] = options.get("base_model") or origin
     with tempfile.TemporaryDirectory() as name:
@@ -328,19 +329,18 @@ def _push(
     message: str | None = None,
     description: str | None = None,
     needs_processor: bool = True,
-    tell: Tell,
 ) -> Pushed:
     report = None if evaluation is None else read_report(evaluation)
     files = checkpoint_files(folder, needs_processor=needs_processor)
     contents: dict[str, bytes | Path] = {name: folder / name for name in files}
     contents |= _pictures(pictures)
-    contents |= _eval_results(report, dataset, tell)
+    contents |= _eval_results(report, dataset, target.tell)
     if space is not None and not re.fullmatch(_REPO, space):
         raise HubError(f"{space!r} is no Space. Give owner/name.")
     with target.errors():
         provenance = read_provenance(folder, target.fetch, base_model=base_model, repo=target.repo)
         for source in dict.fromkeys([*([base_model] if base_model else []), *provenance.base_models]):
-            if source != target.repo:
+            if source.partition("@")[0] != target.repo:
                 contents = {**_licence_texts(target, source), **contents}
     contents[FILE] = provenance.to_json().encode()
 
@@ -368,7 +368,10 @@ def _push(
         if "README.md" in remote:
             contents["README.md"] = card(target.read("README.md"))
             target.refuse_tokens({"README.md": contents["README.md"]})
-        _remark_on_llama(provenance, target.repo, {*contents, *remote}, tell)
+        results = [name for name in remote if name.startswith(".eval_results/") and name not in contents]
+        if results:
+            target.tell(f"{', '.join(results)} stays as it is in {target.repo}: remove it where the weights changed.")
+        _remark_on_llama(provenance, target.repo, {*contents, *remote}, target.tell)
         stale = [name for name in remote if _WEIGHTS.fullmatch(name) or _CODE.fullmatch(name)]
         return target.commit(url, contents, sorted({*stale} - {*contents}), message or _MESSAGE, description)
 
@@ -408,12 +411,14 @@ class _Target:
         revision: str | None = None,
         create_pr: bool | None = False,
         token: bool | str | None = None,
+        tell: Tell = logger.warning,
     ) -> None:
         from huggingface_hub import HfApi, get_token
 
         self.api = HfApi(token=token)
         self.secret = token if isinstance(token, str) else get_token()
         self.private, self.revision, self.create_pr = private, revision, bool(create_pr)
+        self.tell = tell
         self.repo = repo
         if not re.fullmatch(rf"{_REPO}|[\w][\w.-]*", repo):
             raise HubError(f"{repo!r} is no repository. Give owner/name.")
@@ -423,7 +428,7 @@ class _Target:
 
     def errors(self) -> AbstractContextManager[None]:
         """Errors of the Hub's client and of its connection as one kind, without a token, with what to do."""
-        return _hub_errors(self.repo, self.secret)
+        return hub_errors(self.repo, self.secret)
 
     def files(self) -> list[str]:
         """Paths that are there; of the main branch, where the branch is not there yet."""
@@ -445,7 +450,8 @@ class _Target:
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
         try:
-            return Path(self.api.hf_hub_download(source, name))
+            base, _, at = source.partition("@")
+            return Path(self.api.hf_hub_download(base, name, revision=at or None))
         except (EntryNotFoundError, HfHubHTTPError):
             return None
 
@@ -457,10 +463,11 @@ class _Target:
             root = Path(source)
             paths = {path.relative_to(root).as_posix(): path for path in [*root.iterdir(), *root.glob("licences/*/*")]}
             return {name: path for name, path in sorted(paths.items()) if path.is_file() and wanted.fullmatch(name)}
-        if not re.fullmatch(_REPO, source):
+        base, _, at = source.partition("@")
+        if not re.fullmatch(_REPO, base):
             return {}
         try:
-            names = [name for name in self.api.list_repo_files(source) if wanted.fullmatch(name)]
+            names = [name for name in self.api.list_repo_files(base, revision=at or None) if wanted.fullmatch(name)]
         except HfHubHTTPError:
             return {}
         found = {name: self.fetch(source, name) for name in names}
@@ -497,21 +504,48 @@ class _Target:
         message: str,
         description: str | None,
     ) -> Pushed:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub import CommitOperationDelete
 
-        operations: list[Any] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in sorted(contents.items())
-        ]
-        operations += [CommitOperationDelete(path_in_repo=name) for name in deleted]
-        commit = self.api.create_commit(
-            self.repo,
-            operations,
-            commit_message=message,
-            commit_description=description,
-            revision=self.revision,
-            create_pr=self.create_pr,
-        )
+        removals = [CommitOperationDelete(path_in_repo=name) for name in deleted]
+        with self._uploaded(contents) as additions:
+            commit = self.api.create_commit(
+                self.repo,
+                [*additions, *removals],
+                commit_message=message,
+                commit_description=description,
+                revision=self.revision,
+                create_pr=self.create_pr,
+            )
         return Pushed(url, str(commit.commit_url), str(commit.oid), sorted(contents), list(deleted), commit)
+
+    @contextmanager
+    def _uploaded(self, contents: Mapping[str, bytes | Path]) -> Iterator[list[Any]]:
+        """Additions whose large files have been sent: through Xet where the Hub has it."""
+        from huggingface_hub import CommitOperationAdd
+
+        def addition(name: str, content: Any) -> Any:
+            return CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+
+        def upload(additions: list[Any]) -> None:
+            self.api.preupload_lfs_files(
+                self.repo, additions, revision=self.revision, create_pr=self.create_pr, free_memory=False
+            )
+
+        with ExitStack() as files:
+            additions = [addition(name, content) for name, content in sorted(contents.items())]
+            try:
+                upload(additions)
+            except ConnectionError as error:
+                if not re.search(r"404.*/xet-write-token/", str(error), re.DOTALL):
+                    raise
+                # A mirror or an older Hub. The client sends open files the way it did before there was Xet.
+                self.tell(f"{self.repo}: this Hub has no Xet storage; uploading without it")
+                additions = [
+                    addition(name, files.enter_context(content.open("rb")) if isinstance(content, Path) else content)
+                    for name, content in sorted(contents.items())
+                ]
+                upload(additions)
+            yield additions
 
 
 def _pictures(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
@@ -530,7 +564,7 @@ def _licence_texts(target: _Target, source: str) -> dict[str, bytes | Path]:
     found = target.take(source, _LICENCE_TEXTS)
     if os.path.isdir(source):
         return {**found}
-    folder = f"licences/{source.replace('/', '--')}"
+    folder = f"licences/{source.partition('@')[0].replace('/', '--')}"
     return {name if "/" in name else f"{folder}/{name}": path for name, path in found.items()}
 
 
@@ -557,10 +591,20 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
         HubError: If one is missing or cut short, or the checkpoint is of another model.
     """
     if not (folder / "config.json").is_file():
+        inside = _checkpoints_in(folder)
+        if inside:
+            listed = ", ".join(map(str, inside[:6])) + (f" and {len(inside) - 6} more" if len(inside) > 6 else "")
+            raise HubError(f"{folder} is no checkpoint, but there are some in it: {listed}. Give one of them.")
         raise HubError(f"{folder} is no checkpoint: it has no config.json. Give the folder that holds the weights.")
     config = _json(folder / "config.json")
     if config.get("model_type") != "finecaption":
         raise HubError(f"{folder} holds a model of type {config.get('model_type')!r}. Give a FineCaption checkpoint.")
+    classes = config.get("architectures") or [_CLASS]
+    if classes != [_CLASS]:
+        raise HubError(
+            f"{folder} holds a {classes[0]}, which cannot describe anything by itself. Push the {_CLASS} that it "
+            "belongs to."
+        )
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and _TRAVELS.fullmatch(path.name))
     texts = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("licences/*/*"))]
     needed = set(_NEEDED_OF_PROCESSOR) if needs_processor else set()
@@ -576,6 +620,18 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
         if name.endswith(".safetensors"):
             _check_weights(folder / name)
     return names + [name for name in texts if _LICENCE_TEXTS.fullmatch(name)]
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a training run, the one to be preferred first: the last stage's final one."""
+
+    def rank(path: Path) -> tuple[bool, int, int]:
+        names = path.relative_to(folder).parts
+        stage, step = (re.match(r"(?:checkpoint-)?(\d+)", name) for name in (names[0], names[-1]))
+        return path.name != "final", -int(stage[1]) if stage and len(names) > 1 else 0, -int(step[1]) if step else 0
+
+    found = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json")]
+    return sorted((path for path in found if not path.name.endswith(".partial")), key=rank)
 
 
 def _json(path: Path) -> Any:
@@ -665,7 +721,7 @@ def _refuse_tokens(name: str, content: bytes | Path, secret: str | None) -> None
 
 
 @contextmanager
-def _hub_errors(repo: str, secret: str | None) -> Iterator[None]:
+def hub_errors(repo: str, secret: str | None) -> Iterator[None]:
     """Errors of the Hub's client and of its connection as one kind, without a token, with what to do."""
     try:
         yield
@@ -702,19 +758,33 @@ def _without_token(text: str, secret: str | None) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OfflineModeIsEnabled):
         return "- The Hub is switched off: unset HF_HUB_OFFLINE."
     if isinstance(error, RevisionNotFoundError):
         return "- There is no such revision."
+    if isinstance(error, GatedRepoError):
+        return "- Ask for access on the repository's page, with the account of the token."
     if status == 401 or isinstance(error, RepositoryNotFoundError):
         return "- The Hub does not take the token, or there is none. Log in with `hf auth login`, or set HF_TOKEN."
     if status == 403:
         return "- The token may not write there. Take one that may, or a repository of your own."
     if isinstance(error, UnicodeEncodeError):  # of the request's headers
         return "- The token holds a character that none has. Log in again with `hf auth login`."
+    if status == 429:
+        return "- The Hub takes no more requests for now. Wait some minutes and run the same again."
+    if any(frame.name == "_upload_xet_files" for frame in traceback.extract_tb(error.__traceback__)):
+        return (
+            "- Run the same again. If that does not help, the network keeps the Hub's Xet storage away: set "
+            "HF_HUB_DISABLE_XET=1."
+        )
     is_of_network = type(error).__module__.startswith("httpx") or isinstance(error, (ConnectionError, TimeoutError))
     if is_of_network or isinstance(error, RuntimeError) or (status or 0) >= 500:
         return "- Run the same again: it goes on with what has arrived, and nothing is to be seen before all of it has."

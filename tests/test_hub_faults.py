@@ -1,0 +1,163 @@
+"""What goes wrong between users and the Hub besides what test_hub_push.py has: storage, limits, gates, lost answers."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from hub_server import WITHOUT_WAITING, Client, HubServer
+
+import finecaption_hf
+from finecaption_hf.hub import HubError
+from finecaption_hf.hub_finecaption import checkpoint_files
+
+TINY = finecaption_hf.EMBEDDED_CHECKPOINT
+WEIGHTS = (TINY / "model.safetensors").read_bytes()
+SHA = hashlib.sha256(WEIGHTS).hexdigest()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(hub, tmp_path) -> Client:
+    return Client(hub, tmp_path)
+
+
+def messages(hub: HubServer, repo: str) -> list[str]:
+    return [commit.message for commit in hub.model(repo).history()]
+
+
+def test_an_upload_in_parts_that_is_cut_in_a_part_is_completed_by_the_retry(hub, client):
+    hub.part_size = 3_000_000
+    assert len(WEIGHTS) > 3 * hub.part_size
+    hub.cut.add(SHA)
+    line = client.refused(TINY, "me/parts")
+    assert "model.safetensors" in line and "Run the same again" in line
+    assert hub.part_puts == [(SHA, 1)] and messages(hub, "me/parts") == ["initial commit"]
+    hub.cut.clear()
+    client.push(TINY, "me/parts")
+    assert hub.part_puts[1:] == [(SHA, number) for number in (1, 2, 3, 4)]
+    commit, _ = hub.model("me/parts").history()
+    assert commit.files["model.safetensors"] == WEIGHTS and "model.safetensors" in commit.lfs
+
+
+LOAD = """
+import sys
+from finecaption_hf.captioning import load
+from safetensors.torch import load_file
+
+model, processor = load(sys.argv[1], device="cpu")
+for name, tensor in load_file(sys.argv[2]).items():
+    assert model.state_dict()[name].equal(tensor), name
+"""
+
+
+def test_a_download_that_is_cut_goes_on_and_stays_with_its_commit_when_another_arrives(hub, client):
+    client.push(TINY, "me/moving", "--private")
+    repo = hub.model("me/moving")
+    first = repo.at("main")
+
+    def another() -> None:
+        files = {**first.files, "model.safetensors": b"of a model with other shapes", "processor_config.json": b"{"}
+        repo.commit("main", "another", files, first.lfs)
+
+    hub.cut_downloads[SHA] = another
+    done = client.run(WITHOUT_WAITING + LOAD, "me/moving", TINY / "model.safetensors")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert messages(hub, "me/moving")[0] == "another"
+    assert hub.requests.count(f"GET /lfs/{SHA}") == 2  # from the start, and the rest of it
+    # Files of a private repository come from another host, which is given no token to keep.
+    assert hub.tokens_at == {"127.0.0.1"}
+
+
+def test_a_lost_answer_to_the_commit_makes_neither_a_second_one_nor_an_error_that_stays(hub, client):
+    hub.lose(r"POST .*/commit/main")
+    assert "Run the same again" in client.refused(TINY, "me/lost")
+    made = hub.model("me/lost").at("main")
+    assert messages(hub, "me/lost") == ["Upload FineCaption checkpoint", "initial commit"]
+    hub.puts.clear()
+    assert client.push(TINY, "me/lost")["oid"] == made.oid
+    assert hub.puts == [] and len(messages(hub, "me/lost")) == 2
+
+
+def test_a_limit_on_requests_is_waited_for_or_named(hub, client):
+    hub.refuse(r"POST .*/preupload/main", 429, Retry_After="1")
+    client.push(TINY, "me/limited")
+    hub.refuse(r"POST .*/commit/main", 429, Retry_After="60")
+    line = client.refused(TINY, "me/limited-too")
+    assert "429" in line and "Wait some minutes" in line
+    assert messages(hub, "me/limited-too") == ["initial commit"]
+    client.push(TINY, "me/limited-too")
+
+
+def test_servers_that_are_down_for_a_moment_are_asked_again(hub, client):
+    hub.refuse(r"PUT /lfs/.*", 500, times=2)
+    hub.refuse(r"POST .*/preupload/main", 503)
+    client.push(TINY, "me/moment")
+    assert hub.puts == [SHA] and len(messages(hub, "me/moment")) == 2
+
+
+def test_where_the_token_may_only_read_nothing_is_sent(hub, client):
+    client.push(TINY, "they/theirs")
+    hub.read_only.add("they")
+    hub.objects.clear()
+    for repo in ("they/theirs", "they/new"):
+        line = client.refused(TINY, repo)
+        assert "The token may not write there" in line
+    assert hub.objects == {} and ("model", "they/new") not in hub.repos
+
+
+# --- Xet -------------------------------------------------------------------------------------------------------------
+
+XET = {
+    "HF_HUB_DISABLE_XET": "0",
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",  # otherwise it tries for minutes
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+}
+
+
+def test_a_hub_without_xet_takes_the_files_as_before(hub, client):
+    pytest.importorskip("hf_xet")
+    client.push(TINY, "me/without", **XET)
+    assert any("xet-write-token" in request for request in hub.requests) and hub.puts == [SHA]
+    assert hub.model("me/without").at("main").files["model.safetensors"] == WEIGHTS
+
+
+def test_an_upload_to_xet_that_is_cut_is_completed_by_the_retry(hub, client):
+    pytest.importorskip("hf_xet")
+    hub.xet = {SHA: WEIGHTS}
+    hub.cut_xet = True
+    line = client.refused(TINY, "me/xet", **XET)
+    assert "Run the same again" in line and "HF_HUB_DISABLE_XET=1" in line
+    assert messages(hub, "me/xet") == ["initial commit"]
+    hub.cut_xet = False
+    client.push(TINY, "me/xet", **XET)
+    commit, _ = hub.model("me/xet").history()
+    assert commit.files["model.safetensors"] == WEIGHTS
+    assert hub.puts == [] and hub.tokens_at >= {"127.0.0.1"}
+
+
+# --- folders that are nearly right -----------------------------------------------------------------------------------
+
+
+def test_a_run_is_no_checkpoint_and_its_checkpoints_are_named_the_best_first(tmp_path):
+    for name in ("1-adapter/final", "1-adapter/checkpoint-20", "3-everything/checkpoint-100", "3-everything/final"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "config.json").write_text(json.dumps({"model_type": "finecaption"}))
+    with pytest.raises(HubError) as caught:
+        checkpoint_files(tmp_path / "run")
+    named = re.findall(r"run/([\w/-]+)", str(caught.value).split(":", 1)[1])
+    assert named == ["3-everything/final", "1-adapter/final", "3-everything/checkpoint-100", "1-adapter/checkpoint-20"]
+    with pytest.raises(HubError) as caught:
+        checkpoint_files(tmp_path / "run" / "3-everything")
+    assert str(caught.value).endswith(
+        "/final, " + str(tmp_path / "run/3-everything/checkpoint-100") + ". Give one of them."
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HubError, match=r"it has no config\.json"):
+        checkpoint_files(tmp_path / "empty")
