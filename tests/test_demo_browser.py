@@ -165,13 +165,15 @@ class Demo:
 
     def answered(self, before: str = "0") -> list[list[str]]:
         """The rows, when a request after that one is done."""
-        self.page.wait_for_function(
-            """before => {
-                const told = document.querySelector('#fc-progress [data-run]');
-                return told && told.dataset.run !== before && told.innerText === 'Done.';
-            }""",
-            arg=before,
-        )
+        done = """before => {
+            const told = document.querySelector('#fc-progress [data-run]');
+            return told && told.dataset.run !== before && told.innerText === 'Done.';
+        }"""
+        try:
+            self.page.wait_for_function(done, arg=before)
+        except playwright.TimeoutError as error:
+            shown = [self.status, *self.page.locator("#fc-progress, .toast-body").all_inner_texts()]
+            raise AssertionError(f"There is no answer. The page shows: {shown}, areas {self.areas}") from error
         return self.rows()
 
     def rows(self) -> list[list[str]]:
