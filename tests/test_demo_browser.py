@@ -780,6 +780,7 @@ def test_command_in_a_browser_clicks_with_opencv_and_calls_nobody(chromium: Any,
     try:
         with running_demo(tmp_path) as command:
             user = Demo(context.new_page(), command.address)
+            user.page.set_default_timeout(60_000)  # the first answer of a process loads libraries
             user.open()
             user.drag((112, 180))
             (row,) = user.answered()
