@@ -15,18 +15,25 @@ from .segmenter import Candidate, EncodedImage, Proposals, Segmenter
 
 _WORKING_SIDE = 256  # pixels of the longer side on which GrabCut works: a fifth of a second, and less noise
 _MARGIN = 0.2  # of the box's sides: what lies around it shows what the background looks like
-_ITERATIONS = 5
+_ITERATIONS = 3
 _STARTS = (None, 1.0, 1.2)  # the region at first: the whole box, or an ellipse of this share of its sides
 _PLAIN_BOX_SCORE = 0.5  # a refined mask that fills less of its box than this is believed less than the box itself
 _FEWEST, _GRAIN = 32, 2  # pixels on either side of a cut; colour steps
 _SMALL = 24  # pixels of the working copy
+_LARGE = 0.02  # of the picture: among all regions, smaller ones come later
 _SPECK = 0.1  # pieces below this share of the largest piece are noise
+_HOLE = 0.002  # of the picture: larger ones may be things
+_SMOOTHING = 1.5  # standard deviation in pixels of the working copy
 _TOLERANCES = (4, 8, 14, 22, 32)  # colour differences between neighbours, of 255, at which a region grows from a point
+_DISCS = (0.03, 0.06, 0.12, 0.24)  # radii around points, as shares of the square root of the picture's area
+_REACH = 2.2  # how far from a point a region may go, in these radii
+_GROWN_TRUST = 0.6  # of a region of one colour beside cuts, which may have several
+_STRIP = 15  # pixels of the working copy, twice the width of what is compared with a region's inside
 _POINT_RADIUS = 2  # pixels of the working copy that a click fixes around itself
 
 
 class ClassicalSegmenter(Segmenter):
-    """GrabCut within a box, regions of like colour around points.
+    """GrabCut within a box or around points; regions of like colour for everything.
 
     Raises:
         ImportError: If OpenCV is not installed.
@@ -53,7 +60,8 @@ class ClassicalEncodedImage(EncodedImage):
         pixels: uint8 (H, W, 3), RGB.
     """
 
-    min_stability = 0.6
+    # What shares colour and place with a region is that region again, at another tolerance.
+    min_score, min_stability, max_inside = 0.3, 0.6, 0.5
 
     def __init__(self, pixels: np.ndarray):
         import cv2
@@ -123,22 +131,49 @@ class ClassicalEncodedImage(EncodedImage):
     # --- points ------------------------------------------------------------------------------------------------------
 
     def _around_points(self, prompt: Prompt) -> list[Candidate]:
-        """Regions of like colour that grow from the positive points, and a cut that begins with the middle one."""
+        """Cuts that begin with discs of several sizes around the positive points, and the best region of like colour.
+
+        How large the thing is that was meant cannot be known. A mask is believed the more, the more the others agree
+        with it, and the less its colours are those of the strip around it.
+        """
         positive = prompt.points[prompt.labels == 1]
+        masks = [self._cut_from_discs(prompt, positive, share) for share in _DISCS]
         grown = [np.logical_or.reduce([self._grow(x, y, tolerance) for x, y in positive]) for tolerance in _TOLERANCES]
-        masks = [self._with_points(self._to_picture(mask), prompt) for mask in grown]
-        found = [Candidate(mask, score) for mask, score in zip(masks, _stabilities(grown), strict=True)]
-        best = max(found, key=lambda candidate: candidate.score).mask
-        if not best.any():  # every positive point is a negative one as well
-            return []
-        x0, y0, x1, y1 = _bounds(best)
-        reach = np.zeros_like(best)
-        reach[
-            max(0, y0 - (y1 - y0) // 2) : y1 + (y1 - y0) // 2 + 1, max(0, x0 - (x1 - x0) // 2) : x1 + (x1 - x0) // 2 + 1
-        ] = True
-        cut = self._grab_cut(reach, best, prompt)
-        trust = max(candidate.score for candidate in found)
-        return [*found, Candidate(cut, trust * _overlap(cut, best))]
+        masks.append(self._with_points(self._to_picture(grown[int(np.argmax(_stabilities(grown)))]), prompt))
+        found = []
+        for index, mask in enumerate(masks):
+            agreement = float(np.mean([_overlap(mask, other) for place, other in enumerate(masks) if place != index]))
+            trust = _GROWN_TRUST if index == len(_DISCS) else 1.0
+            found.append(Candidate(mask, trust * (0.5 + agreement) / 1.5 * self._contrast(mask)))
+        return found
+
+    def _cut_from_discs(self, prompt: Prompt, positive: np.ndarray, share: float) -> np.ndarray:
+        """What GrabCut makes of discs around the positive points, as far as it hangs together with one of them."""
+        cv2 = self._cv2
+        radius = share * float(np.sqrt(self.height * self.width))
+        ys, xs = np.ogrid[: self.height, : self.width]
+        nearest = np.full((self.height, self.width), np.inf)
+        for x, y in positive:
+            nearest = np.minimum(nearest, (xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)
+        between = np.zeros((self.height, self.width), dtype=np.uint8)
+        cv2.fillConvexPoly(between, cv2.convexHull(positive.astype(np.int32)), 1)
+        reach = (nearest <= (_REACH * radius) ** 2) | (between > 0)
+        mask = self._grab_cut(reach, nearest <= radius**2, prompt)
+        _, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        touched = {int(pieces[int(y), int(x)]) for x, y in positive} - {0}
+        return self._with_points(np.isin(pieces, list(touched)), prompt)
+
+    def _contrast(self, mask: np.ndarray) -> float:
+        """From 0 to 1: how different the colours inside are from those in a strip around, by their histograms."""
+        cv2 = self._cv2
+        inside = _resized_mask(cv2, mask, self._smooth.shape[:2])
+        around = cv2.dilate(inside.astype(np.uint8), np.ones((_STRIP, _STRIP), dtype=np.uint8)) > 0
+        around &= ~inside
+        if not inside.any() or not around.any():
+            return 0.0
+        bins = self._smooth.astype(np.int64) // 32 @ np.array([64, 8, 1])
+        of_mask, of_strip = (np.bincount(bins[part], minlength=512) / part.sum() for part in (inside, around))
+        return 1.0 - float(np.minimum(of_mask, of_strip).sum())
 
     def _grow(self, x: float, y: float, tolerance: int) -> np.ndarray:
         """Bool (h, w): what is connected with a point by steps of at most `tolerance` in every colour channel."""
@@ -156,11 +191,17 @@ class ClassicalEncodedImage(EncodedImage):
             grown = [self._grow(x, y, tolerance) for tolerance in _TOLERANCES]
             masks += grown
             scores += _stabilities(grown)
-        stabilities = np.array(scores)
-        return Proposals(np.stack(masks), stabilities, stabilities, masks)
+        stabilities, coarse = np.array(scores), np.stack(masks)
+        sizes = coarse.reshape(len(coarse), -1).mean(axis=1)
+        return Proposals(coarse, stabilities * np.sqrt(np.minimum(1.0, sizes / _LARGE)), stabilities, masks)
 
     def _finish(self, source: Any) -> np.ndarray:
-        return _without_specks(self._cv2, self._to_picture(source))
+        """With small holes filled, and the outline smoothed where that leaves anything."""
+        cv2 = self._cv2
+        whole = _without_holes(cv2, _without_specks(cv2, source))
+        soft = cv2.GaussianBlur(whole.astype(np.float32), (0, 0), _SMOOTHING, borderType=cv2.BORDER_REPLICATE)
+        mask = cv2.resize(soft, (self.width, self.height), interpolation=cv2.INTER_LINEAR) >= 0.5
+        return _without_specks(cv2, mask) if mask.any() else self._to_picture(whole)
 
     def _to_picture(self, mask: np.ndarray) -> np.ndarray:
         closed = self._cv2.morphologyEx(mask.astype(np.uint8), self._cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
@@ -242,3 +283,13 @@ def _without_specks(cv2: Any, mask: np.ndarray) -> np.ndarray:
         return mask
     areas = statistics[1:, cv2.CC_STAT_AREA]
     return np.isin(pieces, 1 + np.flatnonzero(areas >= _SPECK * areas.max()))
+
+
+def _without_holes(cv2: Any, mask: np.ndarray) -> np.ndarray:
+    """Holes of the size of specks are filled; what touches the picture's border is no hole."""
+    outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
+    _, pieces, statistics, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
+    limit = min(_SPECK * float(mask.sum()), _HOLE * mask.size)
+    small = 1 + np.flatnonzero(statistics[1:, cv2.CC_STAT_AREA] < limit)
+    small = small[small != pieces[0, 0]]
+    return mask | np.isin(pieces[1:-1, 1:-1], small)

@@ -42,6 +42,8 @@ class EncodedImage(ABC):
     min_score = 0.0
     """Below it, `everything` leaves a mask out; each segmenter has its own scale."""
     min_stability = 0.0
+    max_inside = 1.0
+    """Where more than this share of the smaller of two masks is in the other, `everything` leaves the worse one out."""
     points_at_once = 64
     high_res_features: Any = None
     """Of a `SharedSegmenter`: (1, C, h, w), what the captioning model's high-resolution towers say of the picture."""
@@ -96,7 +98,8 @@ class EncodedImage(ABC):
         Args:
             points_per_side: points along the longer side; along the shorter one as many as its share of the longer.
             min_score, min_stability: masks below either are left out; `None` means the segmenter's own limits.
-            max_overlap: of two masks whose intersection over union is above it, the one with the lower score goes.
+            max_overlap: of two masks whose intersection over union is above it, the one with the lower score goes (as
+                it does where the segmenter's own `max_inside` says so).
             min_area: smallest share of the picture.
             max_regions: the most masks to return; `None` means all.
 
@@ -118,20 +121,28 @@ class EncodedImage(ABC):
         coarse: list[np.ndarray] = []
         scores: list[float] = []
         sources: list[Any] = []
+        places: dict[bytes, int] = {}
         for start in range(0, len(grid), self.points_at_once):
             found = self._propose(grid[start : start + self.points_at_once])
             areas = found.coarse.reshape(len(found.coarse), -1).mean(axis=1)
             good = (found.scores >= least_score) & (found.stabilities >= least_stability)
             for index in np.flatnonzero(good & (areas > 0) & (areas >= min_area)).tolist():
-                coarse.append(found.coarse[index])
-                scores.append(float(found.scores[index]))
-                sources.append(found.sources[index])
-        kept = without_duplicates(coarse, scores, max_overlap)
+                mask, score = found.coarse[index], float(found.scores[index])
+                # Many points find the very same mask; to keep it once costs less memory and time.
+                place = places.setdefault(np.packbits(mask).tobytes(), len(coarse))
+                if place == len(coarse):
+                    coarse.append(mask)
+                    scores.append(score)
+                    sources.append(found.sources[index])
+                elif score > scores[place]:
+                    scores[place], sources[place] = score, found.sources[index]
+        kept = without_duplicates(coarse, scores, max_overlap, self.max_inside)
         # Coarse masks that differ may still overlap by a little more on the picture, so the limit is applied there too.
         masks = [self._finish(sources[index]) for index in kept]
         found_scores = [scores[index] for index in kept]
-        final = [index for index in without_duplicates(masks, found_scores, max_overlap) if masks[index].any()]
-        return [Candidate(masks[index], found_scores[index]) for index in final[:max_regions]]
+        final = without_duplicates(masks, found_scores, max_overlap, self.max_inside)
+        found_masks = [Candidate(masks[index], found_scores[index]) for index in final if masks[index].any()]
+        return found_masks[:max_regions]
 
     @abstractmethod
     def _segment(self, prompt: Prompt, num_candidates: int) -> list[Candidate]:
@@ -164,29 +175,40 @@ def point_grid(height: int, width: int, points_per_side: int) -> np.ndarray:
     return np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
 
 
-def without_duplicates(masks: Sequence[np.ndarray], scores: Sequence[float], max_overlap: float) -> list[int]:
+def without_duplicates(
+    masks: Sequence[np.ndarray], scores: Sequence[float], max_overlap: float, max_inside: float = 1.0
+) -> list[int]:
     """Non-maximum suppression by the masks themselves.
 
     Args:
         masks: n arrays bool (h, w).
         scores: n numbers.
         max_overlap: the largest intersection over union that two masks may have to be both kept.
+        max_inside: the largest intersection over the area of the smaller one.
 
     Returns:
         Indices of the masks that are kept, by falling score; among equal scores the earlier mask counts as better.
     """
     if not len(masks):
         return []
-    flat = np.stack(masks).reshape(len(masks), -1)
-    areas = flat.sum(axis=1)
-    left = sorted(range(len(masks)), key=lambda index: -scores[index])
+    areas = np.array([int(mask.sum()) for mask in masks])
+    left = np.array(sorted(range(len(masks)), key=lambda index: -scores[index]))
     kept: list[int] = []
-    while left:
-        best, *left = left
+    while len(left):
+        best, left = int(left[0]), left[1:]
         kept.append(best)
-        if left:
-            # Only pixels of the best one can be shared.
-            shared = flat[left][:, flat[best]].sum(axis=1)
-            union = areas[best] + areas[left] - shared
-            left = [index for index, a, b in zip(left, shared, union, strict=True) if a <= max_overlap * b]
+        # The intersection over union is at most the ratio of the areas.
+        alike = np.minimum(areas[left], areas[best]) > max_overlap * np.maximum(areas[left], areas[best])
+        alike |= max_inside < 1
+        rows, columns = np.flatnonzero(masks[best].any(axis=1)), np.flatnonzero(masks[best].any(axis=0))
+        if not len(rows):
+            continue
+        around = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        inside = masks[best][around]
+        for place in np.flatnonzero(alike).tolist():
+            shared = int((masks[left[place]][around] & inside).sum())
+            smaller = min(areas[best], areas[left[place]])
+            is_like = shared > max_overlap * (areas[best] + areas[left[place]] - shared)
+            alike[place] = is_like or shared > max_inside * smaller
+        left = left[~alike]
     return kept
