@@ -1,15 +1,21 @@
 """`finecaption demo` as a process of its own, whose every way to other machines is watched and closed."""
 
+import json
 import os
 import re
 import select
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from conftest import EXAMPLE_PICTURE
 
 # Run by Python at its start, before anything else. Loopback is let through.
 _WATCH = """
@@ -121,3 +127,41 @@ def running_demo(folder: Path, *arguments: str) -> Iterator[Command]:
             process.terminate()
             process.wait(timeout=30)
             process.stdout.close()
+
+
+def send(address: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    """Status and text of an answer."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address + path, body, named), timeout=60) as answer:
+            return answer.status, answer.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode("utf-8", "replace")
+
+
+def upload(address: str, name: str = "p.png", content: bytes | None = None) -> str:
+    """The path that the app gave a file."""
+    head = (
+        f'--xyz\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
+    )
+    body = head.encode() + (EXAMPLE_PICTURE.read_bytes() if content is None else content) + b"\r\n--xyz--\r\n"
+    status, text = send(address, "gradio_api/upload", body, Content_Type="multipart/form-data; boundary=xyz")
+    assert status == 200, text
+    (path,) = json.loads(text)
+    return str(path)
+
+
+def ask(address: str, value: Any, questions: Any = ("region",), settings: Any = (16, 0, 0)) -> tuple[int, str]:
+    """What pressing Describe sends, and all that comes back; `settings` may be JSON text."""
+    status, config = send(address, "config")
+    (index,) = (it["id"] for it in json.loads(config)["dependencies"] if it["api_name"] == "answer")
+    session = os.urandom(6).hex()
+    settings = settings if isinstance(settings, str) else json.dumps(settings)[1:-1]
+    data = f'[null, {json.dumps(value)}, {json.dumps(questions)}, [], "", {settings}]'
+    body = f'{{"data": {data}, "fn_index": {index}, "session_hash": "{session}", "trigger_id": 1}}'.encode()
+    status, text = send(address, "gradio_api/queue/join", body, Content_Type="application/json")
+    return (status, text) if status != 200 else send(address, f"gradio_api/queue/data?session_hash={session}")
+
+
+def file_data(path: Any, **more: Any) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}

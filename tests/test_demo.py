@@ -1,8 +1,14 @@
 """The demo without a browser: its endpoint, its answers, and what it refuses."""
 
 import base64
+import configparser
+import contextlib
+import hashlib
+import inspect
+import io
 import json
 import os
+import pickle
 import re
 import socket
 import subprocess
@@ -16,9 +22,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
+import torch
+from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE, ROOT
+from demo_server import ask, file_data, upload
 from PIL import Image
+from typer.testing import CliRunner
 
+from finecaption_hf import EMBEDDED_CHECKPOINT
+from finecaption_hf.cli import app as cli
 from finecaption_hf.demo import (
     MAX_PICTURE_PIXELS,
     Answering,
@@ -29,7 +40,7 @@ from finecaption_hf.demo import (
     read_upload,
     stream_pieces,
 )
-from finecaption_hf.demo.answering import what_the_model_saw
+from finecaption_hf.demo.answering import KeptAnswers, what_the_model_saw
 from finecaption_hf.demo.encoded import EncodedPictures
 from finecaption_hf.demo.guard import _names_address
 from finecaption_hf.demo.segmenting import PointMasks
@@ -71,10 +82,23 @@ def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedde
     assert answering.records == describe_picture(pipeline, asked)
 
 
-def test_snippet_gives_the_same_answers(asked: AskedPicture, embedded: Any, tmp_path: Path) -> None:
+def test_snippets_give_the_same_answers_in_a_new_process(
+    asked: AskedPicture, picture: Image.Image, embedded: Any, tmp_path: Path
+) -> None:
     model, processor = embedded
     (tmp_path / "scene.png").write_bytes(EXAMPLE_PICTURE.read_bytes())
-    code = python_snippet(asked, None) + "import json\nprint('JSON' + json.dumps(records))\n"
+    folder = tmp_path / "my 'model'"
+    folder.symlink_to(EMBEDDED_CHECKPOINT)
+    references = [{"box_xyxy": box} for box in ([178, 25, 249, 96], [100, 149, 160, 209], [5, 35, 85, 248])]
+    questions = ["Color", "global", 'Is it "red", or\nwhat?', "dense"]
+    known = processor.questions
+    drawn = AskedPicture.read(
+        picture, "scene.png", references, questions, known, max_new_tokens=24, temperature=1.2, seed=7
+    )
+    whole = AskedPicture.read(picture, "scene.png", [], ["region"], known, max_new_tokens=128, temperature=0.0, seed=0)
+    code = "import json\n"
+    for case, name in ((asked, None), (drawn, None), (whole, str(folder))):
+        code += python_snippet(case, name) + "print('JSON' + json.dumps(records))\n"
     source = Path(__file__).parents[1] / "src"
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -85,7 +109,132 @@ def test_snippet_gives_the_same_answers(asked: AskedPicture, embedded: Any, tmp_
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.partition("JSON")[2]) == describe_picture(model.as_pipeline(processor), asked)
+    told = [json.loads(line[4:]) for line in run.stdout.splitlines() if line.startswith("JSON")]
+    # What the table shows, which is streamed.
+    shown = [_streamed(model.as_pipeline(processor), case).records for case in (asked, drawn, whole)]
+    assert told == shown
+    assert len({record["answers"]["dense"] for record in shown[1]}) == 3, "regions share their draws"
+
+
+def _streamed(pipeline: Any, asked: AskedPicture, kept: KeptAnswers | None = None) -> Answering:
+    answering = Answering(asked)
+    if kept is not None:
+        kept.fill(answering)
+    for piece in stream_pieces(pipeline, asked, answering.missing):
+        answering.take(piece)
+    if kept is not None:
+        kept.keep(answering)
+    assert answering.is_finished
+    return answering
+
+
+def test_json_alone_reproduces_the_answers(picture: Image.Image, embedded: Any) -> None:
+    model, processor = embedded
+    pipeline = model.as_pipeline(processor)
+    references = [{"box_xyxy": [178, 25, 249, 96]}, {"box_xyxy": [5, 35, 85, 248]}]
+    options = {"max_new_tokens": 24, "temperature": 0.9, "seed": 3}
+    asked = AskedPicture.read(picture, "scene.png", references, ["Color", "dense"], processor.questions, **options)
+    content = json.loads(_streamed(pipeline, asked).as_json(None))
+    pixels = np.asarray(Image.open(EXAMPLE_PICTURE).convert("RGB"))
+    assert content["image"]["sha256_of_rgb"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+    regions = [region["segmentation"] for region in content["regions"]]
+    again = pipeline(str(EXAMPLE_PICTURE), regions, content["questions"], **content["options"])
+    assert [record["answers"] for record in again] == [region["answers"] for region in content["regions"]]
+    assert content["finished"] is True and content["options"] == options
+
+
+def test_only_what_is_not_answered_is_asked_again(picture: Image.Image, embedded: Any) -> None:
+    model, processor = embedded
+    pipeline, kept = model.as_pipeline(processor), KeptAnswers()
+    boxes = [{"box_xyxy": box} for box in ([178, 25, 249, 96], [100, 149, 160, 209])]
+
+    def missing(references: list[Any], questions: list[str], **options: Any) -> Any:
+        settings = {"max_new_tokens": 16, "temperature": 0.0, "seed": 0, **options}
+        asked = AskedPicture.read(picture, "p.png", references, questions, processor.questions, **settings)
+        answering = Answering(asked)
+        kept.fill(answering)
+        found = answering.missing
+        # However the answers came about, they are those of one call.
+        assert _streamed(pipeline, asked, kept).records == describe_picture(pipeline, asked)
+        return found
+
+    assert missing(boxes[:1], ["Color", "global"]) == [([0], ["Color", "global"])]
+    # The other region's own number and the caption of the whole picture need not be asked.
+    assert missing(boxes[::-1], ["Color", "global"]) == [([0], ["Color"])]
+    assert missing(boxes, ["Color", "Shape"]) == [([0, 1], ["Shape"])]
+    assert missing([*boxes, {"box_xyxy": [5, 35, 85, 248]}], ["Hair", "Color"]) == [
+        ([0, 1], ["Hair"]),
+        ([2], ["Hair", "Color"]),
+    ]
+    assert missing(boxes, ["Color", "Shape"]) == []
+    assert missing([{"box_xyxy": [178, 25, 249, 97]}], ["Color"]) == [([0], ["Color"])]
+    assert missing(boxes, ["Color"], max_new_tokens=3) == [([0, 1], ["Color"])]
+    # Draws depend on the region's place, so they are made anew, together.
+    for _ in range(2):
+        assert missing(boxes, ["Color"], temperature=0.7) == [([0, 1], ["Color"])]
+
+
+def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
+    calls: list[Any] = []
+
+    class Pipeline:
+        def encode(self, image: Image.Image) -> torch.Tensor:
+            calls.append(image.size)
+            return torch.zeros(1, 4, 8, 8)
+
+    encoded = EncodedPictures(Pipeline(), max_bytes=3 * 2 * 256 * 256 + 2 * 4 * 4 * 64)
+    first = encoded.features(picture)
+    assert encoded.features(picture.copy()) is first and len(calls) == 1
+    # One pixel differs, or the same bytes make another picture.
+    other = picture.copy()
+    other.putpixel((3, 3), (1, 2, 3))
+    assert encoded.features(other) is not first
+    flat = Image.frombytes("RGB", (512, 128), picture.tobytes())
+    assert encoded.features(flat) is not first and len(calls) == 3
+    # There was room for two.
+    encoded.features(picture)
+    assert calls == [(256, 256)] * 2 + [(512, 128), (256, 256)]
+    small = EncodedPictures(Pipeline(), max_bytes=1)
+    assert small.features(picture) is small.features(picture), "the last picture is always kept"
+
+
+def test_click_and_answer_share_one_encoding_where_the_tower_is_a_published_one(picture: Image.Image) -> None:
+    from test_segmentation import shared_parts
+
+    from finecaption_hf.segmentation import SharedSegmenter
+
+    model, processor, sam = shared_parts()
+    calls: list[int] = []
+    model.model.sam_tower.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    encoded = EncodedPictures(None, SharedSegmenter(model, processor, sam))
+    read: list[Any] = []
+    point_masks = PointMasks(encoded, "shared", lambda path: read.append(path) or picture.copy())
+    found = point_masks.segment({"path": "p.png", "points": [[120, 170]], "labels": [1]})
+    features = encoded.features(picture)
+    assert found["candidates"] and read == ["p.png"]
+    assert features is not None and features.shape[-1] == model.config.grid_size and calls == [1]
+
+
+def test_command_works_without_opencv_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
+    from finecaption_hf.demo import app
+
+    built: list[Any] = []
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(app, "build_demo", lambda *parts, segmenter: built.append(segmenter))
+    monkeypatch.setattr(app, "launch_demo", lambda demo, **options: options["on_start"]("http://here/"))
+    result = CliRunner().invoke(cli, ["demo", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert built == [None] and "no tools for points" in result.output and "OpenCV" in result.output
+
+
+def test_extras_of_the_demo_have_what_points_need() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    for extra in ("demo", "browser"):
+        assert {"gradio>=6.31,<7", "opencv-python-headless"} <= set(
+            settings["options.extras_require"][extra].split("\n")
+        )
 
 
 def test_json_holds_regions_that_mark_the_same_pixels(asked: AskedPicture, mask: np.ndarray) -> None:
@@ -101,10 +250,10 @@ def test_what_the_model_saw_shows_inputs_and_the_mask_grid(
     config = model.config.vision_config
     shown = what_the_model_saw(processor, asked, config.patch_size)
     assert len(shown) == 1 + 2 * 2
-    assert shown[0][0].size == (processor.image_processor.high_res_size["width"],) * 2
-    grid = np.asarray(shown[2][0], dtype=float) / 255
+    assert shown[-1][0].size == (processor.image_processor.high_res_size["width"],) * 2
+    grid = np.asarray(shown[1][0], dtype=float) / 255
     cells = config.image_size // config.patch_size
-    assert f"{cells}x{cells} patches" in shown[2][1]
+    assert f"{cells}x{cells} patches" in shown[1][1]
     # The grid has the region's share of the picture.
     assert abs(grid.mean() - mask.mean()) < 0.005
 
@@ -256,7 +405,88 @@ def test_endpoint_takes_masks_in_every_form(client: Any, mask: np.ndarray, embed
 def test_endpoint_is_typed_and_the_only_public_one(client: Any) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert list(endpoints) == ["/describe"]
-    assert [it["parameter_name"] for it in endpoints["/describe"]["parameters"]] == ["image", "mask", "attributes"]
+    image, mask, attributes = endpoints["/describe"]["parameters"]
+    assert [it["parameter_name"] for it in (image, mask, attributes)] == ["image", "mask", "attributes"]
+    assert image["python_type"]["type"] == "filepath"
+    for part in ("size: list[int], counts: list[int] | str", "box_xyxy: list[float]", "polygon:", "filepath", "None"):
+        assert part in mask["python_type"]["type"]
+    assert "list[str]" in attributes["python_type"]["type"]
+    (record,) = endpoints["/describe"]["returns"]
+    assert record["python_type"]["type"] == (
+        "dict(region_index: int, box_xyxy: list[int], area: int, answers: dict(str, str))"
+    )
+
+
+def test_example_of_the_documentation_runs(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").partition("## From scripts")[2]
+    code = re.search(r"```(?:python)?\n(.*?)```", text, re.DOTALL)
+    assert code is not None and "http://127.0.0.1:7860" in code[1]
+    monkeypatch.chdir(ROOT)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code[1].replace("http://127.0.0.1:7860", address), {})
+    record = out.getvalue().strip().splitlines()[-1]
+    assert "'box_xyxy': [178, 25, 249, 96]" in record and "'Color': " in record and "'Shape': " in record
+
+
+@pytest.mark.parametrize(
+    ("mask", "attributes", "message"),
+    [
+        ({"box_xyxy": [900, 900, 910, 910]}, ["Color"], "outside"),
+        ({"size": [9, 9], "counts": [0, 81]}, ["Color"], "The RLE is 9x9 but the image is 256x256"),
+        ({"polygon": [[0, 0]]}, ["Color"], "polygon"),
+        ("H4sI", ["Color"], "blob"),
+        (None, [" "], "Nothing is asked"),
+        (None, ["<image>"], "<image>"),
+    ],
+)
+def test_clients_are_told_what_is_wrong(client: Any, mask: Any, attributes: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=re.escape(message)):
+        _describe(client, mask, attributes)
+
+
+def test_what_runs_on_a_gpu_may_run_in_another_process(embedded: Any, mask: np.ndarray) -> None:
+    from gradio_client import Client
+
+    from finecaption_hf.demo.app import build_demo, launch_demo
+    from finecaption_hf.demo.zerogpu import on_zero_gpu
+
+    sent: list[int] = []
+
+    def gpu(duration: Any) -> Any:
+        """Like `spaces.GPU`: arguments and results are copied, as between processes."""
+
+        def decorate(call: Any) -> Any:
+            def copy(*arguments: Any) -> Any:
+                packed = pickle.dumps(arguments)
+                sent.append(len(packed))
+                assert 30 <= duration(*arguments) <= 120
+                return pickle.loads(packed)
+
+            def function(*arguments: Any) -> Any:
+                return pickle.loads(pickle.dumps(call(*copy(*arguments))))
+
+            def generator(*arguments: Any) -> Any:
+                for piece in call(*copy(*arguments)):
+                    yield pickle.loads(pickle.dumps(piece))
+
+            return generator if inspect.isgeneratorfunction(call) else function
+
+        return decorate
+
+    demo = build_demo(*embedded, on_gpu=on_zero_gpu(gpu))
+    try:
+        address = launch_demo(demo)
+        record = _describe(Client(address, verbose=False), encode_rle(mask))
+        told = ask(address, {"image": file_data(upload(address)), "regions": [encode_rle(mask)]})[1]
+    finally:
+        demo.close()
+    pipeline = embedded[0].as_pipeline(embedded[1])
+    (expected,) = pipeline(Image.open(EXAMPLE_PICTURE), [mask], ["Color"])
+    (region,) = pipeline(Image.open(EXAMPLE_PICTURE), [mask], ["region"], max_new_tokens=16)
+    # The picture and its mask, but nothing that the towers made of them.
+    assert record == expected and "Done." in told and region["answers"]["region"] in told
+    assert len(sent) == 2 and max(sent) < 256 * 256 * 4 + 20_000
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
+from demo_server import running_demo
 from PIL import Image
 
 from finecaption_hf.masks_finecaption import as_mask, decode_mask, encode_mask, encode_rle
@@ -91,7 +92,7 @@ class Demo:
 
     def load(self) -> None:
         self.page.goto(self.address)
-        self.page.wait_for_selector(".fc-canvas")
+        self.page.wait_for_selector('[data-tool][aria-checked="true"]')
 
     def open(self, path: Path = EXAMPLE_PICTURE, size: str = "256x256") -> None:
         self.page.locator(".fc-file").set_input_files(str(path))
@@ -129,7 +130,7 @@ class Demo:
     def wait_for_areas(self, condition: str) -> list[int]:
         """The areas when a condition on them, in JavaScript, holds."""
         self.page.wait_for_function(
-            "() => { const found = document.querySelector('.fc-canvas').dataset.areas.split(',').map(Number);"
+            "() => { const found = document.querySelector('.fc-canvas').dataset.areas?.split(',').map(Number) ?? [];"
             f" return {condition}; }}"
         )
         return self.areas
@@ -164,13 +165,15 @@ class Demo:
 
     def answered(self, before: str = "0") -> list[list[str]]:
         """The rows, when a request after that one is done."""
-        self.page.wait_for_function(
-            """before => {
-                const told = document.querySelector('#fc-progress [data-run]');
-                return told && told.dataset.run !== before && told.innerText === 'Done.';
-            }""",
-            arg=before,
-        )
+        done = """before => {
+            const told = document.querySelector('#fc-progress [data-run]');
+            return told && told.dataset.run !== before && told.innerText === 'Done.';
+        }"""
+        try:
+            self.page.wait_for_function(done, arg=before)
+        except playwright.TimeoutError as error:
+            shown = [self.status, *self.page.locator("#fc-progress, .toast-body").all_inner_texts()]
+            raise AssertionError(f"There is no answer. The page shows: {shown}, areas {self.areas}") from error
         return self.rows()
 
     def rows(self) -> list[list[str]]:
@@ -333,6 +336,11 @@ def test_bad_files_give_a_message_and_work_goes_on(demo: Demo, tmp_path: Path) -
     assert demo.ask() and demo.areas == [0]
 
 
+def test_tools_for_points_are_hidden_where_nothing_answers_them(demo: Demo) -> None:
+    assert demo.page.locator("[data-points]").count() >= 6
+    assert not demo.page.locator("[data-points]").locator("visible=true").count()
+
+
 def test_tiny_region_is_warned_of(demo: Demo) -> None:
     demo.open()
     demo.box(100, 100, 104, 104)
@@ -353,15 +361,6 @@ def test_picture_is_dropped_and_pasted(demo: Demo) -> None:
     demo.box(178, 25, 249, 96)
     demo.page.evaluate(give, [list(EXAMPLE_PICTURE.read_bytes()), "paste"])
     demo.page.wait_for_function("document.querySelector('.fc-canvas').dataset.areas === '0'")
-
-
-def test_keyboard_alone_marks_a_region(demo: Demo) -> None:
-    demo.open()
-    demo.page.locator(".fc-canvas").focus()
-    for key in ("r", "Space", *["Shift+ArrowRight"] * 3, *["Shift+ArrowDown"] * 2, "Space"):
-        demo.page.keyboard.press(key)
-    (area,) = demo.areas
-    assert 500 < area < 800
 
 
 def test_touch_paints_and_two_fingers_zoom(demo: Demo) -> None:
@@ -481,34 +480,316 @@ class _Discs:
         return Encoded()
 
 
-def test_points_become_masks_where_there_is_a_segmenter(browser: Any, embedded: Any, demo: Demo) -> None:
+@pytest.fixture(scope="module")
+def discs() -> _Discs:
+    return _Discs()
+
+
+@pytest.fixture(scope="module")
+def address_with_points(embedded: Any, discs: _Discs, address: str) -> Iterator[str]:
     from finecaption_hf.demo.app import build_demo, launch_demo
 
-    assert not demo.page.locator('[data-tool="positive"]').is_visible(), "a tool that can do nothing is shown"
-    segmenter = _Discs()
-    app = build_demo(*embedded, segmenter=segmenter)
+    app = build_demo(*embedded, segmenter=discs)
+    yield launch_demo(app)
+    app.close()
+
+
+@pytest.fixture
+def points(browser: Any, address_with_points: str, discs: _Discs) -> Iterator[Demo]:
     page = browser.new_page()
+    found = Demo(page, address_with_points)
+    found.open()
+    yield found
+    page.close()
+    assert not found.faults, found.faults
+    assert not found.elsewhere, found.elsewhere
+
+
+def test_points_become_masks_that_can_be_changed(points: Demo, discs: _Discs) -> None:
+    encoded = discs.encoded
+    points.page.locator(".fc-at-once").uncheck()
+    points.tool("positive")
+    points.drag((128, 128))
+    (first,) = points.wait_for_areas("found[0] > 0")
+    assert abs(first - np.pi * 900) < 60 and "discs" in points.status
+    points.do("nextCandidate")
+    assert abs(points.areas[0] - np.pi * 2500) < 80
+    points.tool("negative")
+    points.drag((140, 128))
+    points.wait_for_areas(f"found[0] < {first}")
+    points.do("undo")
+    assert abs(points.areas[0] - np.pi * 2500) < 80
+    points.do("addRegion")
+    points.box(10, 10, 60, 60)
+    points.do("refine")
+    points.wait_for_areas("found[1] < 1600")
+    assert discs.encoded <= encoded + 1, "the picture was encoded again"
+    assert points.rows() == [], "a click was answered that should not have been"
+    assert len(points.ask("Color")) == 4
+
+
+def test_click_gives_mask_and_answer_at_once(
+    points: Demo, embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finecaption_hf.demo import app
+
+    asked: list[Any] = []
+    stream = app.stream_pieces
+
+    def noted(pipeline: Any, picture: Any, missing: Any, *rest: Any) -> Iterator[dict[str, Any]]:
+        asked.append(missing)
+        yield from stream(pipeline, picture, missing, *rest)
+
+    towers: list[Any] = []
+    encode = type(embedded[0]).get_high_res_features
+    monkeypatch.setattr(app, "stream_pieces", noted)
+    monkeypatch.setattr(
+        type(embedded[0]), "get_high_res_features", lambda self, *rest: towers.append(1) or encode(self, *rest)
+    )
+    picture = Image.open(EXAMPLE_PICTURE).convert("RGB")
+    picture.putpixel((0, 0), (1, 2, 3))  # no picture that another test has had encoded
+    picture.save(tmp_path / "new.png")
+    points.open(tmp_path / "new.png")
+    points.wait_for_areas("found.length === 1 && document.querySelector('.fc-status').innerText.startsWith('256')")
+    points.drag((214, 60))
+    first = points.answered()
+    assert [row[:2] for row in first] == [["1", "region"]] and "pink" in first[0][2]
+    before = points.run
+    points.drag((130, 179))
+    both = points.answered(before)
+    assert both[0] == first[0] and [row[0] for row in both] == ["1", "2"] and "blue" in both[1][2]
+    assert len(points.areas) == 2, "the second click changed the first region"
+    # Only what was missing was asked: the second region; then another question about both.
+    rows = points.ask("Color")
+    assert [row[0] for row in rows] == ["1", "1", "2", "2"]
+    points.ask()
+    assert asked == [[([0], ["region"])], [([1], ["region"])], [([0, 1], ["Color"])]]
+    assert len(towers) == 1, "the picture was encoded again"
+    points.picture("demo")
+    # The answers are those of one call with everything.
+    model, processor = embedded
+    content = _records(points)
+    masks = [as_mask(region["segmentation"], 256, 256) for region in content["regions"]]
+    expected = model.as_pipeline(processor)(picture, masks, ["region", "Color"], max_new_tokens=128)
+    assert [record["answers"] for record in expected] == [region["answers"] for region in content["regions"]]
+
+
+def test_answer_of_a_changed_region_is_greyed_and_comes_back_with_the_mask(points: Demo) -> None:
+    points.drag((214, 60))
+    points.answered()
+    opacity = "getComputedStyle(document.querySelector('#fc-table tbody tr')).opacity"
+    assert points.page.evaluate(opacity) == "1"
+    points.tool("eraser")
+    points.drag((214, 60))
+    assert float(points.page.evaluate(opacity)) < 1
+    points.do("undo")
+    assert points.page.evaluate(opacity) == "1"
+
+
+def test_keyboard_alone_leads_from_the_file_to_the_answer(demo: Demo) -> None:
+    page = demo.page
+    page.on("filechooser", lambda _: None)  # from now on, so that the first one is not missed
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.classList.contains('fc-file')"):
+            break
+    else:
+        pytest.fail("Tab does not reach the button that opens a picture")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(str(EXAMPLE_PICTURE))
+    demo.wait_for_areas("found.length === 1")
+    reached = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
+        if "fc-canvas" in reached[-1]:
+            break
+    assert "fc-canvas" in reached[-1], reached
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", "the focus is not seen"
+    for key in ("r", *["ArrowUp"] * 9, "Space", *["Shift+ArrowRight"] * 3, *["Shift+ArrowDown"] * 2, "Space"):
+        page.keyboard.press(key)
+    (area,) = demo.areas
+    assert 500 < area < 800
+    page.keyboard.press("Enter")
+    (row,) = demo.answered()
+    assert row[:2] == ["1", "region"] and row[2]
+    # In the question's field, Enter asks as well.
+    question = page.get_by_label("Your own question")
+    question.fill("Is it red?")
+    before = demo.run
+    question.press("Enter")
+    assert [row[1] for row in demo.answered(before)] == ["region", "Is it red?"]
+
+
+def test_every_control_has_a_name(points: Demo) -> None:
+    unnamed = points.page.evaluate(
+        """() => [...document.querySelectorAll('#fc-picker button, #fc-picker input, #fc-picker canvas')].filter(it =>
+            !(it.innerText || it.getAttribute('aria-label') || it.labels?.[0]?.innerText)).map(it => it.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+def test_buttons_wheel_and_fingers_zoom(demo: Demo) -> None:
+    demo.open()
+    whole = demo.zoom
+    demo.do("zoomIn")
+    assert demo.zoom == pytest.approx(1.4 * whole)
+    demo.do("zoomOut")
+    demo.do("zoomOut")
+    assert demo.zoom == pytest.approx(whole / 1.4)
+    demo.do("zoomFit")
+    assert demo.zoom == whole
+    x, y = demo.place(200, 60)
+    demo.page.mouse.move(x, y)
+    demo.page.mouse.wheel(0, -300)
+    assert demo.zoom == whole, "the wheel without Ctrl is for the page"
+    demo.page.keyboard.down("Control")
+    demo.page.mouse.wheel(0, -300)
+    demo.page.keyboard.up("Control")
+    demo.page.wait_for_function(f"document.querySelector('.fc-canvas').dataset.zoom > {1.5 * whole}")
+    assert demo.zoom == pytest.approx(np.e * whole)
+    # What was under the mouse still is: a box around it marks the same place, and e times finer.
+    demo.tool("box")
+    # The page may have moved; the point is where the mouse would be on a canvas that did not zoom.
+    x, y = demo.place(200, 60)
+    demo.page.mouse.move(x - 27.2, y - 27.2)
+    demo.page.mouse.down()
+    demo.page.mouse.move(x + 27.2, y + 27.2, steps=3)
+    demo.page.mouse.up()
+    (area,) = demo.areas
+    assert area == pytest.approx((54.4 / np.e / whole) ** 2, rel=0.15)
+    demo.tool("hand")
+    demo.drag((100, 100), (150, 100))
+    demo.page.locator(".fc-canvas").focus()
+    demo.page.keyboard.press("0")
+    assert demo.zoom == whole and demo.areas == [area], "moving the picture painted"
+
+
+def test_alt_takes_away_with_box_and_lasso(demo: Demo) -> None:
+    demo.open()
+    demo.box(50, 50, 150, 150)
+    (whole,) = demo.areas
+    demo.page.keyboard.down("Alt")
+    demo.drag((100, 40), (160, 160))
+    (half,) = demo.areas
+    assert half == pytest.approx(whole / 2, rel=0.05)
+    demo.tool("lasso")
+    demo.drag((40, 40), (75, 40), (75, 160), (40, 160))
+    demo.page.keyboard.up("Alt")
+    assert demo.areas[0] == pytest.approx(whole / 4, rel=0.1)
+
+
+def test_masks_are_pasted(demo: Demo) -> None:
+    demo.open()
+    mask = as_mask(Image.open(EXAMPLE_MASK), 256, 256)
+    demo.page.once("dialog", lambda dialog: dialog.accept(encode_mask(mask)))
+    demo.do("pasteMask")
+    demo.wait_for_areas("found[0] > 0")
+    paste = """text => {
+        const data = new DataTransfer();
+        data.setData('text', text);
+        const event = new ClipboardEvent('paste', {clipboardData: data, bubbles: true});
+        document.querySelector('.fc-canvas').dispatchEvent(event);
+    }"""
+    demo.page.evaluate(paste, json.dumps(encode_rle(mask)))
+    demo.wait_for_areas("found.length === 2")
+    assert demo.areas == [int(mask.sum())] * 2
+    for text, message in (
+        ('{"size": [9, 9], "counts": [0, 81]}', "9x9"),
+        (json.dumps({"size": [256, 256], "counts": [65536]}), "empty"),
+        (json.dumps([encode_rle(mask)] * 10_000), "at most 32 regions"),
+        ('{"size": [256, 256], "counts": [0, null]}', "runs"),
+        ("[7", "no JSON"),
+    ):
+        demo.page.evaluate(paste, text)
+        demo.wait_for_message(message)
+    assert len(demo.areas) == 2
+
+
+def test_pictures_of_every_kind_work_or_give_a_message(demo: Demo, tmp_path: Path) -> None:
+    picture = Image.open(EXAMPLE_PICTURE).convert("RGB").resize((120, 80))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    picture.save(tmp_path / "moving.gif", save_all=True, append_images=[picture.rotate(90)], duration=50)
+    picture.convert("RGBA").save(tmp_path / "clear.webp")
+    for name, size in (
+        ("turned.jpg", "80x120"),
+        ("cmyk.jpg", "120x80"),
+        ("deep.png", "120x80"),
+        ("moving.gif", "120x80"),
+        ("clear.webp", "120x80"),
+    ):
+        demo.open(tmp_path / name, size)
+        # A region: its mask has to fit the picture as the server reads it.
+        demo.tool("brush")
+        demo.drag((60, 60), (70, 60), size=120)
+        demo.wait_for_areas("found[0] > 0")
+        assert demo.ask()[0][2], name
+    (tmp_path / "none.png").write_bytes(b"")
+    (tmp_path / "page.png").write_text("<html></html>")
+    demo.page.locator(".fc-file").set_input_files(str(tmp_path / "none.png"))
+    demo.wait_for_message("no picture that this browser can show")
+    Image.new("1", (8000, 6000)).save(tmp_path / "large.png")
+    demo.page.locator(".fc-file").set_input_files(str(tmp_path / "large.png"))
+    demo.wait_for_message("8000 x 6000 pixels; at most 40000000")
+    # What a browser shows but the server cannot read ends in a message when it is asked about.
+    (tmp_path / "drawn.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="70"><circle r="9"/></svg>'
+    )
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cmyk.jpg").read_bytes()[:-900])
+    for name, size in (("drawn.svg", "90x70"), ("cut.jpg", "120x80")):
+        demo.open(tmp_path / name, size)
+        demo.page.locator("#fc-ask").click()
+        demo.page.locator(".toast-body", has_text="cannot be used").first.wait_for()
+        demo.page.locator(".toast-close").first.click()
+        demo.page.locator(".toast-body").first.wait_for(state="detached")
+    demo.open()
+    assert demo.ask()[0][2]
+
+
+def test_largest_picture_is_marked_exactly(demo: Demo, tmp_path: Path) -> None:
+    Image.new("1", (8000, 5000)).save(tmp_path / "large.png")
+    demo.open(tmp_path / "large.png", "8000x5000")
+    demo.tool("box")
+    box = demo.page.locator(".fc-canvas").bounding_box()
+    demo.page.mouse.move(box["x"] + 100, box["y"] + 150)
+    demo.page.mouse.down()
+    demo.page.mouse.move(box["x"] + 220, box["y"] + 190, steps=4)
+    demo.page.mouse.up()
+    (area,) = demo.areas
+    (told,) = json.loads(demo.download("exportRle", tmp_path).read_text())
+    mask = as_mask(told, 5000, 8000)
+    rows, columns = mask.any(axis=1), mask.any(axis=0)
+    assert mask.sum() == rows.sum() * columns.sum() == area > 500_000
+    demo.tool("eraser")
+    demo.drag((4000, 2000), (4100, 2000), size=8000)
+    demo.do("undo")
+    demo.do("undo")
+    assert demo.areas == [0]
+    demo.do("redo")
+    assert demo.areas == [area]
+
+
+def test_command_in_a_browser_clicks_with_opencv_and_calls_nobody(chromium: Any, tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV (the extra browser) is not installed")
+    context = _context(chromium)
     try:
-        other = Demo(page, launch_demo(app))
-        other.open()
-        other.tool("positive")
-        other.drag((128, 128))
-        page.wait_for_function("document.querySelector('.fc-canvas').dataset.areas > '0'")
-        first = other.areas[0]
-        assert abs(first - np.pi * 900) < 60 and "discs" in other.status
-        other.do("nextCandidate")
-        assert abs(other.areas[0] - np.pi * 2500) < 80
-        other.tool("negative")
-        other.drag((140, 128))
-        page.wait_for_function(f"Number(document.querySelector('.fc-canvas').dataset.areas) < {first}")
-        other.do("undo")
-        assert abs(other.areas[0] - np.pi * 2500) < 80
-        other.do("addRegion")
-        other.box(10, 10, 60, 60)
-        other.do("refine")
-        page.wait_for_function("Number(document.querySelector('.fc-canvas').dataset.areas.split(',')[1]) < 1600")
-        assert segmenter.encoded == 1, "the picture was encoded again"
-        assert len(other.ask("Color")) == 4 and not other.faults
+        with running_demo(tmp_path) as command:
+            user = Demo(context.new_page(), command.address)
+            user.page.set_default_timeout(60_000)  # the first answer of a process loads libraries
+            user.open()
+            user.drag((112, 180))
+            (row,) = user.answered()
+            assert "blue" in row[2]
+            assert 1300 < user.areas[0] < 3500 and "OpenCV" in user.status
+            assert command.tried == [] and not user.elsewhere and not user.faults
+            # The page itself may not call elsewhere either.
+            called = user.page.evaluate("fetch('http://127.0.0.2:9/').then(() => 'called', () => 'refused')")
+            assert called == "refused"
+            user.elsewhere.clear()
     finally:
-        page.close()
-        app.close()
+        context.close()

@@ -1,9 +1,7 @@
 """`finecaption demo` as a process that listens: what it opens, what it refuses, and that nothing leaves the machine."""
 
 import json
-import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 from conftest import EXAMPLE_PICTURE
-from demo_server import Command, running_demo
+from demo_server import Command, ask, file_data, running_demo, send, upload
 from PIL import Image
 
 from finecaption_hf.masks_finecaption import encode_rle
@@ -28,46 +26,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
         yield running
 
 
-def _send(command: Command, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
-    """Status and text of an answer."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(command.address + path, body, named), timeout=60) as answer:
-            return answer.status, answer.read().decode("utf-8", "replace")
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode("utf-8", "replace")
-
-
-def _upload(command: Command, name: str = "p.png", content: bytes | None = None) -> str:
-    """The path that the app gave a file."""
-    head = (
-        f'--xyz\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
-    )
-    body = head.encode() + (EXAMPLE_PICTURE.read_bytes() if content is None else content) + b"\r\n--xyz--\r\n"
-    status, text = _send(command, "gradio_api/upload", body, Content_Type="multipart/form-data; boundary=xyz")
-    assert status == 200, text
-    (path,) = json.loads(text)
-    return str(path)
-
-
-def _ask(command: Command, value: Any, questions: Any = ("region",), settings: Any = (16, 0, 0)) -> tuple[int, str]:
-    """What pressing Describe sends, and all that comes back; `settings` may be JSON text."""
-    status, config = _send(command, "config")
-    (index,) = (it["id"] for it in json.loads(config)["dependencies"] if it["api_name"] == "answer")
-    session = os.urandom(6).hex()
-    settings = settings if isinstance(settings, str) else json.dumps(settings)[1:-1]
-    data = f'[null, {json.dumps(value)}, {json.dumps(questions)}, [], "", {settings}]'
-    body = f'{{"data": {data}, "fn_index": {index}, "session_hash": "{session}", "trigger_id": 1}}'.encode()
-    status, text = _send(command, "gradio_api/queue/join", body, Content_Type="application/json")
-    return (status, text) if status != 200 else _send(command, f"gradio_api/queue/data?session_hash={session}")
-
-
-def _file(path: Any, **more: Any) -> dict[str, Any]:
-    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
-
-
 def _is_served(command: Command) -> bool:
-    status, text = _ask(command, {"image": _file(_upload(command)), "regions": []})
+    status, text = ask(command.address, {"image": file_data(upload(command.address)), "regions": []})
     return status == 200 and "Done." in text and '"success":true' in text.replace(" ", "")
 
 
@@ -104,61 +64,61 @@ def test_command_answers_and_tries_no_way_to_other_machines(command: Command) ->
     ],
 )
 def test_nothing_is_served_but_uploads(command: Command, path: str) -> None:
-    status, text = _send(command, path)
+    status, text = send(command.address, path)
     assert status >= 400 and SECRET not in text
     assert command.tried == [], "the server looked up a host that a request named"
 
 
 def test_store_is_not_listed_and_its_links_are_not_followed(command: Command) -> None:
-    upload = Path(_upload(command))
-    assert upload.is_relative_to(command.store), "uploads lie elsewhere than this test thinks"
-    link = upload.parent / "link.png"
+    stored = Path(upload(command.address))
+    assert stored.is_relative_to(command.store), "uploads lie elsewhere than this test thinks"
+    link = stored.parent / "link.png"
     link.unlink(missing_ok=True)
     link.symlink_to("/etc/passwd")
-    for path in (command.store, upload.parent, link, f"{upload.parent}/../../../log"):
-        status, text = _send(command, f"gradio_api/file={quote(str(path))}")
-        assert status >= 400 and SECRET not in text and upload.name not in text
-    assert _is_refused(*_ask(command, {"image": _file(str(link)), "regions": []}))
+    for path in (command.store, stored.parent, link, f"{stored.parent}/../../../log"):
+        status, text = send(command.address, f"gradio_api/file={quote(str(path))}")
+        assert status >= 400 and SECRET not in text and stored.name not in text
+    assert _is_refused(*ask(command.address, {"image": file_data(str(link)), "regions": []}))
 
 
 @pytest.mark.parametrize(
     "image",
     [
-        _file("/etc/passwd"),
-        _file("../../../../etc/passwd"),
-        _file(str(EXAMPLE_PICTURE)),
-        _file("file:///etc/passwd"),
-        _file("http://127.0.0.1:22/a.png"),
-        _file("https://example.com/a.png"),
-        _file("//example.com/a.png"),
-        _file("", url="https://example.com/a.png"),
-        _file(None, url="file:///etc/passwd"),
+        file_data("/etc/passwd"),
+        file_data("../../../../etc/passwd"),
+        file_data(str(EXAMPLE_PICTURE)),
+        file_data("file:///etc/passwd"),
+        file_data("http://127.0.0.1:22/a.png"),
+        file_data("https://example.com/a.png"),
+        file_data("//example.com/a.png"),
+        file_data("", url="https://example.com/a.png"),
+        file_data(None, url="file:///etc/passwd"),
         {"path": "/etc/passwd"},
-        _file(["/etc/passwd"]),
+        file_data(["/etc/passwd"]),
         "/etc/passwd",
         None,
         7,
     ],
 )
 def test_picker_opens_no_other_path_and_no_address(command: Command, image: Any) -> None:
-    assert _is_refused(*_ask(command, {"image": image, "regions": []}))
+    assert _is_refused(*ask(command.address, {"image": image, "regions": []}))
     assert command.tried == []
 
 
 def test_address_beside_an_upload_is_not_fetched(command: Command) -> None:
-    image = _file(_upload(command), url="https://example.com/a.png")
-    assert "Done." in _ask(command, {"image": image, "regions": []})[1]
+    image = file_data(upload(command.address), url="https://example.com/a.png")
+    assert "Done." in ask(command.address, {"image": image, "regions": []})[1]
     assert command.tried == []
 
 
 def test_points_open_no_other_path(command: Command) -> None:
-    status, config = _send(command, "config")
+    status, config = send(command.address, "config")
     (picker,) = (it["id"] for it in json.loads(config)["components"] if it["props"].get("server_fns"))
     for path in ("/etc/passwd", str(EXAMPLE_PICTURE), "https://example.com/a.png"):
         call = {"session_hash": "s", "component_id": picker, "fn_name": "segment"}
         call["data"] = [{"path": path, "points": [[9, 9]], "labels": [1]}]  # type: ignore[assignment]
-        status, text = _send(
-            command, "gradio_api/component_server", json.dumps(call).encode(), Content_Type="application/json"
+        status, text = send(
+            command.address, "gradio_api/component_server", json.dumps(call).encode(), Content_Type="application/json"
         )
         assert "candidates" not in text and (status >= 400 or "error" in text)
     assert command.tried == []
@@ -168,7 +128,7 @@ def test_points_open_no_other_path(command: Command) -> None:
     "name", ["../../../evil.png", "/etc/evil.png", "..\\\\..\\\\evil.png", "a\0b.png", "evil.html", "evil.svg"]
 )
 def test_upload_stays_in_the_store_whatever_its_name(command: Command, name: str) -> None:
-    path = Path(_upload(command, name, b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"))
+    path = Path(upload(command.address, name, b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"))
     assert path.resolve().is_relative_to(command.store.resolve()) and path.is_file()
     with urllib.request.urlopen(f"{command.address}gradio_api/file={quote(str(path))}", timeout=30) as answer:
         kind = answer.headers["content-type"]
@@ -199,7 +159,7 @@ def test_upload_stays_in_the_store_whatever_its_name(command: Command, name: str
 def test_hostile_request_gets_an_error_and_the_next_user_is_served(
     command: Command, value: dict[str, Any], settings: Any, message: str
 ) -> None:
-    status, text = _ask(command, {"image": _file(_upload(command)), **value}, settings=settings)
+    status, text = ask(command.address, {"image": file_data(upload(command.address)), **value}, settings=settings)
     assert _is_refused(status, text) and message in text and "Traceback" not in text
     assert _is_served(command)
 
@@ -207,21 +167,24 @@ def test_hostile_request_gets_an_error_and_the_next_user_is_served(
 def test_versions_of_another_length_are_left_out(command: Command) -> None:
     rle = encode_rle(Image.new("L", (256, 256), 255))
     for versions in ([], [1, 2], [-(10**30)]):
-        value = {"image": _file(_upload(command)), "regions": [rle], "versions": versions}
-        assert "Done." in _ask(command, value)[1]
+        value = {"image": file_data(upload(command.address)), "regions": [rle], "versions": versions}
+        assert "Done." in ask(command.address, value)[1]
 
 
 def test_request_of_more_than_20_mb_is_refused(command: Command) -> None:
     body = b'{"data": ["' + b"x" * 20_000_001 + b'"]}'
-    status, text = _send(command, "gradio_api/queue/join", body, Content_Type="application/json")
+    status, text = send(command.address, "gradio_api/queue/join", body, Content_Type="application/json")
     assert status == 413 and "20000000" in text
     assert _is_served(command)
 
 
 def test_upload_of_more_than_50_mb_is_refused(command: Command) -> None:
     body = b'--xyz\r\nContent-Disposition: form-data; name="files"; filename="p.png"\r\n\r\n' + b"x" * 50_000_001
-    status, _ = _send(
-        command, "gradio_api/upload", body + b"\r\n--xyz--\r\n", Content_Type="multipart/form-data; boundary=xyz"
+    status, _ = send(
+        command.address,
+        "gradio_api/upload",
+        body + b"\r\n--xyz--\r\n",
+        Content_Type="multipart/form-data; boundary=xyz",
     )
     assert status == 413
     assert _is_served(command)

@@ -252,7 +252,7 @@ def python_snippet(asked: AskedPicture, model: str | None) -> str:
 
 
 def what_the_model_saw(processor: Any, asked: AskedPicture, patch_size: int) -> list[tuple[Image.Image, str]]:
-    """Both inputs of the model and the mask as its patches get it, as pictures with captions.
+    """For each region the low-resolution input and the mask as its patches get it, then the high-resolution input.
 
     Args:
         processor: the checkpoint's.
@@ -263,25 +263,26 @@ def what_the_model_saw(processor: Any, asked: AskedPicture, patch_size: int) -> 
     masks = asked.regions[:8]
     vision = image_processor(asked.picture, masks=masks, return_tensors="pt")
     shown: list[tuple[Image.Image, str]] = []
+    whole: list[tuple[Image.Image, str]] = []
     if "high_res_pixel_values" in vision:
         pixels = vision["high_res_pixel_values"][0]
         high_mean, high_std = image_processor.high_res_image_mean, image_processor.high_res_image_std
-        shown.append((_picture(pixels, high_mean, high_std), f"High resolution, {_size(pixels)}: the whole picture"))
+        whole.append((_picture(pixels, high_mean, high_std), f"High resolution, {_size(pixels)}"))
     pixels = vision["pixel_values"][0]
     low = _picture(pixels, image_processor.image_mean, image_processor.image_std)
     if "mask_values" not in vision:
-        return [*shown, (low, f"Low resolution, {_size(pixels)}")]
+        return [(low, f"Low resolution, {_size(pixels)}"), *whole]
     for number, values in enumerate(vision["mask_values"]):
         alpha = (values[0] * image_processor.mask_std + image_processor.mask_mean).clamp(0, 1)
         color = COLORS[number % len(COLORS)]
-        which = f"region {number + 1}" if asked.masks else "the whole picture"
+        which = f"Region {number + 1}" if asked.masks else "All of it"
         marked = Image.composite(Image.new("RGB", low.size, color), low, _grey(alpha * 0.55))
-        shown.append((_enlarged(marked), f"Low resolution with mask, {_size(pixels)}: {which}"))
+        shown.append((_enlarged(marked), f"{which}: {_size(pixels)} with mask"))
         grid = torch.nn.functional.avg_pool2d(alpha[None, None], patch_size)[0, 0]
         cells = tuple(grid.shape)
-        caption = f"Mask grid, {cells[1]}x{cells[0]} patches of {patch_size} px: {which}"
+        caption = f"{which}: {cells[1]}x{cells[0]} patches of {patch_size} px"
         shown.append((_grey(grid).resize((336, 336), Image.Resampling.NEAREST), caption))
-    return shown
+    return [*shown, *whole]
 
 
 def _size(pixels: torch.Tensor) -> str:

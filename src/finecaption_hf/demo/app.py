@@ -68,7 +68,7 @@ _CSS = """
 .fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white;
   font-weight: 700; align-items: center; justify-content: center; }
 .fc-answers .fc-open::after { content: "▍"; opacity: .5; }
-#fc-examples .grid-wrap { min-height: 0; }
+#fc-examples .grid-wrap, #fc-seen .grid-wrap { min-height: 0; max-height: none; }
 footer .divider:last-child { display: none; }
 .dark .fc-warn { color: #fbbf24 !important; }
 .dark .fc-bad { color: #f87171 !important; }
@@ -99,8 +99,7 @@ def build_demo(
     encode = encoded.features if on_gpu is None else pipeline.encode
 
     def pieces(asked: AskedPicture, missing: list[Any]) -> Iterator[dict[str, Any]]:
-        if missing:
-            yield from stream_pieces(pipeline, asked, missing, encode(asked.picture))
+        yield from stream_pieces(pipeline, asked, missing, encode(asked.picture))
 
     def records(asked: AskedPicture) -> list[dict[str, Any]]:
         return describe_picture(pipeline, asked, encode(asked.picture))
@@ -152,20 +151,15 @@ def build_demo(
             answering = Answering(asked)
             kept.fill(answering)
             missing, shown = answering.missing, 0.0
+            waiting = [gr.skip()] * 3
             if missing:
-                yield (
-                    _table(answering, value.versions),
-                    told("Looking at the picture …"),
-                    gr.skip(),
-                    gr.skip(),
-                    gr.skip(),
-                )
-            for piece in pieces(asked, missing):
+                yield _table(answering, value.versions), told("Looking at the picture …"), *waiting
+            for piece in pieces(asked, missing) if missing else ():
                 answering.take(piece)
                 if stop.is_set():
                     break
                 if time.monotonic() - shown > _SHOW_EVERY:
-                    yield _table(answering, value.versions), told("Answering …"), gr.skip(), gr.skip(), gr.skip()
+                    yield _table(answering, value.versions), told("Answering …"), *waiting
                     shown = time.monotonic()
             kept.keep(answering)
             if stops.get(session) is not stop:
@@ -179,7 +173,7 @@ def build_demo(
                 gr.skip(),
             )
             seen = what_the_model_saw(processor, asked, model.config.vision_config.patch_size)
-            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), seen
+            yield gr.skip(), gr.skip(), *waiting[:2], seen
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         finally:
@@ -244,7 +238,9 @@ def build_demo(
                     elem_id="fc-examples",
                 )
         with gr.Accordion("What the model saw", open=False):
-            seen = gr.Gallery(label="Inputs of the model", columns=3, object_fit="contain", elem_id="fc-seen")
+            seen = gr.Gallery(
+                label="Inputs of the model", columns=4, height="auto", object_fit="contain", elem_id="fc-seen"
+            )
         with gr.Accordion("Copy as Python", open=False):
             snippet = gr.Code(language="python", interactive=False, label="The same answers", elem_id="fc-python")
         with gr.Accordion("JSON", open=False):

@@ -24,27 +24,30 @@ const pointers = new Map();
 function newRegion() {
   const layer = document.createElement("canvas"), scale = Math.sqrt(Math.min(Math.max(width * height, LAYER[0]), LAYER[1]) / (width * height));
   layer.width = Math.ceil(width * scale); layer.height = Math.ceil(height * scale);
-  return { mask: new Uint8Array(width * height), counts: [width * height], area: 0, version: ++versions, layer, points: [], candidates: [] };
+  return { mask: new Uint8Array(width * height), counts: [width * height], area: 0, box: [0, 0, 0, 0], version: ++versions, layer, points: [], candidates: [] };
 }
 
 function colorOf(index) { return COLORS[index % COLORS.length]; }
 
-/** Repaint a region's layer where its mask changed inside [x0, x1) x [y0, y1): a tint, and a line along its border. */
-function refresh(index, x0 = 0, y0 = 0, x1 = width, y1 = height) {
+/** Repaint a region's layer, or where its mask changed inside [x0, x1) x [y0, y1): a tint, and a line along its border with white around it. */
+function refresh(index, part = null) {
   const { mask, layer } = regions[index], [red, green, blue] = colorOf(index);
+  if (!part) layer.getContext("2d").clearRect(0, 0, layer.width, layer.height);
+  let [x0, y0, x1, y1] = part ?? regions[index].box;
+  if (x1 <= x0 || y1 <= y0) return;
   const across = width / layer.width, down = height / layer.height, line = Math.max(1, Math.round(Math.max(layer.width, layer.height) / 500));
   x0 = Math.max(0, Math.floor(x0 / across) - line); x1 = Math.min(layer.width, Math.ceil(x1 / across) + line);
   y0 = Math.max(0, Math.floor(y0 / down) - line); y1 = Math.min(layer.height, Math.ceil(y1 / down) + line);
-  if (x1 <= x0 || y1 <= y0) return;
   const isInside = (x, y) => x >= 0 && y >= 0 && x < layer.width && y < layer.height
-    && mask[Math.floor((x + 0.5) * across) * height + Math.floor((y + 0.5) * down)];
+    ? mask[Math.floor((x + 0.5) * across) * height + Math.floor((y + 0.5) * down)] : 0;
   const pixels = new ImageData(x1 - x0, y1 - y0);
   for (let y = y0, at = 0; y < y1; y++) {
     for (let x = x0; x < x1; x++, at += 4) {
-      if (!isInside(x, y)) continue;
-      pixels.data[at] = red; pixels.data[at + 1] = green; pixels.data[at + 2] = blue;
-      const isInner = isInside(x - line, y) && isInside(x + line, y) && isInside(x, y - line) && isInside(x, y + line);
-      pixels.data[at + 3] = isInner ? TINT : 255;
+      const inside = isInside(x, y);
+      const around = isInside(x - line, y) + isInside(x + line, y) + isInside(x, y - line) + isInside(x, y + line);
+      if (!inside && !around) continue;
+      pixels.data[at] = inside ? red : 255; pixels.data[at + 1] = inside ? green : 255; pixels.data[at + 2] = inside ? blue : 255;
+      pixels.data[at + 3] = !inside ? 200 : around < 4 ? 255 : TINT;
     }
   }
   layer.getContext("2d").putImageData(pixels, x0, y0);
@@ -53,18 +56,19 @@ function refresh(index, x0 = 0, y0 = 0, x1 = width, y1 = height) {
 /** What follows from a region's mask; a new version, unless it is an earlier mask that came back. */
 function settle(region, version = ++versions) {
   const { mask } = region, counts = [];
-  let area = 0, sumX = 0, sumY = 0;
+  let area = 0, sumX = 0, sumY = 0, box = [width, height, 0, 0];
   for (let at = 0, value = 0; at < mask.length; value = 1 - value) {
     const next = mask.indexOf(1 - value, at), stop = next < 0 ? mask.length : next;
     counts.push(stop - at);
     for (let from = at; value && from < stop;) {  // the run's part in one column after the other
-      const x = Math.floor(from / height), length = Math.min(stop, (x + 1) * height) - from;
-      area += length; sumX += length * x; sumY += length * (from - x * height + (length - 1) / 2);
+      const x = Math.floor(from / height), y = from - x * height, length = Math.min(stop - from, height - y);
+      area += length; sumX += length * x; sumY += length * (y + (length - 1) / 2);
+      box = [Math.min(box[0], x), Math.min(box[1], y), x + 1, Math.max(box[3], y + length)];
       from += length;
     }
     at = stop;
   }
-  Object.assign(region, { counts, area, version, center: area ? [sumX / area + 0.5, sumY / area + 0.5] : null });
+  Object.assign(region, { counts, area, box, version, center: area ? [sumX / area + 0.5, sumY / area + 0.5] : null });
 }
 
 function encode({ counts }) { return { size: [height, width], counts }; }
@@ -345,12 +349,12 @@ function dab([ax, ay], [bx, by]) {
       if ((px - t * dx) ** 2 + (py - t * dy) ** 2 <= r * r) mask[x * height + y] = value;
     }
   }
-  refresh(active, x0, y0, x1, y1);
+  refresh(active, [x0, y0, x1, y1]);
 }
 
 /** Set the pixels whose centres lie inside a polygon (even-odd rule). */
 function fill(points, value) {
-  const mask = regions[active].mask, xs = points.map((point) => point[0]);
+  const mask = regions[active].mask, [xs, ys] = [0, 1].map((axis) => points.map((point) => point[axis]));
   const low = Math.max(0, Math.floor(Math.min(...xs))), high = Math.min(width, Math.ceil(Math.max(...xs)));
   for (let x = low; x < high; x++) {
     const crossings = [];
@@ -364,7 +368,7 @@ function fill(points, value) {
       if (stop > start) mask.fill(value, x * height + start, x * height + stop);
     }
   }
-  refresh(active, low, 0, high, height);
+  refresh(active, [low, Math.max(0, Math.floor(Math.min(...ys))), high, Math.min(height, Math.ceil(Math.max(...ys)))]);
 }
 
 // --- points, where the server has a segmenter ------------------------------------------------------------------------
@@ -393,7 +397,8 @@ function showCandidate(region, number) {
   region.candidate = number;
   region.mask = decode(region.candidates[number].segmentation);
   settle(region); refresh(regions.indexOf(region));
-  say(`Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`);
+  const found = `Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`;
+  say(isTiny(region) ? `${found}. It is tiny: try another mask or point, or draw a box and Refine` : found);
   changed();
 }
 
@@ -406,13 +411,7 @@ function nextCandidate() {
 function refine() {
   const region = chosen();
   if (!region) return;
-  let x0 = width, y0 = height, x1 = 0, y1 = 0;
-  for (let x = 0; x < width; x++) {
-    const column = region.mask.subarray(x * height, (x + 1) * height), first = column.indexOf(1);
-    if (first < 0) continue;
-    x0 = Math.min(x0, x); x1 = x + 1; y0 = Math.min(y0, first); y1 = Math.max(y1, column.lastIndexOf(1) + 1);
-  }
-  segment(region, region.points, [x0, y0, x1, y1]);
+  segment(region, region.points, region.box);
 }
 
 element.querySelectorAll("[data-points]").forEach((part) => { part.hidden = !props.segmenter; });

@@ -50,7 +50,7 @@ def _shown(error: ValueError) -> gr.Error:
     return gr.Error(html.escape(str(error)), print_exception=False)
 
 
-def _seconds(asked: Any, missing: Sequence[Any] | None = None) -> int:
-    """For an `AskedPicture`, or for those of its answers that are still missing."""
-    answers = len(asked.regions) * len(asked.questions) if missing is None else len(missing)
-    return min(_MOST, _START + _PER_ANSWER * answers)
+def _seconds(asked: Any, missing: Sequence[tuple[Sequence[Any], Sequence[Any]]] | None = None) -> int:
+    """For an `AskedPicture`, or for what `Answering.missing` says of it: regions with the questions about each."""
+    groups = [(asked.regions, asked.questions)] if missing is None else missing
+    return min(_MOST, _START + _PER_ANSWER * sum(len(regions) * len(questions) for regions, questions in groups))
