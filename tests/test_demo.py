@@ -446,6 +446,7 @@ def test_clients_are_told_what_is_wrong(client: Any, mask: Any, attributes: list
 
 
 def test_what_runs_on_a_gpu_may_run_in_another_process(embedded: Any, mask: np.ndarray) -> None:
+    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
     from gradio_client import Client
 
     from finecaption_hf.demo.app import build_demo, launch_demo
