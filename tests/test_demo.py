@@ -14,8 +14,11 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,6 @@ from finecaption_hf.demo import (
     Answering,
     AskedPicture,
     UploadError,
-    describe_picture,
     python_snippet,
     read_upload,
     stream_pieces,
@@ -79,7 +81,11 @@ def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedde
         lengths.append(sum(len(text) for record in answering.records for text in record["answers"].values()))
     assert answering.is_finished
     assert len(set(lengths)) > 10, "answers came at once instead of growing"
-    assert answering.records == describe_picture(pipeline, asked)
+    assert answering.records == _in_one_call(pipeline, asked)
+
+
+def _in_one_call(pipeline: Any, asked: AskedPicture) -> Any:
+    return pipeline(asked.picture, asked.regions, list(asked.questions), **asked.options)
 
 
 def test_snippets_give_the_same_answers_in_a_new_process(
@@ -155,7 +161,7 @@ def test_only_what_is_not_answered_is_asked_again(picture: Image.Image, embedded
         kept.fill(answering)
         found = answering.missing
         # However the answers came about, they are those of one call.
-        assert _streamed(pipeline, asked, kept).records == describe_picture(pipeline, asked)
+        assert _streamed(pipeline, asked, kept).records == _in_one_call(pipeline, asked)
         return found
 
     assert missing(boxes[:1], ["Color", "global"]) == [([0], ["Color", "global"])]
@@ -614,6 +620,100 @@ def test_users_at_once_get_their_own_regions(client: Any, address: str) -> None:
     for thread in threads:
         thread.join()
     assert [found[number] for number in range(3)] == [[told] * 3 for told in alone]
+
+
+@pytest.fixture
+def answer(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What answers the page: `answer(session, picture, box, questions)` gives what it shows."""
+    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    from finecaption_hf.demo.app import build_demo
+    from finecaption_hf.demo.picker import picked
+
+    (found,) = {it.fn for it in build_demo(*embedded).fns.values() if it.name == "answer"}
+
+    def shown(session: str, picture: Image.Image, box: Any, questions: list[str]) -> Iterator[Any]:
+        path = tmp_path / f"{picture.width}.png"
+        picture.save(path)
+        mask = encode_rle(as_mask({"box_xyxy": box}, picture.height, picture.width))
+        request = types.SimpleNamespace(session_hash=session)
+        return found(KeptAnswers(), picked(str(path), path.name, [mask]), questions, [], "", 24, 0, 0, request)
+
+    return shown
+
+
+def test_users_take_turns_at_the_model_and_get_what_they_would_alone(
+    answer: Any, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finecaption_hf.demo import app
+
+    stream, inside, most = app.stream_pieces, [], []
+
+    def noted(*arguments: Any) -> Iterator[Any]:
+        pieces = stream(*arguments)
+        while True:
+            inside.append(1)
+            most.append(len(inside))
+            piece = next(pieces, None)
+            inside.pop()
+            if piece is None:
+                return
+            yield piece
+
+    monkeypatch.setattr(app, "stream_pieces", noted)
+    pictures = [picture.resize((side, side)) for side in (64, 150, 256, 300)]
+    asked = [["region", "Color"], ["dense"], ["Shape", "global", "region"], ["Is it red?"]]
+
+    def last(number: int) -> Any:
+        side = pictures[number].width
+        box = [side // 2, 9, side - 2, side // 2]
+        return list(answer(str(number), pictures[number], box, asked[number]))[-2][:4]
+
+    alone = [last(number) for number in range(4)]
+    assert max(most) == 1 and all("Done." in told[1] for told in alone)
+    found: dict[int, list[Any]] = {number: [] for number in range(4)}
+
+    def use(number: int) -> None:
+        found[number] += [last(number) for _ in range(4)]
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    without_number = re.compile(r"data-run=.\d+.")
+    for number, each in found.items():
+        for told in each:
+            assert [without_number.sub("", part) for part in told] == [
+                without_number.sub("", part) for part in alone[number]
+            ]
+    assert len(most) > 100 and max(most) == 1, "two requests were at the model at the same time"
+
+
+def test_request_begins_when_the_users_former_one_has_ended(answer: Any, picture: Image.Image) -> None:
+    import gradio
+
+    box = [178, 25, 249, 96]
+    former = answer("user", picture, box, ["dense"])
+    next(former)
+    shown: list[Any] = []
+    thread = threading.Thread(target=lambda: shown.extend(answer("user", picture, box, ["Color"])))
+    thread.start()
+    # Somebody else is not kept waiting.
+    assert "Done." in list(answer("other", picture, box, ["Color"]))[-2][1]
+    assert not shown, "what the former request has sent last would hide this"
+    (end,) = former
+    assert all(part == gradio.skip() for part in end), "gradio sends the last of a request twice"
+    thread.join()
+    assert "Done." in shown[-2][1]
+
+
+def test_port_that_is_taken_is_named(embedded: Any, address: str) -> None:
+    from finecaption_hf.demo.app import build_demo, launch_demo
+
+    port = urllib.parse.urlsplit(address).port
+    with pytest.raises(OSError, match=f"port {port} of 127.0.0.1: give another port"):
+        launch_demo(build_demo(*embedded), port=port)
 
 
 def test_pages_may_load_from_the_app_only(address: str) -> None:
