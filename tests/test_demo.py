@@ -204,6 +204,35 @@ def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
     assert small.features(picture) is small.features(picture), "the last picture is always kept"
 
 
+def test_large_picture_goes_smaller_to_what_makes_masks() -> None:
+    sizes: list[tuple[int, int]] = []
+
+    class Halves:
+        def encode(self, picture: Image.Image) -> Any:
+            sizes.append(picture.size)
+
+            def masks(points: Any, labels: Any, box_xyxy: Any) -> Any:
+                mask = np.zeros((picture.height, picture.width), dtype=bool)
+                (x, y), (x0, y0, x1, y1) = points[0], box_xyxy
+                mask[round(y0) : round(y1), round(x0) : round(x1)] = True
+                mask[int(y), int(x)] = True
+                return [(mask, 0.5)]
+
+            return types.SimpleNamespace(masks=masks)
+
+    encoded = EncodedPictures(None, Halves())
+    for size in ((4096, 1000), (2048, 500)):
+        scale = size[0] / 2048
+        place, box = (100 * scale, 50 * scale), [400 * scale, 100 * scale, 1200 * scale, 300 * scale]
+        ((mask, score),) = encoded.masks(Image.new("RGB", size), [place], [1], box)
+        assert mask.shape == size[::-1] and mask.dtype == bool and score == 0.5
+        assert mask[round(place[1]), round(place[0])]
+        expected = np.zeros_like(mask)
+        expected[round(box[1]) : round(box[3]), round(box[0]) : round(box[2])] = True
+        assert (mask != expected).sum() <= scale**2 * 4
+    assert sizes == [(2048, 500)], "a picture and its smaller copy are one here"
+
+
 def test_click_and_answer_share_one_encoding_where_the_tower_is_a_published_one(picture: Image.Image) -> None:
     from test_segmentation import shared_parts
 
