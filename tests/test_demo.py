@@ -741,7 +741,7 @@ def test_port_that_is_taken_is_named(embedded: Any, address: str) -> None:
     from finecaption_hf.demo.app import build_demo, launch_demo
 
     port = urllib.parse.urlsplit(address).port
-    with pytest.raises(OSError, match=f"port {port} of 127.0.0.1: give another port"):
+    with pytest.raises(OSError, match=f"port {port} of 127.0.0.1: another program does"):
         launch_demo(build_demo(*embedded), port=port)
 
 

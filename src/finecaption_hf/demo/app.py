@@ -338,7 +338,8 @@ def launch_demo(
     except OSError as error:
         where = "any port from 7860 on" if port is None else f"port {port}"
         raise OSError(
-            f"Nobody can listen on {where} of {host}: give another port, or an address of this machine."
+            f"The demo cannot listen on {where} of {host}: another program does, or it is no address of this machine. "
+            "Give another port or host."
         ) from error
     if on_start is not None:
         on_start(str(address))
