@@ -14,8 +14,11 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,6 @@ from finecaption_hf.demo import (
     Answering,
     AskedPicture,
     UploadError,
-    describe_picture,
     python_snippet,
     read_upload,
     stream_pieces,
@@ -79,7 +81,11 @@ def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedde
         lengths.append(sum(len(text) for record in answering.records for text in record["answers"].values()))
     assert answering.is_finished
     assert len(set(lengths)) > 10, "answers came at once instead of growing"
-    assert answering.records == describe_picture(pipeline, asked)
+    assert answering.records == _in_one_call(pipeline, asked)
+
+
+def _in_one_call(pipeline: Any, asked: AskedPicture) -> Any:
+    return pipeline(asked.picture, asked.regions, list(asked.questions), **asked.options)
 
 
 def test_snippets_give_the_same_answers_in_a_new_process(
@@ -155,7 +161,7 @@ def test_only_what_is_not_answered_is_asked_again(picture: Image.Image, embedded
         kept.fill(answering)
         found = answering.missing
         # However the answers came about, they are those of one call.
-        assert _streamed(pipeline, asked, kept).records == describe_picture(pipeline, asked)
+        assert _streamed(pipeline, asked, kept).records == _in_one_call(pipeline, asked)
         return found
 
     assert missing(boxes[:1], ["Color", "global"]) == [([0], ["Color", "global"])]
@@ -196,6 +202,35 @@ def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
     assert calls == [(256, 256)] * 2 + [(512, 128), (256, 256)]
     small = EncodedPictures(Pipeline(), max_bytes=1)
     assert small.features(picture) is small.features(picture), "the last picture is always kept"
+
+
+def test_large_picture_goes_smaller_to_what_makes_masks() -> None:
+    sizes: list[tuple[int, int]] = []
+
+    class Halves:
+        def encode(self, picture: Image.Image) -> Any:
+            sizes.append(picture.size)
+
+            def masks(points: Any, labels: Any, box_xyxy: Any) -> Any:
+                mask = np.zeros((picture.height, picture.width), dtype=bool)
+                (x, y), (x0, y0, x1, y1) = points[0], box_xyxy
+                mask[round(y0) : round(y1), round(x0) : round(x1)] = True
+                mask[int(y), int(x)] = True
+                return [(mask, 0.5)]
+
+            return types.SimpleNamespace(masks=masks)
+
+    encoded = EncodedPictures(None, Halves())
+    for size in ((4096, 1000), (2048, 500)):
+        scale = size[0] / 2048
+        place, box = (100 * scale, 50 * scale), [400 * scale, 100 * scale, 1200 * scale, 300 * scale]
+        ((mask, score),) = encoded.masks(Image.new("RGB", size), [place], [1], box)
+        assert mask.shape == size[::-1] and mask.dtype == bool and score == 0.5
+        assert mask[round(place[1]), round(place[0])]
+        expected = np.zeros_like(mask)
+        expected[round(box[1]) : round(box[3]), round(box[0]) : round(box[2])] = True
+        assert (mask != expected).sum() <= scale**2 * 4
+    assert sizes == [(2048, 500)], "a picture and its smaller copy are one here"
 
 
 def test_click_and_answer_share_one_encoding_where_the_tower_is_a_published_one(picture: Image.Image) -> None:
@@ -615,6 +650,100 @@ def test_users_at_once_get_their_own_regions(client: Any, address: str) -> None:
     for thread in threads:
         thread.join()
     assert [found[number] for number in range(3)] == [[told] * 3 for told in alone]
+
+
+@pytest.fixture
+def answer(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What answers the page: `answer(session, picture, box, questions)` gives what it shows."""
+    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    from finecaption_hf.demo.app import build_demo
+    from finecaption_hf.demo.picker import picked
+
+    (found,) = {it.fn for it in build_demo(*embedded).fns.values() if it.name == "answer"}
+
+    def shown(session: str, picture: Image.Image, box: Any, questions: list[str]) -> Iterator[Any]:
+        path = tmp_path / f"{picture.width}.png"
+        picture.save(path)
+        mask = encode_rle(as_mask({"box_xyxy": box}, picture.height, picture.width))
+        request = types.SimpleNamespace(session_hash=session)
+        return found(KeptAnswers(), picked(str(path), path.name, [mask]), questions, [], "", 24, 0, 0, request)
+
+    return shown
+
+
+def test_users_take_turns_at_the_model_and_get_what_they_would_alone(
+    answer: Any, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finecaption_hf.demo import app
+
+    stream, inside, most = app.stream_pieces, [], []
+
+    def noted(*arguments: Any) -> Iterator[Any]:
+        pieces = stream(*arguments)
+        while True:
+            inside.append(1)
+            most.append(len(inside))
+            piece = next(pieces, None)
+            inside.pop()
+            if piece is None:
+                return
+            yield piece
+
+    monkeypatch.setattr(app, "stream_pieces", noted)
+    pictures = [picture.resize((side, side)) for side in (64, 150, 256, 300)]
+    asked = [["region", "Color"], ["dense"], ["Shape", "global", "region"], ["Is it red?"]]
+
+    def last(number: int) -> Any:
+        side = pictures[number].width
+        box = [side // 2, 9, side - 2, side // 2]
+        return list(answer(str(number), pictures[number], box, asked[number]))[-2][:4]
+
+    alone = [last(number) for number in range(4)]
+    assert max(most) == 1 and all("Done." in told[1] for told in alone)
+    found: dict[int, list[Any]] = {number: [] for number in range(4)}
+
+    def use(number: int) -> None:
+        found[number] += [last(number) for _ in range(4)]
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    without_number = re.compile(r"data-run=.\d+.")
+    for number, each in found.items():
+        for told in each:
+            assert [without_number.sub("", part) for part in told] == [
+                without_number.sub("", part) for part in alone[number]
+            ]
+    assert len(most) > 100 and max(most) == 1, "two requests were at the model at the same time"
+
+
+def test_request_begins_when_the_users_former_one_has_ended(answer: Any, picture: Image.Image) -> None:
+    import gradio
+
+    box = [178, 25, 249, 96]
+    former = answer("user", picture, box, ["dense"])
+    next(former)
+    shown: list[Any] = []
+    thread = threading.Thread(target=lambda: shown.extend(answer("user", picture, box, ["Color"])))
+    thread.start()
+    # Somebody else is not kept waiting.
+    assert "Done." in list(answer("other", picture, box, ["Color"]))[-2][1]
+    assert not shown, "what the former request has sent last would hide this"
+    (end,) = former
+    assert all(part == gradio.skip() for part in end), "gradio sends the last of a request twice"
+    thread.join()
+    assert "Done." in shown[-2][1]
+
+
+def test_port_that_is_taken_is_named(embedded: Any, address: str) -> None:
+    from finecaption_hf.demo.app import build_demo, launch_demo
+
+    port = urllib.parse.urlsplit(address).port
+    with pytest.raises(OSError, match=f"port {port} of 127.0.0.1: another program does"):
+        launch_demo(build_demo(*embedded), port=port)
 
 
 def test_pages_may_load_from_the_app_only(address: str) -> None:

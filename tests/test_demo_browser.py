@@ -414,6 +414,49 @@ def test_answers_go_when_the_picture_changes(demo: Demo) -> None:
     demo.page.wait_for_function("!document.querySelector('#fc-table tbody tr')")
 
 
+def test_answers_end_when_the_picture_changes_before_they_do(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finecaption_hf.demo import app
+
+    stream, ended = app.stream_pieces, []
+
+    def slowly(*arguments: Any) -> Iterator[dict[str, Any]]:
+        try:
+            for piece in stream(*arguments):
+                time.sleep(0.1)
+                yield piece
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(app, "stream_pieces", slowly)
+    demo.open()
+    demo.box(178, 25, 249, 96)
+    demo.page.locator("#fc-ask").click()
+    demo.page.locator("#fc-progress").get_by_text("Answering").wait_for()
+    demo.page.locator("#fc-examples .thumbnail-lg, #fc-examples button.thumbnail-item").first.click()
+    demo.page.wait_for_function("!document.querySelector('#fc-table tbody tr')")
+    demo.page.wait_for_timeout(1000)
+    assert ended and demo.rows() == [] and demo.page.locator("#fc-progress").inner_text().strip() == ""
+    assert demo.ask("Color")
+
+
+def test_answers_about_the_chosen_region_stand_below_the_picture(demo: Demo) -> None:
+    demo.page.set_viewport_size({"width": 1280, "height": 900})
+    said = demo.page.locator(".fc-said")
+    demo.open()
+    (row,) = demo.ask()
+    assert said.inner_text() == row[2]
+    demo.box(178, 25, 249, 96)
+    assert said.inner_text() == "", "what is said of the picture is not said of the region"
+    demo.do("addRegion")
+    demo.box(100, 149, 160, 209)
+    first, second = demo.ask()
+    assert first[2] != second[2] and said.locator("span").all_inner_texts() == ["2", second[2]]
+    box = said.bounding_box()
+    assert box["y"] + box["height"] < 900, "one has to scroll to the answer"
+    demo.page.locator(".fc-chip button").first.click()
+    assert said.locator("span").all_inner_texts() == ["1", first[2]]
+
+
 def test_two_users_at_once_do_not_see_each_others_regions(chromium: Any, address: str, demo: Demo) -> None:
     context = _context(chromium)
     try:
@@ -519,6 +562,13 @@ def test_points_become_masks_that_can_be_changed(points: Demo, discs: _Discs) ->
     points.wait_for_areas(f"found[0] < {first}")
     points.do("undo")
     assert abs(points.areas[0] - np.pi * 2500) < 80
+    # With Alt, + Point is − Point.
+    points.tool("positive")
+    points.page.keyboard.down("Alt")
+    points.drag((140, 128))
+    points.page.keyboard.up("Alt")
+    points.wait_for_areas(f"found[0] < {first}")
+    points.do("undo")
     points.do("addRegion")
     points.box(10, 10, 60, 60)
     points.do("refine")

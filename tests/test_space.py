@@ -90,6 +90,20 @@ def test_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_folder_of_the_same_space_is_completed_and_a_changed_one_left_alone(tmp_path: Path) -> None:
+    names = write_space(tmp_path, MODEL)
+    (tmp_path / "app.py").unlink()  # as if the first try had been interrupted
+    (tmp_path / "finecaption_hf" / "__pycache__").mkdir()
+    (tmp_path / "finecaption_hf" / "__pycache__" / "run.pyc").write_bytes(b"")
+    assert write_space(tmp_path, MODEL) == names and (tmp_path / "app.py").is_file()
+    with pytest.raises(FileExistsError, match=r"there already, and its \S+ is not of this Space"):
+        write_space(tmp_path, "someone/another")
+    (tmp_path / "README.md").write_text("my own words")
+    with pytest.raises(FileExistsError, match=r"its README\.md is not"):
+        write_space(tmp_path, MODEL)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+
+
 # --- to the Hub -------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +142,19 @@ def test_push_uploads_the_folder_in_one_commit(tmp_path: Path) -> None:
         repo.commit("main", "by hand", files, set())
         assert push(hub, tmp_path / "again", "--push", "me/demo").returncode == 0
         assert set(repo.at("main").files) == local | {".gitattributes", "mine.txt"}
+
+
+def test_push_that_failed_is_completed_by_the_same_command(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        failed = push(hub, tmp_path / "out", "--push", "me/demo", token="hf_" + "somebodyElse" * 3)
+        assert failed.returncode == 2 and not hub.repos
+        # The demo was looked at in the meantime.
+        (tmp_path / "out" / "finecaption_hf" / "__pycache__").mkdir()
+        (tmp_path / "out" / "finecaption_hf" / "__pycache__" / "run.pyc").write_bytes(b"")
+        done = push(hub, tmp_path / "out", "--push", "me/demo")
+        assert done.returncode == 0, done.stderr
+        sent = hub.repos["space", "me/demo"].at("main").files
+    assert "app.py" in sent and not [name for name in sent if "__pycache__" in name]
 
 
 @pytest.mark.parametrize(

@@ -38,5 +38,5 @@ def space(
             try:
                 url = push_space(out, push, private=private, tell=lambda line: typer.echo(line, err=True))
             except HubError as error:
-                raise HubError(f"{error} {out} is written: hf upload {push} {out} --repo-type space") from error
+                raise HubError(f"{error} {out} is written; the same command then goes on.") from error
             typer.echo(url)

@@ -3,7 +3,7 @@
 `build_demo` and `launch_demo` are in `.app`, which imports gradio; what is here does not.
 """
 
-from .answering import Answering, AskedPicture, describe_picture, python_snippet, stream_pieces
+from .answering import Answering, AskedPicture, python_snippet, stream_pieces
 from .space import write_space
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS, UploadError, read_upload
 
@@ -14,7 +14,6 @@ __all__ = [
     "Answering",
     "AskedPicture",
     "UploadError",
-    "describe_picture",
     "python_snippet",
     "read_upload",
     "stream_pieces",

@@ -218,16 +218,6 @@ def stream_pieces(
             yield {**piece, "region_index": indices[piece["region_index"]]}
 
 
-def describe_picture(
-    pipeline: Any, asked: AskedPicture, high_res_features: torch.Tensor | None = None
-) -> list[dict[str, Any]]:
-    """The records of a request, answered in one go."""
-    records: list[dict[str, Any]] = pipeline(
-        asked.picture, asked.regions, list(asked.questions), high_res_features=high_res_features, **asked.options
-    )
-    return records
-
-
 def pixel_digest(picture: Image.Image) -> str:
     """SHA-256 of a picture's size and RGB pixels, row after row."""
     size = f"{picture.width}x{picture.height} ".encode()

@@ -29,7 +29,6 @@ from .answering import (
     Answering,
     AskedPicture,
     KeptAnswers,
-    describe_picture,
     python_snippet,
     stream_pieces,
     what_the_model_saw,
@@ -44,11 +43,15 @@ from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
 _EXAMPLES = (5, 12, 31, 28)
 _EXAMPLE_SIZE = 512
 _CHOICES = (("Region: one sentence", "region"), ("Dense: in detail", "dense"), ("Global: whole picture", "global"))
-# Requests that are answered at the same time; they take turns at the model.
+# Requests that are answered at the same time: they take turns at the model, so that a short one ends beside a long one.
 _AT_ONCE = 2
 _KEPT_SECONDS = 24 * 3600
 # Seconds between two looks at growing answers: a table of hundreds of rows takes a while to send.
 _SHOW_EVERY = 0.1
+# Seconds at the most until the user's former request has ended, and until what it had begun to send is sent.
+_WAIT_FOR_FORMER, _WAIT_FOR_PIECE = 30, 2
+# For the outputs of a request: they stay as they are.
+_NOTHING = (gr.skip(),) * 5
 
 # Fonts of the machine: others would be fetched.
 _THEME = gr.themes.Default(
@@ -98,21 +101,27 @@ def build_demo(
     # What another process encodes would be lost with it, or be copied for each request.
     encode = encoded.features if on_gpu is None else pipeline.encode
 
-    def pieces(asked: AskedPicture, missing: list[Any]) -> Iterator[dict[str, Any]]:
-        yield from stream_pieces(pipeline, asked, missing, encode(asked.picture))
+    turn = threading.Lock()
 
-    def records(asked: AskedPicture) -> list[dict[str, Any]]:
-        return describe_picture(pipeline, asked, encode(asked.picture))
+    def pieces(asked: AskedPicture, missing: list[Any]) -> Iterator[dict[str, Any]]:
+        growing = stream_pieces(pipeline, asked, missing, encode(asked.picture))
+        while True:
+            # Piece by piece: engines share memory, which each of them looks at before it takes some.
+            with turn:
+                piece = next(growing, None)
+            if piece is None:
+                return
+            yield piece
 
     point_masks = None
     if segmenter is not None:
         point_masks = PointMasks(encoded, segmenter.name, lambda path: read_picture(path, get_upload_folder()))
     if on_gpu is not None:
-        pieces, records = on_gpu(pieces), on_gpu(records)
+        pieces = on_gpu(pieces)
     tasks = [task for task in _CHOICES if task[1] in processor.questions]
     attributes = [known for known in processor.questions if normalise_name(known) not in TASKS]
-    stops: dict[str, threading.Event] = {}
-    runs = itertools.count(1)
+    running: dict[str, _Run] = {}
+    numbers = itertools.count(1)
     examples = _render_examples()
 
     def answer(
@@ -127,15 +136,17 @@ def build_demo(
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Answers as they grow; what reproduces and explains them comes at the end."""
-        session, stop = request.session_hash or "", threading.Event()
-        if session in stops:
-            stops[session].set()  # the user asks something else now
-        stops[session], run = stop, next(runs)
+        session, run = request.session_hash or "", _Run(value, next(numbers))
+        former, running[session] = running.get(session), run
 
         def told(status: str) -> str:
-            return f'<span data-run="{run}">{status}</span>'
+            return f'<span data-run="{run.number}">{status}</span>'
 
         try:
+            if former is not None:  # the user asks something else now
+                former.stop.set()
+                # What it has sent may still be on its way, and would hide what is shown now.
+                former.ended.wait(_WAIT_FOR_FORMER)
             if value is None:
                 raise UploadError("First choose a picture.")
             asked = AskedPicture.read(
@@ -151,18 +162,19 @@ def build_demo(
             answering = Answering(asked)
             kept.fill(answering)
             missing, shown = answering.missing, 0.0
-            waiting = [gr.skip()] * 3
+            waiting = _NOTHING[2:]
             if missing:
                 yield _table(answering, value.versions), told("Looking at the picture …"), *waiting
             for piece in pieces(asked, missing) if missing else ():
                 answering.take(piece)
-                if stop.is_set():
+                if run.stop.is_set():
                     break
                 if time.monotonic() - shown > _SHOW_EVERY:
                     yield _table(answering, value.versions), told("Answering …"), *waiting
                     shown = time.monotonic()
             kept.keep(answering)
-            if stops.get(session) is not stop:
+            if running.get(session) is not run:
+                yield _NOTHING  # gradio sends the last of what came once more, perhaps after what another request shows
                 return
             status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
             yield (
@@ -177,12 +189,24 @@ def build_demo(
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         finally:
-            if stops.get(session) is stop:
-                del stops[session]
+            run.ended.set()
+            if running.get(session) is run:
+                del running[session]
 
     def stop_answer(request: gr.Request) -> None:
-        if (stop := stops.get(request.session_hash or "")) is not None:
-            stop.set()
+        if (run := running.get(request.session_hash or "")) is not None:
+            run.stop.set()
+
+    def clear(value: PickedRegions | None, request: gr.Request) -> tuple[Any, ...]:
+        """Answers about another picture, or under other numbers, would mislead."""
+        session = request.session_hash or ""
+        if (run := running.get(session)) is not None:
+            if run.value == value:
+                return _NOTHING  # it overtook this
+            del running[session]
+            run.stop.set()
+            run.ended.wait(_WAIT_FOR_PIECE)
+        return "", "", "", "", []
 
     def describe(
         image: UploadedFile,
@@ -201,7 +225,10 @@ def build_demo(
             picture = read_picture(image.get("path") if isinstance(image, dict) else None, store)
             references = [] if mask is None else [read_mask(mask, store)]
             asked = AskedPicture.read(picture, "image", references, attributes or ["region"], processor.questions)
-            return cast(RegionRecord, records(asked)[0])
+            answering = Answering(asked)
+            for piece in pieces(asked, answering.missing):
+                answering.take(piece)
+            return cast(RegionRecord, answering.records[0])
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -211,21 +238,11 @@ def build_demo(
             with gr.Column(scale=3, min_width=360):
                 picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks)
                 with gr.Row():
-                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask")
-                    stop = gr.Button("Stop", variant="stop", elem_id="fc-stop")
+                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask", min_width=120)
+                    stop = gr.Button("Stop", elem_id="fc-stop", min_width=120)
                 status = gr.HTML(elem_id="fc-progress", js_on_load=_ANNOUNCE)
                 table = gr.HTML(elem_id="fc-table", js_on_load=None)
             with gr.Column(scale=2, min_width=320):
-                captions = gr.CheckboxGroup(tasks, value=[tasks[0][1]] if tasks else [], label="Captions")
-                chosen = gr.CheckboxGroup(attributes, label="Attributes", elem_id="fc-attributes")
-                with gr.Row():
-                    every = gr.Button("All attributes", size="sm")
-                    no_one = gr.Button("None", size="sm")
-                question = gr.Textbox(label="Your own question", placeholder="What is it made of?", max_length=500)
-                with gr.Accordion("Settings", open=False):
-                    max_new_tokens = gr.Slider(1, 512, value=128, step=1, label="Longest answer, in tokens")
-                    temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
-                    seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")
                 gallery = gr.Gallery(
                     [path for path, _ in examples],
                     label="Examples",
@@ -237,14 +254,28 @@ def build_demo(
                     interactive=False,
                     elem_id="fc-examples",
                 )
+                captions = gr.CheckboxGroup(tasks, value=[tasks[0][1]] if tasks else [], label="Captions")
+                chosen = gr.CheckboxGroup(attributes, label="Attributes", elem_id="fc-attributes")
+                with gr.Row():
+                    every = gr.Button("All attributes", size="sm", min_width=120)
+                    no_one = gr.Button("No attributes", size="sm", min_width=120)
+                question = gr.Textbox(label="Your own question", placeholder="What is it made of?", max_length=500)
+                with gr.Accordion("Settings", open=False):
+                    max_new_tokens = gr.Slider(1, 512, value=128, step=1, label="Longest answer, in tokens")
+                    temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
+                    seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")
         with gr.Accordion("What the model saw", open=False):
             seen = gr.Gallery(
                 label="Inputs of the model", columns=4, height="auto", object_fit="contain", elem_id="fc-seen"
             )
         with gr.Accordion("Copy as Python", open=False):
-            snippet = gr.Code(language="python", interactive=False, label="The same answers", elem_id="fc-python")
+            snippet = gr.Code(
+                language="python", interactive=False, label="The same answers", max_lines=25, elem_id="fc-python"
+            )
         with gr.Accordion("JSON", open=False):
-            content = gr.Code(language="json", interactive=False, label="Answers, regions, settings", elem_id="fc-json")
+            content = gr.Code(
+                language="json", interactive=False, label="Answers, regions, settings", max_lines=25, elem_id="fc-json"
+            )
 
         asked_inputs = [gr.State(KeptAnswers()), picker, captions, chosen, question, max_new_tokens, temperature, seed]
         outputs = [table, status, snippet, content, seen]
@@ -263,7 +294,7 @@ def build_demo(
             path, regions = examples[event.index]
             return picked(path, os.path.basename(path), regions)
 
-        picker.clear(lambda: ("", "", "", "", []), outputs=outputs, queue=False, **private)
+        picker.clear(clear, picker, outputs, queue=False, **private)
         gallery.select(load_example, outputs=picker, **private)
         gr.api(describe, api_name="describe", concurrency_limit=_AT_ONCE, concurrency_id="model")
     return demo
@@ -286,27 +317,47 @@ def launch_demo(
             served by a thread, until `demo.close()`.
 
     Raises:
-        OSError: If the port is taken.
+        OSError: If the port is taken, or the host is none of this machine.
     """
-    _, address, _ = demo.queue(max_size=64).launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=MAX_FILE_BYTES,
-        run_history=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        footer_links=["api"],
-        theme=_THEME,
-        css=_CSS,
-        app_kwargs={"middleware": [Middleware(Guard)]},
-    )
+    try:
+        _, address, _ = demo.queue(max_size=64).launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_FILE_BYTES,
+            run_history=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=["api"],
+            theme=_THEME,
+            css=_CSS,
+            app_kwargs={"middleware": [Middleware(Guard)]},
+        )
+    except OSError as error:
+        where = "any port from 7860 on" if port is None else f"port {port}"
+        raise OSError(
+            f"The demo cannot listen on {where} of {host}: another program does, or it is no address of this machine. "
+            "Give another port or host."
+        ) from error
     if on_start is not None:
         on_start(str(address))
         demo.block_thread()
     return str(address)
+
+
+class _Run:
+    """A request of a user that is being answered.
+
+    Args:
+        value: what it is about.
+        number: tells the page which request it shows.
+    """
+
+    def __init__(self, value: PickedRegions | None, number: int) -> None:
+        self.value, self.number = value, number
+        self.stop, self.ended = threading.Event(), threading.Event()
 
 
 def _render_examples() -> list[tuple[str, list[dict[str, Any]]]]:

@@ -2,14 +2,18 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from ..segmentation.shared import SharedSegmenter
 from .answering import pixel_digest
+
+# Pixels of the longer side.
+_MASK_SIDE = 2048
 
 
 class EncodedPictures:
@@ -37,6 +41,32 @@ class EncodedPictures:
     def for_masks(self, picture: Image.Image) -> Any:
         """The segmenter's encoding of a picture in RGB, which has `masks(points=, labels=, box_xyxy=)`."""
         return self._once("for masks", self._segmenter.encode, picture)
+
+    def masks(
+        self, picture: Image.Image, points: Sequence[tuple[float, float]], labels: Sequence[int], box_xyxy: Any
+    ) -> list[tuple[np.ndarray, float]]:
+        """Masks bool (H, W) of a picture in RGB for points and a box in its pixels, with scores, best first.
+
+        Segmenters look at a few hundred pixels a side, so that a large picture, whose pixels would take them seconds,
+        goes to them smaller; not to the model's own tower, which sees for captions too.
+
+        Raises:
+            ValueError: If the points and the box cannot be.
+        """
+        side = max(picture.size)
+        if side <= _MASK_SIDE or isinstance(self._segmenter, SharedSegmenter):
+            found = self.for_masks(picture).masks(points=points or None, labels=labels or None, box_xyxy=box_xyxy)
+            return [(mask, score) for mask, score in found]
+        small = picture.resize([max(1, round(length * _MASK_SIDE / side)) for length in picture.size])
+        across, down = small.width / picture.width, small.height / picture.height
+        found = self.for_masks(small).masks(
+            points=[(x * across, y * down) for x, y in points] or None,
+            labels=labels or None,
+            box_xyxy=None if box_xyxy is None else [value * by for value, by in zip(box_xyxy, (across, down) * 2)],
+        )
+        return [
+            (np.asarray(Image.fromarray(mask).convert("L").resize(picture.size)) > 127, score) for mask, score in found
+        ]
 
     def _once(self, kind: str, encode: Callable[[Image.Image], Any], picture: Image.Image) -> Any:
         key = (kind, pixel_digest(picture))

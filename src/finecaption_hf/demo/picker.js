@@ -522,7 +522,7 @@ async function openPicture(source) {
     const stored = await upload(source);
     if (turn !== loads) return;
     show(shown, { path: stored.path, url: stored.url, orig_name: source.name || "picture.png", meta: { _type: "gradio.FileData" } });
-    say(`${width} x ${height} pixels. Paint, box or lasso what is meant; without a region it is the whole picture`);
+    say(`${width} x ${height} pixels. ${props.segmenter ? "Click on what you want to know of, or mark" : "Mark"} it with brush, box or lasso; without a region it is the whole picture`);
   } catch (error) { if (turn === loads) say(`This picture cannot be used: ${error.message ?? error}`, true); }
 }
 
@@ -704,6 +704,18 @@ function light(event) {
   const next = index < 0 ? null : index;
   if (next !== hovered) { hovered = next; canvas.dataset.lit = next === null ? "" : numberOf(next); draw(); }
 }
+/** The answers about the chosen region stand below the picture too: the table may be out of sight. */
+function showSaid() {
+  const region = regions[active], isMarked = regions.some(({ area }) => area);
+  const rows = document.querySelectorAll(`.fc-answers tbody tr${isMarked ? `[data-version="${region.version}"]` : ":not([data-version])"}`);
+  const text = [...rows].map((row) => row.cells[2].textContent).filter(Boolean).join(" · ");
+  const [dot, said] = find(".fc-said").children;
+  dot.hidden = !text || !isMarked;
+  if (said.textContent === text) return;  // this is called at every change of the page
+  said.textContent = text; dot.textContent = isMarked ? numberOf(active) : ""; dot.style.background = `rgb(${colorOf(active)})`;
+}
+new MutationObserver(showSaid).observe(document.body, { childList: true, characterData: true, subtree: true });
+
 document.addEventListener("mouseover", light);
 document.addEventListener("focusin", light);
 

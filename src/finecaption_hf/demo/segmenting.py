@@ -44,9 +44,9 @@ class PointMasks:
             labels = [int(bool(label)) for label in request["labels"]]
             if len(points) > _MAX_POINTS or len(points) != len(labels):
                 raise ValueError(f"{len(points)} points with {len(labels)} labels; at most {_MAX_POINTS} are taken.")
-            picture = self._encoded.for_masks(self._read(path))
+            picture = self._read(path)
             with self._turn:
-                found = picture.masks(points=points or None, labels=labels or None, box_xyxy=box)
+                found = self._encoded.masks(picture, points, labels, box)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return {"error": str(error) if isinstance(error, ValueError) else "This is no request for masks."}
         return {"candidates": [{"segmentation": encode_rle(mask), "score": float(score)} for mask, score in found]}

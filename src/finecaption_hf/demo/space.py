@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -17,18 +16,8 @@ PYTHON_VERSION = "3.12.12"
 ZeroGPU has 3.10.13 and exactly this one."""
 
 _PACKAGE = Path(__file__).parents[1]
-# The Space has its own checkpoint, and does nothing but answer. Gradio writes .pyi files beside components.
-_STAY = (
-    "__pycache__",
-    "*.pyi",
-    "checkpoints",
-    "assembly",
-    "cli",
-    "describing",
-    "evaluation",
-    "hub",
-    "training",
-)
+# The Space has its own checkpoint, and does nothing but answer.
+_STAY = {"checkpoints", "assembly", "cli", "describing", "evaluation", "hub", "training"}
 
 _APP = '''"""The demo of {model}, as a Space."""
 
@@ -109,7 +98,7 @@ def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCapti
     """Write a Space that shows the demo of a checkpoint.
 
     Args:
-        out: a folder that does not exist yet, or is empty.
+        out: a folder that does not exist yet, or has only files of this very Space, as an earlier try leaves them.
         model: the checkpoint's id on the Hub.
         title: of the Space, one line.
 
@@ -118,25 +107,46 @@ def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCapti
 
     Raises:
         ValueError: If the model is no id, or the title has several lines.
-        FileExistsError: If the folder holds something.
+        FileExistsError: If the folder holds something else.
     """
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", model):
         raise ValueError(f"{model!r} is no id of a Hub repository. Give OWNER/NAME, such as the one you pushed to.")
     if not title.strip() or not title.isprintable():
         raise ValueError(f"The title {title!r} is no line of text.")
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already. Give a new folder, or empty this one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns(*_STAY))
-    (folder / "app.py").write_text(_APP.format(model=model), encoding="utf-8")
     # JSON text is YAML text.
     shown = json.dumps(title, ensure_ascii=False)
     readme = _README.format(title=shown, gradio=GRADIO_VERSION, python=PYTHON_VERSION, model=model)
-    readme = readme.replace(f"# {shown}\n", f"# {title}\n")
-    (folder / "README.md").write_text(readme, encoding="utf-8")
-    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()), encoding="utf-8")
-    return sorted(path.name for path in folder.iterdir())
+    files = {
+        **_code(),
+        "app.py": _APP.format(model=model).encode(),
+        "README.md": readme.replace(f"# {shown}\n", f"# {title}\n").encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in _requirements()).encode(),
+    }
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is there already, and is no folder. Give a new one.")
+    for path in _files_in(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files or path.read_bytes() != files[name]:
+            raise FileExistsError(
+                f"{folder} is there already, and its {name} is not of this Space. Give a new folder, or empty this one."
+            )
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return sorted({name.split("/")[0] for name in files})
+
+
+def _code() -> dict[str, bytes]:
+    """What answers, by its place in the Space."""
+    files = (path for path in _files_in(_PACKAGE) if path.relative_to(_PACKAGE).parts[0] not in _STAY)
+    return {path.relative_to(_PACKAGE.parent).as_posix(): path.read_bytes() for path in files}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Those that were written, rather than left by running them: gradio writes .pyi files beside components."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path for path in files if "__pycache__" not in path.parts and path.suffix != ".pyi")
 
 
 def _requirements() -> list[str]:

@@ -1,7 +1,6 @@
 """What the app needs on ZeroGPU, where a function that takes a GPU runs in a process of its own."""
 
 import html
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
@@ -13,7 +12,7 @@ _START, _PER_ANSWER, _MOST = 30, 2, 120
 
 
 def on_zero_gpu(gpu: Callable[..., Any]) -> Callable[[Any], Any]:
-    """`on_gpu` of `build_demo`.
+    """`on_gpu` of `build_demo`, for generators.
 
     From that process errors other than gradio's own come back as the name of their class; here what users can mend
     keeps its message. The time that a GPU is asked for grows with the number of answers.
@@ -22,35 +21,19 @@ def on_zero_gpu(gpu: Callable[..., Any]) -> Callable[[Any], Any]:
         gpu: `spaces.GPU`, which looks whether what it decorates is a generator.
     """
 
-    def decorate(task: Callable[..., Any]) -> Any:
-        if inspect.isgeneratorfunction(task):
-
-            @wraps(task)
-            def generate(*asked: Any) -> Iterator[Any]:
-                try:
-                    yield from task(*asked)
-                except ValueError as error:
-                    raise _shown(error) from error
-
-            return gpu(duration=_seconds)(generate)
-
+    def decorate(task: Callable[..., Iterator[Any]]) -> Any:
         @wraps(task)
-        def call(*asked: Any) -> Any:
+        def generate(*asked: Any) -> Iterator[Any]:
             try:
-                return task(*asked)
+                yield from task(*asked)
             except ValueError as error:
-                raise _shown(error) from error
+                raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
-        return gpu(duration=_seconds)(call)
+        return gpu(duration=_seconds)(generate)
 
     return decorate
 
 
-def _shown(error: ValueError) -> gr.Error:
-    return gr.Error(html.escape(str(error)), print_exception=False)
-
-
-def _seconds(asked: Any, missing: Sequence[tuple[Sequence[Any], Sequence[Any]]] | None = None) -> int:
-    """For an `AskedPicture`, or for what `Answering.missing` says of it: regions with the questions about each."""
-    groups = [(asked.regions, asked.questions)] if missing is None else missing
-    return min(_MOST, _START + _PER_ANSWER * sum(len(regions) * len(questions) for regions, questions in groups))
+def _seconds(asked: Any, missing: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> int:
+    """For an `AskedPicture`, and what `Answering.missing` says of it: regions with the questions about each."""
+    return min(_MOST, _START + _PER_ANSWER * sum(len(regions) * len(questions) for regions, questions in missing))

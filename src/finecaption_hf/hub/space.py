@@ -48,5 +48,6 @@ def push_space(
             repo_type="space",
             commit_message="Upload FineCaption demo",
             delete_patterns="finecaption_hf/*",
+            ignore_patterns=["**/__pycache__/*", "*.pyi"],  # left by running it
         )
     return str(url)
