@@ -664,6 +664,27 @@ def test_models_that_cannot_are_used_in_the_plain_way(
     assert engine.counts["images"] == engine.counts["regions"] == 2
 
 
+def test_streams_that_take_turns_keep_their_ways(embedded: Any) -> None:
+    """One is too long for branches; another that begins meanwhile is not."""
+    model = random_model(embedded[1], embedded, **OBSTACLES["window"][0])
+    long = [[BranchRequest(text, max_new_tokens=9) for text in ("Color", "Shape")]] * 2
+    short = [[BranchRequest("a", max_new_tokens=1)]]
+    vision, other = vision_of(embedded[1], [0, 1]), vision_of(embedded[1], [0])
+    expected = BranchEngine(model, embedded[1]).answer(vision, long)
+
+    engine = BranchEngine(model, embedded[1], max_batch_tokens=1)
+    stream = engine.stream(vision, long, partial=False)
+    found = [next(stream)]
+    engine.answer(other, short)
+    assert engine.fallback_reason is None
+    before = engine.counts["branches"]
+    found += stream
+    assert {(region, index): answer.token_ids for region, index, answer in found} == {
+        (region, index): answer.token_ids for region, row in enumerate(expected) for index, answer in enumerate(row)
+    }
+    assert engine.counts["branches"] == before + 3
+
+
 def test_question_before_the_image_is_answered_in_the_plain_way(small: Any, warnings_of_the_library: list[str]) -> None:
     model, processor = small[0], with_template(small[1], TEXT_FIRST)
     requests = [[BranchRequest(text, max_new_tokens=9) for text in ("color", "What is it made of?")]] * 2

@@ -503,10 +503,11 @@ class BranchEngine:
             for region, of_region in enumerate(requests)
             for index, request in enumerate(of_region)
         ]
-        self._fall_back(self._obstacle or self._obstacle_of_length(pending))
+        obstacle = self._obstacle or self._obstacle_of_length(pending)
+        self._fall_back(obstacle)
         budget = self.max_batch_tokens or self._tokens_of_free_memory()
         while pending:
-            wave = self._next_wave(pending, budget)
+            wave = self._next_wave(pending, budget, plain=obstacle is not None)
             failure = None
             try:
                 for branch in self._run(wave, images):
@@ -580,16 +581,16 @@ class BranchEngine:
             free = _free_main_memory()
         return max(1, free // 2 // branch_support(self.model).bytes_per_token)
 
-    def _next_wave(self, pending: list[_Branch], budget: int) -> "_Wave":
+    def _next_wave(self, pending: list[_Branch], budget: int, plain: bool) -> "_Wave":
         """Regions with their branches that fit, those with most branches first, so that few places stay empty."""
         by_region: dict[int, list[_Branch]] = {}
         for branch in pending:
             by_region.setdefault(branch.region, []).append(branch)
         groups = sorted(by_region.values(), key=len, reverse=True)
-        if self.fallback_reason is not None:
+        if plain:
             rows = [[branch] for group in groups for branch in group]
             fitting = _how_many_fit(rows, len(self.prefix_ids), min(budget, self._plain_budget))
-            return _Wave([rows[: max(fitting, 1)]])
+            return _Wave([rows[: max(fitting, 1)]], plain)
         fitting = _how_many_fit(groups, len(self.prefix_ids), budget)
         if fitting and sum(len(branch.question_ids) for branch in groups[0]) <= self.question_tokens_at_once:
             return _Wave([groups[:fitting]])
@@ -620,7 +621,7 @@ class BranchEngine:
 
     def _run(self, wave: "_Wave", images: "_Images") -> Iterator[_Branch]:
         """Answer a wave; gives each branch after each of its tokens."""
-        if self.fallback_reason is not None:
+        if wave.plain:
             yield from self._generate(wave.branches, images)
             return
         cache = self._prefill(images.tokens(wave.regions), wave)
@@ -804,10 +805,12 @@ class _Wave:
 
     Args:
         passes: what is decoded one after another, over the same prefixes: for each region its branches.
+        plain: whether by `generate`, each branch with a prefix of its own.
     """
 
-    def __init__(self, passes: list[list[list[_Branch]]]) -> None:
+    def __init__(self, passes: list[list[list[_Branch]]], plain: bool = False) -> None:
         self.passes = passes
+        self.plain = plain
         self.regions = [row[0].region for row in passes[0]]
         self.branches = [branch for rows in passes for row in rows for branch in row]
 
