@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,15 +17,18 @@ import yaml
 
 from .card_finecaption import (
     FILE,
+    ORIGIN_FILE,
     HubError,
     Provenance,
     Report,
     add_tags,
+    card_fields,
     llama_terms,
     model_card,
     processor_card,
     read_provenance,
     read_report,
+    read_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -365,6 +369,8 @@ def _push(
     with target.errors():
         url = target.open()
         remote = target.files()
+        target.refuse_other_model(remote)
+        target.tell_of_private(provenance.base_models)
         if "README.md" in remote:
             contents["README.md"] = card(target.read("README.md"))
             target.refuse_tokens({"README.md": contents["README.md"]})
@@ -394,7 +400,9 @@ def _push_processor(
         target.refuse_tokens(contents)
         with target.errors():
             url = target.open()
-            if "README.md" not in target.files():
+            remote = target.files()
+            target.refuse_other_model(remote)
+            if "README.md" not in remote:
                 contents["README.md"] = processor_card(target.repo, tags).encode()
             elif tags:
                 contents["README.md"] = add_tags(target.read("README.md"), tags).encode()
@@ -443,22 +451,33 @@ class _Target:
 
     def read(self, name: str) -> str:
         path = self.api.hf_hub_download(self.repo, name, revision=self.revision)
-        return Path(path).read_text(encoding="utf-8")
+        return read_text(Path(path))
+
+    def refuse_other_model(self, remote: Sequence[str]) -> None:
+        """Raise if the repository holds a model of another kind, whose weights and card a push would spoil."""
+        found = json.loads(self.read("config.json")).get("model_type") if "config.json" in remote else None
+        library = card_fields(self.read("README.md")).get("library_name") if "README.md" in remote else None
+        if found not in (None, "finecaption") or library not in (None, "transformers"):
+            raise HubError(f"{self.repo} holds a model of another kind ({found or library}). Give another repository.")
+
+    def tell_of_private(self, bases: Sequence[str]) -> None:
+        """Remark on private base models of a public repository, whose card names them."""
+        if not bases or self.api.repo_info(self.repo).private:
+            return
+        for base in bases:
+            with _refusals():
+                if self.api.repo_info(base).private:
+                    self.tell(f"{base} is private, and everybody can read its name in {self.repo}, which is public.")
 
     def fetch(self, source: str, name: str) -> Path | None:
         """A file of another repository; `None` where it is not there, or not for everybody."""
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-        try:
-            base, _, at = source.partition("@")
+        base, _, at = source.partition("@")
+        with _refusals():
             return Path(self.api.hf_hub_download(base, name, revision=at or None))
-        except (EntryNotFoundError, HfHubHTTPError):
-            return None
+        return None
 
     def take(self, source: str, wanted: re.Pattern[str]) -> dict[str, Path]:
         """Files of a folder or of another repository, by the path in it."""
-        from huggingface_hub.errors import HfHubHTTPError
-
         if os.path.isdir(source):
             root = Path(source)
             paths = {path.relative_to(root).as_posix(): path for path in [*root.iterdir(), *root.glob("licences/*/*")]}
@@ -466,10 +485,9 @@ class _Target:
         base, _, at = source.partition("@")
         if not re.fullmatch(_REPO, base):
             return {}
-        try:
+        names: list[str] = []
+        with _refusals():
             names = [name for name in self.api.list_repo_files(base, revision=at or None) if wanted.fullmatch(name)]
-        except HfHubHTTPError:
-            return {}
         found = {name: self.fetch(source, name) for name in names}
         return {name: path for name, path in found.items() if path is not None}
 
@@ -609,7 +627,7 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
     texts = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("licences/*/*"))]
     needed = set(_NEEDED_OF_PROCESSOR) if needs_processor else set()
     index = folder / "model.safetensors.index.json"
-    needed |= set(_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    needed |= _shards(index) if index.is_file() else {"model.safetensors"}
     needed |= _code(folder, config)
     missing = sorted(needed - set(names))
     if missing:
@@ -620,6 +638,13 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
         if name.endswith(".safetensors"):
             _check_weights(folder / name)
     return names + [name for name in texts if _LICENCE_TEXTS.fullmatch(name)]
+
+
+def _shards(index: Path) -> set[str]:
+    files = _json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise HubError(f"{index} names no files of weights. Save the checkpoint again.")
+    return set(files.values())
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
@@ -634,11 +659,14 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return sorted((path for path in found if not path.name.endswith(".partial")), key=rank)
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise HubError(f"{path} is no JSON ({error}). Save the checkpoint again.") from error
+    if not isinstance(values, dict):
+        raise HubError(f"{path} holds no JSON object. Save the checkpoint again.")
+    return values
 
 
 def _code(folder: Path, config: dict[str, Any]) -> set[str]:
@@ -720,6 +748,32 @@ def _refuse_tokens(name: str, content: bytes | Path, secret: str | None) -> None
         raise HubError(f"{name} holds an access token, so nothing was sent. Remove it, and revoke the token.")
 
 
+def keep_origin(source: str, folder: Path) -> None:
+    """Keep what a base on the Hub says of its origin and licence, for a push of what is trained from it.
+
+    Args:
+        source: `owner/name@commit`.
+        folder: to be made for it; what it holds of another commit is replaced.
+
+    Raises:
+        HubError: If the Hub cannot be reached.
+    """
+    repo, _, commit = source.partition("@")
+    values = {"model": repo, "commit": commit}
+    if (folder / ORIGIN_FILE).is_file() and _json(folder / ORIGIN_FILE) == values:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    target = _Target(repo)
+    with target.errors():
+        found = target.take(source, re.compile(rf"{re.escape(FILE)}|assembly\.json|README\.md"))
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
+    for name, path in found.items():
+        (partial / name).write_bytes(path.read_bytes())
+    (partial / ORIGIN_FILE).write_text(json.dumps(values) + "\n", encoding="utf-8")
+    os.replace(partial, folder)
+
+
 @contextmanager
 def hub_errors(repo: str, secret: str | None) -> Iterator[None]:
     """Errors of the Hub's client and of its connection as one kind, without a token, with what to do."""
@@ -728,10 +782,8 @@ def hub_errors(repo: str, secret: str | None) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:
-        # The client lets the errors of its HTTP library through, which are of no common kind.
-        if not isinstance(error, (OSError, RuntimeError, ValueError)) and not type(error).__module__.startswith(
-            "httpx"
-        ):
+        # What the client raises is of no common kind: errors of its HTTP library, a KeyError for an odd answer.
+        if not isinstance(error, (OSError, ValueError)) and not _is_of_client(error):
             raise
         reasons, cause = [], error.__cause__ or error.__context__
         reasons.append(_first_line(error))
@@ -742,11 +794,30 @@ def hub_errors(repo: str, secret: str | None) -> Iterator[None]:
         raise HubError(message) from None
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Swallow what says that something is not there, or not for this user; a Hub that is not reached says neither."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        yield
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+        if answer is None or answer.status_code >= 500 or answer.status_code == 429:
+            raise
+
+
+def _is_of_client(error: BaseException) -> bool:
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == "huggingface_hub" for frame in frames)
+
+
 def _first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
+    """What an error says, in one line; its kind where it says nothing, or nothing but a name."""
     lines = [part.strip() for part in str(error).splitlines()]
     text = " ".join(line for line in dict.fromkeys(lines) if line and not line.startswith("For more information"))
-    return (text or type(error).__name__).rstrip(".")[:500]
+    kind = type(error).__name__
+    return (f"{kind}: {text}" if isinstance(error, LookupError) else text or kind).rstrip(".")[:500]
 
 
 def _without_token(text: str, secret: str | None) -> str:
@@ -780,6 +851,8 @@ def _remedy(error: BaseException) -> str:
         return "- The token holds a character that none has. Log in again with `hf auth login`."
     if status == 429:
         return "- The Hub takes no more requests for now. Wait some minutes and run the same again."
+    if isinstance(error, (LookupError, TypeError, AttributeError, json.JSONDecodeError)):
+        return "- That is no answer of a Hub. See what HF_ENDPOINT names, and whether there is a newer huggingface_hub."
     if any(frame.name == "_upload_xet_files" for frame in traceback.extract_tb(error.__traceback__)):
         return (
             "- Run the same again. If that does not help, the network keeps the Hub's Xet storage away: set "

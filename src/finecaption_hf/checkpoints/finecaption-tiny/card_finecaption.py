@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class HubError(ValueError):
 
 FILE = "provenance.json"
 _ASSEMBLY, _STAGE, _RUN = "assembly.json", "stage.json", "run.json"  # as assembly and training name them
+ORIGIN, ORIGIN_FILE = "origin", "origin.json"
+"""Folder beside run.json, where training keeps what its base on the Hub said of itself, and the commit in it."""
 _FORMAT = 1
 _MAX_STEPS_BACK = 32
 
@@ -63,7 +65,8 @@ class Provenance:
         base_models: Hub repositories that weights come from.
         parts: pretrained parts: `role`, `source`, `revision`, `licence` (each text or `None`).
         initialised: what started from random weights.
-        stages: stages of training, in their order: `name`, `trains`, `learning_rate`, `steps`, `data` (names).
+        stages: stages of training, in their order: `name`, `trains`, `learning_rate`, `steps`, `data` (names); and
+            `origin`, where one began with `owner/name@commit` of the Hub.
         licence: of a base model as its card states it, where its parts are not known.
     """
 
@@ -128,10 +131,13 @@ def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None, base_model: 
         run, beside = _json(folder.parent / _RUN), folder.parent
         if run is None:  # the checkpoint was taken out of there
             run, beside = {"model": base_model}, Path.cwd()
-        origin = _origin(beside, run.get("model"), fetch, depth, repo)
-        return Provenance(
-            origin.base_models, origin.parts, origin.initialised, [*origin.stages, _stage(record, run)], origin.licence
-        )
+        kept = beside / ORIGIN
+        origin = _origin(beside, run.get("model"), _fetch_from(kept, run.get("model"), fetch), depth, repo)
+        stage = _stage(record, run)
+        known = _json(kept / ORIGIN_FILE)
+        if known is not None:
+            stage["origin"] = f"{known['model']}@{known['commit']}"
+        return replace(origin, stages=[*origin.stages, stage])
     known = _json(folder / FILE)
     if known is not None:
         return _from_json(known, folder / FILE)
@@ -139,6 +145,18 @@ def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None, base_model: 
     if assembly is not None:
         return _from_assembly(assembly)
     return Provenance(licence=card_licence(folder / "README.md"))
+
+
+def _fetch_from(kept: Path, source: Any, fetch: Fetch) -> Fetch:
+    """Files of the repository that a run began with, as they were then."""
+    if not kept.is_dir():
+        return fetch
+
+    def fetch_kept(repo: str, name: str) -> Path | None:
+        path = kept / name
+        return fetch(repo, name) if repo != source else path if path.is_file() else None
+
+    return fetch_kept
 
 
 def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | None) -> Provenance:
@@ -157,7 +175,7 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | Non
             known = reader(_json(path) or {}, path)
             break
     found = known or Provenance()
-    fields = {} if found.parts or found.licence else _card_fields(fetch(source, "README.md"))
+    fields = {} if found.parts or found.licence else _fields_of(fetch(source, "README.md"))
     licence = found.licence or _stated_licence(fields)
     if match[1] != repo:
         return Provenance([match[1]], found.parts, found.initialised, found.stages, licence)
@@ -210,7 +228,7 @@ def _json(path: Path) -> Any:
 
 def card_licence(path: Path) -> str | None:
     """The licence that a card states: its id, or its own name; `None` where there is no card or it states none."""
-    return _stated_licence(_card_fields(path))
+    return _stated_licence(_fields_of(path))
 
 
 def _stated_licence(fields: Mapping[str, Any]) -> str | None:
@@ -218,15 +236,24 @@ def _stated_licence(fields: Mapping[str, Any]) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _card_fields(path: Path | None) -> dict[str, Any]:
+def _fields_of(path: Path | None) -> dict[str, Any]:
+    return card_fields(read_text(path)) if path is not None and path.is_file() else {}
+
+
+def card_fields(text: str) -> dict[str, Any]:
     """The front matter of a card; empty where it has none that can be read."""
-    text = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
-    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     try:
-        fields = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+        return split_card(text)[0]
+    except HubError:
         return {}
-    return fields if isinstance(fields, dict) else {}
+
+
+def read_text(path: Path) -> str:
+    """A text file without the mark that some editors begin it with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HubError(f"{path} is no text in UTF-8 ({error}). Save it as that.") from error
 
 
 def _part_licence(part: Mapping[str, Any]) -> Licence:
@@ -353,7 +380,7 @@ def model_card(
     """
     path = Path(folder)
     readme = path / "README.md"
-    given = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    given = read_text(readme) if readme.is_file() else ""
     own = next((text for text in (given, existing) if not is_generated(text)), None)
     fields = _fields(provenance, licence, repo)
     sections = {"evaluation": "\n".join(_evaluation_section(repo, evaluation))} if evaluation is not None else {}
@@ -635,7 +662,7 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     Raises:
         HubError: If the front matter is no YAML mapping.
     """
-    match = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+    match = re.match(r"---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     if match is None:
         return {}, text
     try:
@@ -837,6 +864,10 @@ def _training_section(provenance: Provenance, trainer: str) -> Iterable[str]:
         for stage in provenance.stages
     ]
     yield from _table(["stage", "trains", "learning rate", "steps", "data"], rows)
+    for stage in provenance.stages:
+        if "origin" in stage:
+            repo, _, commit = stage["origin"].partition("@")
+            yield from ["", f"`{stage['name']}` began with {repo} at commit `{commit}`."]
 
 
 def _evaluation_section(repo: str, evaluation: Report | None) -> Iterable[str]:
