@@ -412,8 +412,9 @@ def test_a_model_trained_further_under_its_own_name_is_not_its_own_base(folder, 
         ({"datasets": ["a b"]}, "datasets holds 'a b'"),
         ({"tags": ["finecaption"]}, "tags lacks custom_code"),
         ({"tags": "custom_code"}, "tags is no list"),
-        ({"model-index": [{"name": "x", "results": [{"task": {"type": "t"}}]}]}, "lacks dataset.type, dataset.name"),
-        ({"model-index": [{"results": []}]}, "has no name"),
+        ({"model-index": [{"name": "x", "results": [{"task": {"type": "t"}}]}]}, "model-index lacks 'dataset'"),
+        ({"model-index": [{"results": []}]}, "model-index lacks 'name'"),
+        ({"model-index": "x"}, "model-index is not of the form"),
     ],
 )
 def test_the_check_names_what_the_hub_would_refuse(changes, problem):

@@ -150,6 +150,14 @@ def test_a_model_of_another_kind_is_not_pushed_over(here, embedded, tmp_path, na
     assert messages(here, "me/other") == ["all of it"]
 
 
+def test_a_damaged_configuration_on_the_hub_is_replaced(here, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{")
+    here.hold("me/damaged", tmp_path / "other")
+    push(TINY, "me/damaged")
+    assert here.model("me/damaged").at("main").files["config.json"] == (TINY / "config.json").read_bytes()
+
+
 def test_a_base_that_cannot_be_reached_stops_the_push_and_one_that_is_gone_does_not(here, tmp_path, monkeypatch):
     """Otherwise a moment without network would make a base for research only one whose licence is unknown."""
     folder = tmp_path / "tuned"

@@ -255,7 +255,7 @@ else:
     raise AssertionError("the package is still importable")
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 trust = {"trust_remote_code": True}
 
@@ -298,6 +298,11 @@ print("commit:", processor.push_to_hub("you/third", model=model).oid)
 del model, processor
 for repo in ("me/second", "you/third"):
     exec(open("snippet.py").read().replace("me/base", repo))
+model = AutoModel.from_pretrained("you/third", **trust)
+answer = pipeline("image-text-to-text", model="you/third", **trust)
+message = [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "What is this?"}]
+[said] = answer(text=[{"role": "user", "content": message}], max_new_tokens=8)
+assert type(model).__name__ == type(answer.model).__name__ and said["generated_text"][-1]["content"]
 """
 OFFLINE = """
 import socket
