@@ -209,6 +209,10 @@ def test_a_checkpoint_that_was_taken_out_of_its_run_is_told_its_base(folder, tmp
     found = read_provenance(folder, base_model="base")
     assert [part["source"] for part in found.parts] == ["some/sam"] and found.base_models == ["some/sam"]
     assert [(stage["steps"], stage["learning_rate"]) for stage in found.stages] == [(7, 2e-4)]
+    (tmp_path / "origin").mkdir()  # of another run
+    (tmp_path / "origin" / "origin.json").write_text(json.dumps({"model": "you/other", "commit": "0" * 40}))
+    (stage,) = read_provenance(folder, base_model="me/base").stages
+    assert "origin" not in stage
     assert read_provenance(folder, base_model="me/base").base_models == ["me/base"]
     assert read_provenance(folder).base_models == []
 

@@ -139,20 +139,21 @@ def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None, base_model: 
     record = _read_if_there(folder / _STAGE)
     if record is not None and depth < _MAX_STEPS_BACK:
         # checkpoint-N and final lie in the folder of their stage, whose run.json says what it started from.
-        run, beside = _read_if_there(folder.parent / _RUN), folder.parent
+        run, beside, began = _read_if_there(folder.parent / _RUN), folder.parent, None
         if run is None:  # the checkpoint was taken out of there
             run, beside = {"model": base_model}, Path.cwd()
-        kept = beside / ORIGIN
-        origin = _origin(beside, run.get("model"), _fetch_from(kept, run.get("model"), fetch), depth, repo)
+        else:
+            began = _read_if_there(beside / ORIGIN / ORIGIN_FILE)
         stage = _stage(record, run)
-        known = _read_if_there(kept / ORIGIN_FILE)
-        if known is not None:
-            stage["origin"] = f"{known['model']}@{known['commit']}"
+        if began is not None:
+            fetch = _fetch_from(beside / ORIGIN, run["model"], fetch)
+            stage["origin"] = f"{began['model']}@{began['commit']}"
+        origin = _origin(beside, run.get("model"), fetch, depth, repo)
         return replace(origin, stages=[*origin.stages, stage])
-    known = _known(lambda name: _there(folder / name))
-    if known is None and base_model is not None:
+    found = _known(lambda name: _there(folder / name))
+    if found is None and base_model is not None:
         return _origin(Path.cwd(), base_model, fetch, depth, repo)
-    return known or Provenance(licence=_stated_licence(_fields_of(folder / "README.md")))
+    return found or Provenance(licence=_stated_licence(_fields_of(folder / "README.md")))
 
 
 def _there(path: Path) -> Path | None:
@@ -170,8 +171,6 @@ def _known(find: Callable[[str], Path | None]) -> Provenance | None:
 
 def _fetch_from(kept: Path, source: Any, fetch: Fetch) -> Fetch:
     """Files of the repository that a run began with, as they were then."""
-    if not kept.is_dir():
-        return fetch
 
     def fetch_kept(repo: str, name: str) -> Path | None:
         return _there(kept / name) if repo == source else fetch(repo, name)
