@@ -14,7 +14,7 @@ from test_hub_push import report
 from transformers.modelcard import TrainingSummary
 
 import finecaption_hf
-from finecaption_hf.card_finecaption import llama_terms
+from finecaption_hf.card_finecaption import card_licence, llama_terms
 from finecaption_hf.hub import HubError, Provenance, check_card, model_card, read_provenance
 
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
@@ -425,6 +425,25 @@ def test_the_check_names_what_the_hub_would_refuse(changes, problem):
     assert check_card(as_card(GOOD)) == []
     (found,) = check_card(as_card({**GOOD, **changes}))
     assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "mine"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\r\nlicense:\r\n- mit\r\n- isc\r\n---\r\n", "mit, isc"),
+        ("\ufeff---\nlicense: mit\n---\nnaïve", "mit"),
+        ("---\na: [\n---\n", None),
+        ("license: mit", None),
+    ],
+)
+def test_the_licence_of_any_card_is_read(tmp_path, card, licence):
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / encoding).write_bytes(card.encode(encoding))
+    assert card_licence(tmp_path / "utf-8") == licence
+    assert card_licence(tmp_path / "utf-16") is None
+    assert card_licence(tmp_path / "gone") is None
 
 
 def test_the_check_finds_a_card_without_front_matter_or_text():

@@ -153,7 +153,7 @@ def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None, base_model: 
     found = _known(lambda name: _there(folder / name))
     if found is None and base_model is not None:
         return _origin(Path.cwd(), base_model, fetch, depth, repo)
-    return found or Provenance(licence=_stated_licence(_fields_of(folder / "README.md")))
+    return found or Provenance(licence=card_licence(folder / "README.md"))
 
 
 def _there(path: Path) -> Path | None:
@@ -246,19 +246,26 @@ def _read_if_there(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def card_licence(path: Path) -> str | None:
+    """The licence that a card states: its id, or its own name; `None` where there is no card or it states none."""
+    return _stated_licence(_fields_of(path))
+
+
 def _stated_licence(fields: Mapping[str, Any]) -> str | None:
-    licence = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
-    return licence if isinstance(licence, str) else None
+    licence = fields.get("license")
+    if licence == "other":
+        licence = fields.get("license_name") or licence
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence)
 
 
 def _fields_of(path: Path | None) -> dict[str, Any]:
-    return card_fields(read_text(path)) if path is not None and path.is_file() else {}
+    return card_fields(path.read_text(encoding="utf-8", errors="replace")) if path and path.is_file() else {}
 
 
 def card_fields(text: str) -> dict[str, Any]:
     """The front matter of a card; empty where it has none that can be read."""
     try:
-        return split_card(text)[0]
+        return split_card(text.lstrip("\ufeff"))[0]
     except HubError:
         return {}
 
