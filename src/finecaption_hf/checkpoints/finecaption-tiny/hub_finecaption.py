@@ -414,13 +414,14 @@ class _Target:
 
     def refuse_other_model(self, remote: Sequence[str]) -> None:
         """Raise if the repository holds a model of another kind, whose weights and card a push would spoil."""
-        found = None
+        kind = None
         if "config.json" in remote:
             with suppress(ValueError, AttributeError):  # one that nobody can read is nothing to be kept
-                found = json.loads(self.read("config.json")).get("model_type")
-        library = card_fields(self.read("README.md")).get("library_name") if "README.md" in remote else None
-        if found not in (None, "finecaption") or library not in (None, "transformers"):
-            raise HubError(f"{self.repo} holds a model of another kind ({found or library}). Give another repository.")
+                kind = json.loads(self.read("config.json")).get("model_type")
+        if kind is None and "README.md" in remote:
+            kind = card_fields(self.read("README.md")).get("library_name")
+        if kind not in (None, "finecaption", "transformers"):
+            raise HubError(f"{self.repo} holds a model of another kind ({kind}). Give another repository.")
 
     def tell_of_private(self, bases: Sequence[str]) -> None:
         """Remark on private base models of a public repository, whose card names them."""
