@@ -24,7 +24,9 @@ from types import TracebackType
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 TOKEN = "hf_" + "loopbackLoopback" * 2
 _XET_TOKEN = "of-xet-and-for-an-hour"
@@ -155,9 +157,9 @@ class HubServer:
         self.objects |= {hashlib.sha256(files[name]).hexdigest(): files[name] for name in lfs}
         return repo
 
-    def refuse(self, request: str, status: int, times: int = 1, **headers: str) -> None:
-        """Answer the next requests whose method and path match a regular expression with a status alone."""
-        self._refused += [(request, _Answer(status, **headers))] * times
+    def refuse(self, request: str, status: int, times: int = 1, body: Any = b"", **headers: str) -> None:
+        """Answer the next requests whose method and path match a regular expression with that, and do nothing."""
+        self._refused += [(request, _Answer(status, body, **headers))] * times
 
     def lose(self, request: str) -> None:
         """Do what the next such request asks for, and close the connection instead of answering it."""
@@ -474,7 +476,7 @@ class _Handler(BaseHTTPRequestHandler):
                 value = line["value"]
                 path = value.get("path", "")
                 if line["key"] == "header":
-                    message = value["summary"]
+                    message = "\n\n".join(filter(None, (value["summary"], value.get("description"))))
                 elif line["key"] == "file":
                     files[path] = base64.b64decode(value["content"])
                     lfs.discard(path)
@@ -488,8 +490,13 @@ class _Handler(BaseHTTPRequestHandler):
                     lfs.discard(path)
                 else:
                     _fail(400, "", f"unknown operation {line['key']}")
+            answer: dict[str, Any] = {"success": True}
+            if self.query.get("create_pr"):
+                number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+                revision, answer["pullRequestUrl"] = f"refs/pr/{number}", f"{hub.url}/{id}/discussions/{number}"
+                repo.branches[revision] = before.oid
             made = repo.commit(revision, message, files, lfs)
-        raise _Answer(200, {"commitOid": made.oid, "commitUrl": f"{hub.url}/{id}/commit/{made.oid}", "success": True})
+        raise _Answer(200, {"commitOid": made.oid, "commitUrl": f"{hub.url}/{id}/commit/{made.oid}", **answer})
 
     def info(self, kind: str, id: str, revision: str | None) -> NoReturn:
         repo = self._repo(kind, id)
@@ -574,6 +581,18 @@ def _entry(commit: Commit, path: str) -> dict[str, Any]:
     if path in commit.lfs:
         entry["lfs"] = {"oid": oid, "size": size, "pointerSize": 134}
     return entry
+
+
+def reach(hub: HubServer, monkeypatch: pytest.MonkeyPatch, work: Path) -> HubServer:
+    """Make it the Hub of this process, with a token and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(work / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
 
 
 # The client waits half a minute in all before it gives a connection up; nothing is to be learnt from that here.

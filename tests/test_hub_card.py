@@ -14,7 +14,7 @@ from test_hub_push import report
 from transformers.modelcard import TrainingSummary
 
 import finecaption_hf
-from finecaption_hf.card_finecaption import llama_terms
+from finecaption_hf.card_finecaption import card_licence, llama_terms
 from finecaption_hf.hub import HubError, Provenance, check_card, model_card, read_provenance
 
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
@@ -209,6 +209,10 @@ def test_a_checkpoint_that_was_taken_out_of_its_run_is_told_its_base(folder, tmp
     found = read_provenance(folder, base_model="base")
     assert [part["source"] for part in found.parts] == ["some/sam"] and found.base_models == ["some/sam"]
     assert [(stage["steps"], stage["learning_rate"]) for stage in found.stages] == [(7, 2e-4)]
+    (tmp_path / "origin").mkdir()  # of another run
+    (tmp_path / "origin" / "origin.json").write_text(json.dumps({"model": "you/other", "commit": "0" * 40}))
+    (stage,) = read_provenance(folder, base_model="me/base").stages
+    assert "origin" not in stage
     assert read_provenance(folder, base_model="me/base").base_models == ["me/base"]
     assert read_provenance(folder).base_models == []
 
@@ -412,14 +416,34 @@ def test_a_model_trained_further_under_its_own_name_is_not_its_own_base(folder, 
         ({"datasets": ["a b"]}, "datasets holds 'a b'"),
         ({"tags": ["finecaption"]}, "tags lacks custom_code"),
         ({"tags": "custom_code"}, "tags is no list"),
-        ({"model-index": [{"name": "x", "results": [{"task": {"type": "t"}}]}]}, "lacks dataset.type, dataset.name"),
-        ({"model-index": [{"results": []}]}, "has no name"),
+        ({"model-index": [{"name": "x", "results": [{"task": {"type": "t"}}]}]}, "model-index lacks 'dataset'"),
+        ({"model-index": [{"results": []}]}, "model-index lacks 'name'"),
+        ({"model-index": "x"}, "model-index is not of the form"),
     ],
 )
 def test_the_check_names_what_the_hub_would_refuse(changes, problem):
     assert check_card(as_card(GOOD)) == []
     (found,) = check_card(as_card({**GOOD, **changes}))
     assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "mine"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\r\nlicense:\r\n- mit\r\n- isc\r\n---\r\n", "mit, isc"),
+        ("\ufeff---\nlicense: mit\n---\nnaïve", "mit"),
+        ("---\na: [\n---\n", None),
+        ("license: mit", None),
+    ],
+)
+def test_the_licence_of_any_card_is_read(tmp_path, card, licence):
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / encoding).write_bytes(card.encode(encoding))
+    assert card_licence(tmp_path / "utf-8") == licence
+    assert card_licence(tmp_path / "utf-16") is None
+    assert card_licence(tmp_path / "gone") is None
 
 
 def test_the_check_finds_a_card_without_front_matter_or_text():

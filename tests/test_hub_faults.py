@@ -3,13 +3,15 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from hub_server import WITHOUT_WAITING, Client, HubServer
+from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer, reach
 
 import finecaption_hf
-from finecaption_hf.hub import HubError
+from finecaption_hf.hub import HubError, push
 from finecaption_hf.hub_finecaption import checkpoint_files
 
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
@@ -21,6 +23,12 @@ SHA = hashlib.sha256(WEIGHTS).hexdigest()
 def hub() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture
+def here(hub, monkeypatch, tmp_path) -> HubServer:
+    """The Hub as this process sees it."""
+    return reach(hub, monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -112,6 +120,72 @@ def test_where_the_token_may_only_read_nothing_is_sent(hub, client):
     assert hub.objects == {} and ("model", "they/new") not in hub.repos
 
 
+@pytest.mark.parametrize(
+    ("request_", "answer", "said"),
+    [
+        (r"POST /api/repos/create", {}, "KeyError: 'url' - That is no answer of a Hub"),
+        (r"POST /api/repos/create", b"<html>", "That is no answer of a Hub"),
+        (r"POST .*/commit/main", {"secret": TOKEN}, "KeyError: 'commitUrl' - That is no answer of a Hub"),
+    ],
+)
+def test_an_odd_answer_ends_in_a_line(here, request_, answer, said):
+    here.refuse(request_, 200, body=answer)
+    with pytest.raises(HubError, match=re.escape(said)) as caught:
+        push(TINY, "me/odd")
+    assert TOKEN not in str(caught.value) and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", '{"model_type": "bert"}'), ("README.md", "---\nlibrary_name: diffusers\n---\n# Mine\n")],
+)
+def test_a_model_of_another_kind_is_not_pushed_over(here, embedded, tmp_path, name, content):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / name).write_text(content)
+    (tmp_path / "other" / "pytorch_model.bin").write_bytes(b"weights")
+    here.hold("me/other", tmp_path / "other")
+    for pushed in (lambda: push(TINY, "me/other"), lambda: embedded[1].push_to_hub("me/other")):
+        with pytest.raises(HubError, match=r"me/other holds a model of another kind \((bert|diffusers)\)"):
+            pushed()
+    assert messages(here, "me/other") == ["all of it"]
+
+
+def test_a_damaged_configuration_on_the_hub_is_replaced(here, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{")
+    here.hold("me/damaged", tmp_path / "other")
+    push(TINY, "me/damaged")
+    assert here.model("me/damaged").at("main").files["config.json"] == (TINY / "config.json").read_bytes()
+
+
+def test_a_base_that_cannot_be_reached_stops_the_push_and_one_that_is_gone_does_not(here, tmp_path, monkeypatch):
+    """Otherwise a moment without network would make a base for research only one whose licence is unknown."""
+    folder = tmp_path / "tuned"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("README.md"))
+    here.hold("they/base", TINY)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits half a minute
+    here.refuse(r"HEAD /they/base/.*", 502, times=20)
+    with pytest.raises(HubError, match="check your connection"):
+        push(folder, "me/tuned", base_model="they/base")
+    assert ("model", "me/tuned") not in here.repos
+    here._refused.clear()
+    del here.repos["model", "they/base"]
+    push(folder, "me/tuned", base_model="they/base")
+    assert b"- they/base" in here.model("me/tuned").at("main").files["README.md"]
+
+
+def test_the_name_of_a_private_base_in_a_public_card_is_remarked_on(here, tmp_path):
+    folder = tmp_path / "tuned"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("README.md"))
+    here.hold("they/base", TINY)
+    for private, lines in ((False, 0), (True, 1)):
+        here.model("they/base").private = private
+        told: list[str] = []
+        push(folder, "me/public", base_model="they/base", tell=told.append)
+        push(folder, "me/private", base_model="they/base", private=True, tell=told.append)
+        assert told == ["they/base is private, and everybody can read its name in me/public, which is public."] * lines
+
+
 # --- Xet -------------------------------------------------------------------------------------------------------------
 
 XET = {
@@ -161,3 +235,18 @@ def test_a_run_is_no_checkpoint_and_its_checkpoints_are_named_the_best_first(tmp
     (tmp_path / "empty").mkdir()
     with pytest.raises(HubError, match=r"it has no config\.json"):
         checkpoint_files(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "{"])
+def test_an_index_that_names_no_files_is_refused(tmp_path, text):
+    folder = Path(shutil.copytree(TINY, tmp_path / "copy"))
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(HubError, match=r"index\.json .*Save the checkpoint again"):
+        checkpoint_files(folder)
+
+
+def test_a_card_that_is_no_text_is_refused_by_name(tmp_path):
+    folder = Path(shutil.copytree(TINY, tmp_path / "copy"))
+    (folder / "README.md").write_bytes("# Café\n".encode("latin-1"))
+    with pytest.raises(HubError, match=r"README\.md is no text in UTF-8"):
+        push(folder, "me/x")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer
+from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer, reach
 from safetensors import safe_open
 
 import finecaption_hf
 from finecaption_hf.captioning import caption_regions, load
+from finecaption_hf.hub_finecaption import keep_origin
 from finecaption_hf.scenes.writing import write_scenes
 from finecaption_hf.training.arguments import build_arguments
 from finecaption_hf.training.stages import STAGES, StageError
@@ -86,6 +87,8 @@ def test_two_generations_are_trained_from_the_hub_pushed_and_loaded_again(hub, c
 
     train = ("train", *QUICK, "--data")
     client.command(*train, records, "--stage", "1", "--model", "me/base@v1", "--output", "runs/one")
+    # Whatever becomes of the base: training has kept what it said of its parts.
+    origin = hub.repos.pop(("model", "me/base")).at("v1").oid
     client.push("runs/one/final", "me/one")
     one = json.loads(client.run(CAPTION, "me/one").stdout)
     assert one["sam"] == "facebook/sam-vit-base"  # an adapter was trained, beside a tower that stays what it was
@@ -117,7 +120,7 @@ def test_two_generations_are_trained_from_the_hub_pushed_and_loaded_again(hub, c
             assert words in body, words
         rows = [line for line in body.splitlines() if "| 0.001 | 2 |" in line]
         assert [row.split("|")[1].strip() for row in rows] == stages
-        assert f'model="{repo}"' in body
+        assert f'model="{repo}"' in body and f"`adapter` began with me/base at commit `{origin}`" in body
     assert "scenes |" in rows[0] and "compositioncap |" in rows[1]
     assert "noncommercial" in body
 
@@ -169,3 +172,17 @@ def test_a_base_that_cannot_be_had_ends_in_a_line_that_says_why(hub, client, tmp
 def test_the_upload_of_the_trainer_is_refused():
     with pytest.raises(StageError, match="use finecaption push"):
         build_arguments(STAGES[1], "nowhere", {}, {"push_to_hub": True}, False)
+
+
+def test_what_a_base_says_is_kept_of_the_commit_that_a_run_begins_with(hub, tmp_path, monkeypatch):
+    here = reach(hub, monkeypatch, tmp_path)
+    repo = here.hold("they/base", TINY)
+    first, kept = repo.at("main"), tmp_path / "run" / "origin"
+    kept.parent.mkdir()
+    keep_origin(f"they/base@{first.oid}", kept)
+    assert {path.name for path in kept.iterdir()} == {"README.md", "origin.json"}
+    second = repo.commit("main", "changed", {**first.files, "README.md": b"changed"}, first.lfs)
+    for commit in (first, second):
+        keep_origin(f"they/base@{commit.oid}", kept)
+        assert json.loads((kept / "origin.json").read_text()) == {"model": "they/base", "commit": commit.oid}
+        assert (kept / "README.md").read_bytes() == commit.files["README.md"]

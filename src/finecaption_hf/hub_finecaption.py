@@ -4,10 +4,11 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,20 @@ import yaml
 
 from .card_finecaption import (
     FILE,
+    ORIGIN_FILE,
+    REPO,
     HubError,
     Provenance,
     Report,
     add_tags,
+    card_fields,
     llama_terms,
     model_card,
     processor_card,
+    read_json,
     read_provenance,
     read_report,
+    read_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -33,7 +39,6 @@ Tell = Callable[[str], None]
 Evaluation = str | os.PathLike[str] | Report | None
 """A report.json of `finecaption evaluate`: its path, or its content."""
 
-_REPO = r"[\w][\w.-]*/[\w][\w.-]*"
 _PICTURE = r"[\w-]+\.(png|jpg|jpeg|webp|svg)"
 _LICENCE_TEXT = r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([._-][\w.-]+)?"
 _PROCESSOR = (
@@ -52,6 +57,7 @@ _NEEDED_OF_PROCESSOR = {"processor_config.json", "tokenizer_config.json"}
 _CODE = re.compile(r"\w+_finecaption\.py")
 _WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin|index\.json)")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+_NO_TEXT = (".safetensors", ".png", ".jpg", ".jpeg", ".webp")
 _MAX_TEXT = 64 * 2**20
 _CLASS = "FineCaptionForConditionalGeneration"
 _MESSAGE = "Upload FineCaption checkpoint"
@@ -84,12 +90,6 @@ class ModelPushMixin:
         repo_id: str,
         *,
         processor: Any = None,
-        evaluation: Evaluation = None,
-        dataset: str | None = None,
-        licence: str | None = None,
-        base_model: str | None = None,
-        space: str | None = None,
-        pictures: Sequence[str | os.PathLike[str]] = (),
         commit_message: str | None = None,
         commit_description: str | None = None,
         private: bool | None = None,
@@ -98,6 +98,7 @@ class ModelPushMixin:
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
         tags: Sequence[str] | str | None = None,
+        **options: Any,
     ) -> Any:
         """Upload weights, code, processor and card in one commit.
 
@@ -105,13 +106,6 @@ class ModelPushMixin:
             repo_id (`str`): `owner/name`, or a name of one's own; it is made where it does not exist.
             processor (`FineCaptionProcessor`, *optional*): of the model. Without it the repository keeps the one that
                 it has; where it has none it gets that of the checkpoint that the model was loaded from.
-            evaluation (*optional*): report.json of `finecaption evaluate` (its path or content), for the card.
-            dataset (`str`, *optional*): the Benchmark on the Hub that the evaluation was made on, for `.eval_results`.
-            licence (`str`, *optional*): a licence's id, where the parts do not tell; it cannot be looser than theirs.
-            base_model (`str`, *optional*): folder or Hub repository that it was trained from; by default the one that
-                the model was loaded from.
-            space (`str`, *optional*): `owner/name` of a Space with a demo, for the card.
-            pictures (*optional*): files to be shown in the card.
             commit_message, commit_description (`str`, *optional*): of the commit.
             private (`bool`, *optional*): with `True`, nothing is sent to a public repository.
             token (`bool` or `str`, *optional*): by default the one of `hf auth login` or HF_TOKEN.
@@ -119,6 +113,8 @@ class ModelPushMixin:
             create_pr (`bool`): propose the commit instead of making it.
             max_shard_size (`int` or `str`): of one file of weights.
             tags (`list[str]`, *optional*): more tags of the card.
+            **options: what the card is made from, as `finecaption_hf.hub.push` takes it: `evaluation`, `dataset`,
+                `licence`, `space`, `pictures`, and `base_model`, by default the one that the model was loaded from.
 
         Returns:
             `huggingface_hub.CommitInfo`: of the commit.
@@ -131,12 +127,6 @@ class ModelPushMixin:
             self,
             processor,
             repo_id,
-            evaluation=evaluation,
-            dataset=dataset,
-            licence=licence,
-            base_model=base_model,
-            space=space,
-            pictures=pictures,
             message=commit_message,
             description=commit_description,
             private=private,
@@ -146,6 +136,7 @@ class ModelPushMixin:
             max_shard_size=max_shard_size,
             tags=_tags(self, tags),
             tell=logger.warning,
+            **options,
         )
         return pushed.commit
 
@@ -224,6 +215,7 @@ def push(
     description: str | None = None,
     create_pr: bool = False,
     token: bool | str | None = None,
+    needs_processor: bool = True,
     tell: Tell = lambda line: None,
 ) -> Pushed:
     """Upload weights, code, processor, tokenizer, card and evaluation of a checkpoint in one commit.
@@ -247,95 +239,19 @@ def push(
         message, description: of the commit.
         create_pr: propose the commit instead of making it.
         token: by default the one of `hf auth login` or HF_TOKEN.
+        needs_processor: refuse a folder without one; with `False` the repository keeps the one that it has.
         tell: gets remarks, a line each: what is missing, and how to add it.
 
     Raises:
         HubError: If the folder is no whole checkpoint, or the Hub cannot be reached or refuses; no message has a token.
     """
-    return _push(
-        Path(folder),
-        _Target(repo, private, revision, create_pr, token, tell),
-        evaluation=evaluation,
-        dataset=dataset,
-        licence=licence,
-        base_model=base_model,
-        space=space,
-        pictures=pictures,
-        tags=tags,
-        message=message,
-        description=description,
-    )
-
-
-def push_model(model: Any, processor: Any, repo: str, *, max_shard_size: int | str = "50GB", **options: Any) -> Pushed:
-    """Push a model and its processor from memory, as after a training loop of one's own.
-
-    Args:
-        model: a FineCaption. The card knows what the checkpoint that it was loaded from knows.
-        processor: of the model. With `None` the repository keeps the one that it has; where it has none it gets that of
-            the checkpoint that the model was loaded from.
-        repo: `owner/name`, or a name of one's own.
-        max_shard_size: of one file of weights.
-        **options: those of `push`.
-
-    Raises:
-        HubError: As `push`.
-    """
-    tell: Tell = options.pop("tell", lambda line: None)
-    given = {name: options.pop(name, None) for name in ("private", "revision", "create_pr", "token")}
-    target = _Target(repo, **given, tell=tell)
-    origin = model.config.name_or_path or None
-    options["base_model"] = options.get("base_model") or origin
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        if processor is not None:
-            processor.save_pretrained(folder)
-        else:
-            with target.errors():
-                has_one = set(target.files()) >= _NEEDED_OF_PROCESSOR
-                found = {} if has_one or origin is None else target.take(origin, re.compile(_PROCESSOR))
-            if found.keys() >= _NEEDED_OF_PROCESSOR:
-                tell(f"{target.repo} has no processor and gets the one of {origin}; processor=.. gives another.")
-                _write_processor(folder, found)
-            elif not has_one:
-                tell(f"{target.repo} has no processor, and none is known: processor.push_to_hub(..) adds it.")
-        return _push(folder, target, needs_processor=False, **options)
-
-
-def _write_processor(folder: Path, files: Mapping[str, Path]) -> None:
-    """Put a checkpoint's processor into a folder, with the code that belongs to the model's."""
-    from transformers.dynamic_module_utils import custom_object_save
-
-    # Saving and loading follow this import, so that the processor's code travels with the model's.
-    from .processing_finecaption import FineCaptionProcessor
-
-    for name, path in files.items():
-        (folder / name).write_bytes(path.read_bytes())
-    custom_object_save(FineCaptionProcessor, folder)
-
-
-def _push(
-    folder: Path,
-    target: "_Target",
-    *,
-    evaluation: Evaluation = None,
-    dataset: str | None = None,
-    licence: str | None = None,
-    base_model: str | None = None,
-    space: str | None = None,
-    pictures: Sequence[str | os.PathLike[str]] = (),
-    tags: Sequence[str] = (),
-    message: str | None = None,
-    description: str | None = None,
-    needs_processor: bool = True,
-) -> Pushed:
+    folder, target = Path(folder), _Target(repo, private, revision, create_pr, token, tell)
     report = None if evaluation is None else read_report(evaluation)
     files = checkpoint_files(folder, needs_processor=needs_processor)
     contents: dict[str, bytes | Path] = {name: folder / name for name in files}
     contents |= _pictures(pictures)
     contents |= _eval_results(report, dataset, target.tell)
-    if space is not None and not re.fullmatch(_REPO, space):
+    if space is not None and not re.fullmatch(REPO, space):
         raise HubError(f"{space!r} is no Space. Give owner/name.")
     with target.errors():
         provenance = read_provenance(folder, target.fetch, base_model=base_model, repo=target.repo)
@@ -365,6 +281,8 @@ def _push(
     with target.errors():
         url = target.open()
         remote = target.files()
+        target.refuse_other_model(remote)
+        target.tell_of_private(provenance.base_models)
         if "README.md" in remote:
             contents["README.md"] = card(target.read("README.md"))
             target.refuse_tokens({"README.md": contents["README.md"]})
@@ -374,6 +292,53 @@ def _push(
         _remark_on_llama(provenance, target.repo, {*contents, *remote}, target.tell)
         stale = [name for name in remote if _WEIGHTS.fullmatch(name) or _CODE.fullmatch(name)]
         return target.commit(url, contents, sorted({*stale} - {*contents}), message or _MESSAGE, description)
+
+
+def push_model(model: Any, processor: Any, repo: str, *, max_shard_size: int | str = "50GB", **options: Any) -> Pushed:
+    """Push a model and its processor from memory, as after a training loop of one's own.
+
+    Args:
+        model: a FineCaption. The card knows what the checkpoint that it was loaded from knows.
+        processor: of the model. With `None` the repository keeps the one that it has; where it has none it gets that of
+            the checkpoint that the model was loaded from.
+        repo: `owner/name`, or a name of one's own.
+        max_shard_size: of one file of weights.
+        **options: those of `push`.
+
+    Raises:
+        HubError: As `push`.
+    """
+    tell: Tell = options.get("tell", lambda line: None)
+    target = _Target(repo, revision=options.get("revision"), token=options.get("token"), tell=tell)
+    origin = model.config.name_or_path or None
+    options["base_model"] = options.get("base_model") or origin
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        else:
+            with target.errors():
+                has_one = set(target.files()) >= _NEEDED_OF_PROCESSOR
+                found = {} if has_one or origin is None else target.take(origin, re.compile(_PROCESSOR))
+            if found.keys() >= _NEEDED_OF_PROCESSOR:
+                tell(f"{target.repo} has no processor and gets the one of {origin}; processor=.. gives another.")
+                _write_processor(folder, found)
+            elif not has_one:
+                tell(f"{target.repo} has no processor, and none is known: processor.push_to_hub(..) adds it.")
+        return push(folder, target.repo, needs_processor=False, **options)
+
+
+def _write_processor(folder: Path, files: Mapping[str, Path]) -> None:
+    """Put a checkpoint's processor into a folder, with the code that belongs to the model's."""
+    from transformers.dynamic_module_utils import custom_object_save
+
+    # Saving and loading follow this import, so that the processor's code travels with the model's.
+    from .processing_finecaption import FineCaptionProcessor
+
+    for name, path in files.items():
+        (folder / name).write_bytes(path.read_bytes())
+    custom_object_save(FineCaptionProcessor, folder)
 
 
 def _push_processor(
@@ -394,7 +359,9 @@ def _push_processor(
         target.refuse_tokens(contents)
         with target.errors():
             url = target.open()
-            if "README.md" not in target.files():
+            remote = target.files()
+            target.refuse_other_model(remote)
+            if "README.md" not in remote:
                 contents["README.md"] = processor_card(target.repo, tags).encode()
             elif tags:
                 contents["README.md"] = add_tags(target.read("README.md"), tags).encode()
@@ -420,7 +387,7 @@ class _Target:
         self.private, self.revision, self.create_pr = private, revision, bool(create_pr)
         self.tell = tell
         self.repo = repo
-        if not re.fullmatch(rf"{_REPO}|[\w][\w.-]*", repo):
+        if not re.fullmatch(rf"{REPO}|[\w][\w.-]*", repo):
             raise HubError(f"{repo!r} is no repository. Give owner/name.")
         if "/" not in repo:
             with self.errors():
@@ -443,39 +410,60 @@ class _Target:
 
     def read(self, name: str) -> str:
         path = self.api.hf_hub_download(self.repo, name, revision=self.revision)
-        return Path(path).read_text(encoding="utf-8")
+        return read_text(Path(path))
+
+    def refuse_other_model(self, remote: Sequence[str]) -> None:
+        """Raise if the repository holds a model of another kind, whose weights and card a push would spoil."""
+        kind = None
+        if "config.json" in remote:
+            with suppress(ValueError, AttributeError):  # one that nobody can read is nothing to be kept
+                kind = json.loads(self.read("config.json")).get("model_type")
+        if kind is None and "README.md" in remote:
+            kind = card_fields(self.read("README.md")).get("library_name")
+        if kind not in (None, "finecaption", "transformers"):
+            raise HubError(f"{self.repo} holds a model of another kind ({kind}). Give another repository.")
+
+    def tell_of_private(self, bases: Sequence[str]) -> None:
+        """Remark on private base models of a public repository, whose card names them."""
+        if not bases or self.api.repo_info(self.repo).private:
+            return
+        for base in bases:
+            with _refusals():
+                if self.api.repo_info(base).private:
+                    self.tell(f"{base} is private, and everybody can read its name in {self.repo}, which is public.")
 
     def fetch(self, source: str, name: str) -> Path | None:
         """A file of another repository; `None` where it is not there, or not for everybody."""
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-        try:
-            base, _, at = source.partition("@")
+        base, _, at = source.partition("@")
+        with _refusals():
             return Path(self.api.hf_hub_download(base, name, revision=at or None))
-        except (EntryNotFoundError, HfHubHTTPError):
-            return None
+        return None
 
     def take(self, source: str, wanted: re.Pattern[str]) -> dict[str, Path]:
         """Files of a folder or of another repository, by the path in it."""
-        from huggingface_hub.errors import HfHubHTTPError
-
         if os.path.isdir(source):
             root = Path(source)
             paths = {path.relative_to(root).as_posix(): path for path in [*root.iterdir(), *root.glob("licences/*/*")]}
             return {name: path for name, path in sorted(paths.items()) if path.is_file() and wanted.fullmatch(name)}
         base, _, at = source.partition("@")
-        if not re.fullmatch(_REPO, base):
+        if not re.fullmatch(REPO, base):
             return {}
-        try:
+        names: list[str] = []
+        with _refusals():
             names = [name for name in self.api.list_repo_files(base, revision=at or None) if wanted.fullmatch(name)]
-        except HfHubHTTPError:
-            return {}
         found = {name: self.fetch(source, name) for name in names}
         return {name: path for name, path in found.items() if path is not None}
 
     def refuse_tokens(self, contents: Mapping[str, bytes | Path]) -> None:
+        """Raise if a text holds what looks like a token."""
         for name, content in contents.items():
-            _refuse_tokens(name, content, self.secret)
+            if isinstance(content, Path):
+                if content.suffix in _NO_TEXT or content.stat().st_size > _MAX_TEXT:
+                    continue
+                content = content.read_bytes()
+            text = content.decode("utf-8", errors="replace")
+            if _TOKEN.search(text) or (self.secret and self.secret in text):
+                raise HubError(f"{name} holds an access token, so nothing was sent. Remove it, and revoke the token.")
 
     def open(self) -> str:
         """Make repository and branch where they do not exist; the repository's address."""
@@ -507,10 +495,10 @@ class _Target:
         from huggingface_hub import CommitOperationDelete
 
         removals = [CommitOperationDelete(path_in_repo=name) for name in deleted]
-        with self._uploaded(contents) as additions:
+        with ExitStack() as files:
             commit = self.api.create_commit(
                 self.repo,
-                [*additions, *removals],
+                [*self._uploaded(contents, files), *removals],
                 commit_message=message,
                 commit_description=description,
                 revision=self.revision,
@@ -518,34 +506,30 @@ class _Target:
             )
         return Pushed(url, str(commit.commit_url), str(commit.oid), sorted(contents), list(deleted), commit)
 
-    @contextmanager
-    def _uploaded(self, contents: Mapping[str, bytes | Path]) -> Iterator[list[Any]]:
+    def _uploaded(self, contents: Mapping[str, bytes | Path], files: ExitStack, has_xet: bool = True) -> list[Any]:
         """Additions whose large files have been sent: through Xet where the Hub has it."""
         from huggingface_hub import CommitOperationAdd
 
-        def addition(name: str, content: Any) -> Any:
-            return CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-
-        def upload(additions: list[Any]) -> None:
+        # The client sends open files the way it did before there was Xet.
+        additions = [
+            CommitOperationAdd(
+                path_in_repo=name,
+                path_or_fileobj=content
+                if has_xet or isinstance(content, bytes)
+                else files.enter_context(content.open("rb")),
+            )
+            for name, content in sorted(contents.items())
+        ]
+        try:
             self.api.preupload_lfs_files(
                 self.repo, additions, revision=self.revision, create_pr=self.create_pr, free_memory=False
             )
-
-        with ExitStack() as files:
-            additions = [addition(name, content) for name, content in sorted(contents.items())]
-            try:
-                upload(additions)
-            except ConnectionError as error:
-                if not re.search(r"404.*/xet-write-token/", str(error), re.DOTALL):
-                    raise
-                # A mirror or an older Hub. The client sends open files the way it did before there was Xet.
-                self.tell(f"{self.repo}: this Hub has no Xet storage; uploading without it")
-                additions = [
-                    addition(name, files.enter_context(content.open("rb")) if isinstance(content, Path) else content)
-                    for name, content in sorted(contents.items())
-                ]
-                upload(additions)
-            yield additions
+        except ConnectionError as error:
+            if not has_xet or not re.search(r"404.*/xet-write-token/", str(error), re.DOTALL):
+                raise
+            self.tell(f"{self.repo}: this Hub has no Xet storage; uploading without it")
+            return self._uploaded(contents, files, has_xet=False)
+        return additions
 
 
 def _pictures(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
@@ -596,7 +580,7 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
             listed = ", ".join(map(str, inside[:6])) + (f" and {len(inside) - 6} more" if len(inside) > 6 else "")
             raise HubError(f"{folder} is no checkpoint, but there are some in it: {listed}. Give one of them.")
         raise HubError(f"{folder} is no checkpoint: it has no config.json. Give the folder that holds the weights.")
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "finecaption":
         raise HubError(f"{folder} holds a model of type {config.get('model_type')!r}. Give a FineCaption checkpoint.")
     classes = config.get("architectures") or [_CLASS]
@@ -609,7 +593,7 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
     texts = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("licences/*/*"))]
     needed = set(_NEEDED_OF_PROCESSOR) if needs_processor else set()
     index = folder / "model.safetensors.index.json"
-    needed |= set(_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    needed |= _shards(index) if index.is_file() else {"model.safetensors"}
     needed |= _code(folder, config)
     missing = sorted(needed - set(names))
     if missing:
@@ -620,6 +604,13 @@ def checkpoint_files(folder: Path, *, needs_processor: bool = True) -> list[str]
         if name.endswith(".safetensors"):
             _check_weights(folder / name)
     return names + [name for name in texts if _LICENCE_TEXTS.fullmatch(name)]
+
+
+def _shards(index: Path) -> set[str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise HubError(f"{index} names no files of weights. Save the checkpoint again.")
+    return set(files.values())
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
@@ -634,19 +625,12 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return sorted((path for path in found if not path.name.endswith(".partial")), key=rank)
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HubError(f"{path} is no JSON ({error}). Save the checkpoint again.") from error
-
-
 def _code(folder: Path, config: dict[str, Any]) -> set[str]:
     """Files of code that the Auto classes and the pipeline need, with what those import."""
     references = list((config.get("auto_map") or {}).values())
     references += [entry["impl"] for entry in (config.get("custom_pipelines") or {}).values()]
     if (folder / "processor_config.json").is_file():
-        references += list((_json(folder / "processor_config.json").get("auto_map") or {}).values())
+        references += list((read_json(folder / "processor_config.json").get("auto_map") or {}).values())
     if not references:
         raise HubError(f"{folder}/config.json names no code (auto_map). Save the model with save_pretrained.")
     needed: set[str] = set()
@@ -691,7 +675,7 @@ def _eval_results(report: Report | None, dataset: str | None, tell: Tell) -> dic
     if dataset is None:
         tell("no .eval_results: its entries name a data set of the Hub, which --dataset gives")
         return {}
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", dataset):
+    if not re.fullmatch(REPO, dataset):
         raise HubError(f"{dataset!r} is no data set of the Hub. Give owner/name.")
     entries = []
     for name, row in report["metrics"].items():
@@ -709,15 +693,30 @@ def _eval_results(report: Report | None, dataset: str | None, tell: Tell) -> dic
     return {f".eval_results/{dataset.replace('/', '--')}.yaml": text.encode()}
 
 
-def _refuse_tokens(name: str, content: bytes | Path, secret: str | None) -> None:
-    """Raise if a text holds what looks like a token."""
-    if isinstance(content, Path):
-        if content.suffix in (".safetensors", ".png", ".jpg", ".jpeg", ".webp") or content.stat().st_size > _MAX_TEXT:
-            return
-        content = content.read_bytes()
-    text = content.decode("utf-8", errors="replace")
-    if _TOKEN.search(text) or (secret and secret in text):
-        raise HubError(f"{name} holds an access token, so nothing was sent. Remove it, and revoke the token.")
+def keep_origin(source: str, folder: Path) -> None:
+    """Keep what a base on the Hub says of its origin and licence, for a push of what is trained from it.
+
+    Args:
+        source: `owner/name@commit`.
+        folder: to be made for it; what it holds of another commit is replaced.
+
+    Raises:
+        HubError: If the Hub cannot be reached.
+    """
+    repo, _, commit = source.partition("@")
+    values = {"model": repo, "commit": commit}
+    if (folder / ORIGIN_FILE).is_file() and read_json(folder / ORIGIN_FILE) == values:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    target = _Target(repo)
+    with target.errors():
+        found = target.take(source, re.compile(rf"{re.escape(FILE)}|assembly\.json|README\.md"))
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
+    for name, path in found.items():
+        (partial / name).write_bytes(path.read_bytes())
+    (partial / ORIGIN_FILE).write_text(json.dumps(values) + "\n", encoding="utf-8")
+    os.replace(partial, folder)
 
 
 @contextmanager
@@ -728,25 +727,41 @@ def hub_errors(repo: str, secret: str | None) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:
-        # The client lets the errors of its HTTP library through, which are of no common kind.
-        if not isinstance(error, (OSError, RuntimeError, ValueError)) and not type(error).__module__.startswith(
-            "httpx"
-        ):
+        # What the client raises is of no common kind: errors of its HTTP library, a KeyError for an odd answer.
+        if not isinstance(error, (OSError, ValueError)) and not _is_of_client(error):
             raise
-        reasons, cause = [], error.__cause__ or error.__context__
-        reasons.append(_first_line(error))
+        reason, cause = _first_line(error), error.__cause__ or error.__context__
         if isinstance(error, RuntimeError) and cause is not None:  # "Error while uploading ..."
-            reasons.append(_first_line(cause))
-        message = f"{repo}: {_without_token(': '.join(reasons), secret)} {_remedy(error)}"
+            reason += f": {_first_line(cause)}"
+        message = f"{repo}: {_without_token(reason, secret)} {_remedy(error)}"
         # Messages further down may hold request headers; the chain ends here.
         raise HubError(message) from None
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Swallow what says that something is not there, or not for this user; a Hub that is not reached says neither."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        yield
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+        if answer is None or answer.status_code >= 500 or answer.status_code == 429:
+            raise
+
+
+def _is_of_client(error: BaseException) -> bool:
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == "huggingface_hub" for frame in frames)
+
+
 def _first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
+    """What an error says, in one line; its kind where it says nothing, or nothing but a name."""
     lines = [part.strip() for part in str(error).splitlines()]
     text = " ".join(line for line in dict.fromkeys(lines) if line and not line.startswith("For more information"))
-    return (text or type(error).__name__).rstrip(".")[:500]
+    kind = type(error).__name__
+    return (f"{kind}: {text}" if isinstance(error, LookupError) else text or kind).rstrip(".")[:500]
 
 
 def _without_token(text: str, secret: str | None) -> str:
@@ -780,6 +795,8 @@ def _remedy(error: BaseException) -> str:
         return "- The token holds a character that none has. Log in again with `hf auth login`."
     if status == 429:
         return "- The Hub takes no more requests for now. Wait some minutes and run the same again."
+    if isinstance(error, (LookupError, TypeError, AttributeError, json.JSONDecodeError)):
+        return "- That is no answer of a Hub. See what HF_ENDPOINT names, and whether there is a newer huggingface_hub."
     if any(frame.name == "_upload_xet_files" for frame in traceback.extract_tb(error.__traceback__)):
         return (
             "- Run the same again. If that does not help, the network keeps the Hub's Xet storage away: set "

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, metadata_load, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from ..card_finecaption import card_licence
 from .errors import AssemblyError
 
 SAFETENSORS = (".safetensors",)
@@ -167,16 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _licence(folder: Path | None) -> str | None:
-    """What the model card's front matter states; a `license_name` says more than the "other" above it."""
-    card = None if folder is None else folder / "README.md"
-    if card is None or not card.is_file():
-        return None
-    try:
-        data = metadata_load(card) or {}
-    except ValueError:  # a card whose front matter is broken
-        return None
-    stated = data.get("license_name") or data.get("license")
-    return str(stated) if stated else None
+    return None if folder is None else card_licence(folder / "README.md")
 
 
 def sha256(path: Path) -> str:

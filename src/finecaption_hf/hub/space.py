@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from ..card_finecaption import HubError
+from ..card_finecaption import REPO, HubError
 from ..hub_finecaption import Tell, hub_errors
 
 
@@ -30,7 +30,7 @@ def push_space(
     """
     from huggingface_hub import HfApi, get_token
 
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", repo):
+    if not re.fullmatch(REPO, repo):
         raise HubError(f"{repo!r} is no repository. Give owner/name.")
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     api = HfApi(token=token)

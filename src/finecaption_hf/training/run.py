@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainingArguments
 
 from ..captioning import load
+from ..card_finecaption import ORIGIN, HubError
 from ..data import MixedDataset, Record, open_dataset
 from ..data.collator import RegionCollator
+from ..hub_finecaption import keep_origin
 from .arguments import build_arguments
 from .callback import StageCallback
 from .checkpoints import last_checkpoint, read_record, write_atomically, write_record
@@ -117,6 +120,8 @@ def _train_stage(
 
     train_data, eval_data = open_data(recipe, stage, args.seed)
     model, processor = _load_model(recipe, model_source, args)
+    if args.should_save and checkpoint is None:
+        _keep_origin(model_source, folder)
     callback = StageCallback(stage)
     callbacks: list[Any] = [callback]
     if eval_data is not None and recipe.num_samples:
@@ -170,6 +175,20 @@ def _load_model(recipe: Recipe, source: str, args: TrainingArguments) -> tuple[A
     device = args.device if quantization is not None else "cpu"
     name, revision = split_revision(source)
     return load(name, device=device, revision=revision, **options)
+
+
+def _keep_origin(source: str, folder: Path) -> None:
+    """What a base on the Hub says of its parts and licence now: it may be another one when the run is pushed."""
+    name, revision = split_revision(source)
+    if os.path.isdir(name):
+        return
+    loaded = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(loaded, str):
+        return
+    try:
+        keep_origin(f"{name}@{Path(loaded).parent.name}", folder / ORIGIN)
+    except HubError as error:  # without network the push asks for it
+        logger.info("Not kept: %s", error)
 
 
 def split_revision(source: str) -> tuple[str, str | None]:

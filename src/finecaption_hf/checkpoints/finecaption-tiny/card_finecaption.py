@@ -7,10 +7,11 @@ a model fine-tuned from a Hub repository knows its parts as well.
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class HubError(ValueError):
 
 FILE = "provenance.json"
 _ASSEMBLY, _STAGE, _RUN = "assembly.json", "stage.json", "run.json"  # as assembly and training name them
+ORIGIN, ORIGIN_FILE = "origin", "origin.json"
+"""Folder beside run.json, where training keeps what its base on the Hub said of itself, and the commit in it."""
 _FORMAT = 1
 _MAX_STEPS_BACK = 32
 
@@ -48,11 +51,24 @@ class Licence:
 
     of: str
     name: str
-    rank: int
 
     RESEARCH = 4
     NONCOMMERCIAL = 3
     UNKNOWN = 2
+
+    @property
+    def rank(self) -> int:
+        """How strict they are: 0 permissive, 1 with conditions, 2 unknown, 3 noncommercial, 4 research only."""
+        name = self.name.lower()
+        if name in PERMISSIVE:
+            return 0
+        if name in SHARE_ALIKE or name in COMMUNITY:
+            return 1
+        if "research-only" in name or "research only" in name:
+            return Licence.RESEARCH
+        if name in NONCOMMERCIAL or "noncommercial" in name or "non-commercial" in name:
+            return Licence.NONCOMMERCIAL
+        return Licence.UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,8 @@ class Provenance:
         base_models: Hub repositories that weights come from.
         parts: pretrained parts: `role`, `source`, `revision`, `licence` (each text or `None`).
         initialised: what started from random weights.
-        stages: stages of training, in their order: `name`, `trains`, `learning_rate`, `steps`, `data` (names).
+        stages: stages of training, in their order: `name`, `trains`, `learning_rate`, `steps`, `data` (names); and
+            `origin`, where one began with `owner/name@commit` of the Hub.
         licence: of a base model as its card states it, where its parts are not known.
     """
 
@@ -86,11 +103,11 @@ class Provenance:
         # A part that gives its configuration alone gives nothing that a licence is about.
         found = [_part_licence(part) for part in self.parts if not part["role"].startswith("configuration of")]
         if not self.parts:
-            found += [_known(name, self.licence or "not stated") for name in self.base_models]
+            found += [Licence(name, self.licence or "not stated") for name in self.base_models]
             if self.licence and not self.base_models:
-                found.append(_known("the checkpoint it was trained from", self.licence))
+                found.append(Licence("the checkpoint it was trained from", self.licence))
         found += [
-            Licence(f"data: {name}", "noncommercial research", Licence.NONCOMMERCIAL)
+            Licence(f"data: {name}", "noncommercial research")
             for name in self.data
             if "compositioncap" in re.sub(r"[^a-z]", "", name.lower())
         ]
@@ -115,30 +132,50 @@ def read_provenance(
     Raises:
         HubError: If a file of it is damaged.
     """
-    path = Path(folder).resolve()
-    if base_model is not None and not any((path / name).is_file() for name in (_STAGE, FILE, _ASSEMBLY)):
-        return _origin(Path.cwd(), base_model, fetch, 0, repo)
-    return _read(path, fetch, 0, repo, base_model)
+    return _read(Path(folder).resolve(), fetch, 0, repo, base_model)
 
 
 def _read(folder: Path, fetch: Fetch, depth: int, repo: str | None, base_model: str | None = None) -> Provenance:
-    record = _json(folder / _STAGE)
+    record = _read_if_there(folder / _STAGE)
     if record is not None and depth < _MAX_STEPS_BACK:
         # checkpoint-N and final lie in the folder of their stage, whose run.json says what it started from.
-        run, beside = _json(folder.parent / _RUN), folder.parent
+        run, beside, began = _read_if_there(folder.parent / _RUN), folder.parent, None
         if run is None:  # the checkpoint was taken out of there
             run, beside = {"model": base_model}, Path.cwd()
+        else:
+            began = _read_if_there(beside / ORIGIN / ORIGIN_FILE)
+        stage = _stage(record, run)
+        if began is not None:
+            fetch = _fetch_from(beside / ORIGIN, run["model"], fetch)
+            stage["origin"] = f"{began['model']}@{began['commit']}"
         origin = _origin(beside, run.get("model"), fetch, depth, repo)
-        return Provenance(
-            origin.base_models, origin.parts, origin.initialised, [*origin.stages, _stage(record, run)], origin.licence
-        )
-    known = _json(folder / FILE)
-    if known is not None:
-        return _from_json(known, folder / FILE)
-    assembly = _json(folder / _ASSEMBLY)
-    if assembly is not None:
-        return _from_assembly(assembly)
-    return Provenance(licence=card_licence(folder / "README.md"))
+        return replace(origin, stages=[*origin.stages, stage])
+    found = _known(lambda name: _there(folder / name))
+    if found is None and base_model is not None:
+        return _origin(Path.cwd(), base_model, fetch, depth, repo)
+    return found or Provenance(licence=card_licence(folder / "README.md"))
+
+
+def _there(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _known(find: Callable[[str], Path | None]) -> Provenance | None:
+    """What a checkpoint's own summary says, or that of its assembly."""
+    path = find(FILE)
+    if path is not None:
+        return _from_json(read_json(path), path)
+    path = find(_ASSEMBLY)
+    return None if path is None else _from_assembly(read_json(path))
+
+
+def _fetch_from(kept: Path, source: Any, fetch: Fetch) -> Fetch:
+    """Files of the repository that a run began with, as they were then."""
+
+    def fetch_kept(repo: str, name: str) -> Path | None:
+        return _there(kept / name) if repo == source else fetch(repo, name)
+
+    return fetch_kept
 
 
 def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | None) -> Provenance:
@@ -150,21 +187,16 @@ def _origin(folder: Path, source: Any, fetch: Fetch, depth: int, repo: str | Non
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(@[\w./-]+)?", source)
     if match is None or os.path.isabs(source):
         return Provenance()  # a folder that is gone; its name is not for others
-    known = None
-    for name, reader in ((FILE, _from_json), (_ASSEMBLY, lambda values, _: _from_assembly(values))):
-        path = fetch(source, name)
-        if path is not None:
-            known = reader(_json(path) or {}, path)
-            break
+    known = _known(lambda name: fetch(source, name))
     found = known or Provenance()
-    fields = {} if found.parts or found.licence else _card_fields(fetch(source, "README.md"))
-    licence = found.licence or _stated_licence(fields)
+    fields = {} if found.parts or found.licence else _fields_of(fetch(source, "README.md"))
+    found = replace(found, licence=found.licence or _stated_licence(fields))
     if match[1] != repo:
-        return Provenance([match[1]], found.parts, found.initialised, found.stages, licence)
+        return replace(found, base_models=[match[1]])
     bases = [base for base in _joined(fields.get("base_model")) if isinstance(base, str) and base != repo]
     if known is None and len(bases) == 1 and depth < _MAX_STEPS_BACK:  # as the library's Trainer leaves it
         return _origin(folder, bases[0], fetch, depth + 1, repo)
-    return Provenance(found.base_models or bases, found.parts, found.initialised, found.stages, licence)
+    return replace(found, base_models=found.base_models or bases)
 
 
 def _stage(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,62 +231,57 @@ def _from_json(values: Mapping[str, Any], path: Path) -> Provenance:
     return Provenance(**given)
 
 
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HubError(f"{path} is no JSON ({error}). Take it from where the checkpoint comes from.") from error
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise HubError(f"{path} is no JSON ({error}). Save the checkpoint again.") from error
+    if not isinstance(values, dict):
+        raise HubError(f"{path} holds no JSON object. Save the checkpoint again.")
+    return values
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
 
 
 def card_licence(path: Path) -> str | None:
     """The licence that a card states: its id, or its own name; `None` where there is no card or it states none."""
-    return _stated_licence(_card_fields(path))
+    return _stated_licence(_fields_of(path))
 
 
 def _stated_licence(fields: Mapping[str, Any]) -> str | None:
-    licence = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
-    return licence if isinstance(licence, str) else None
+    licence = fields.get("license")
+    if licence == "other":
+        licence = fields.get("license_name") or licence
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence)
 
 
-def _card_fields(path: Path | None) -> dict[str, Any]:
+def _fields_of(path: Path | None) -> dict[str, Any]:
+    return card_fields(path.read_text(encoding="utf-8", errors="replace")) if path and path.is_file() else {}
+
+
+def card_fields(text: str) -> dict[str, Any]:
     """The front matter of a card; empty where it has none that can be read."""
-    text = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
-    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     try:
-        fields = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+        return split_card(text.lstrip("\ufeff"))[0]
+    except HubError:
         return {}
-    return fields if isinstance(fields, dict) else {}
+
+
+def read_text(path: Path) -> str:
+    """A text file without the mark that some editors begin it with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HubError(f"{path} is no text in UTF-8 ({error}). Save it as that.") from error
 
 
 def _part_licence(part: Mapping[str, Any]) -> Licence:
-    role, source = str(part["role"]), str(part["source"])
-    label = f"{role} ({source})"
-    if "with its mask input" in role:
-        return Licence(label, "research only (Alpha-CLIP weights)", Licence.RESEARCH)
-    if part["licence"] is None:
-        return Licence(label, "not stated", Licence.UNKNOWN)
-    return _known(label, str(part["licence"]))
-
-
-def _known(label: str, licence: str) -> Licence:
-    return Licence(label, licence, rank_of(licence))
-
-
-def rank_of(licence: str) -> int:
-    """How strict a licence is: 0 permissive, 1 with conditions, 2 unknown, 3 noncommercial, 4 research only."""
-    name = licence.lower()
-    if name in PERMISSIVE:
-        return 0
-    if name in SHARE_ALIKE or name in COMMUNITY:
-        return 1
-    if "research-only" in name or "research only" in name:
-        return Licence.RESEARCH
-    if name in NONCOMMERCIAL or "noncommercial" in name or "non-commercial" in name:
-        return Licence.NONCOMMERCIAL
-    return Licence.UNKNOWN
+    is_alpha_clip = "with its mask input" in part["role"]
+    name = "research only (Alpha-CLIP weights)" if is_alpha_clip else part["licence"] or "not stated"
+    return Licence(f"{part['role']} ({part['source']})", str(name))
 
 
 @dataclass(frozen=True)
@@ -290,10 +317,6 @@ def llama_terms(provenance: Provenance) -> LlamaTerms | None:
     return None
 
 
-def is_listed(licence: str) -> bool:
-    return licence in LICENCES
-
-
 # --- the card --------------------------------------------------------------------------------------------------------
 
 TAGS = ["custom_code", "finecaption", "region-captioning"]
@@ -307,7 +330,7 @@ _OF_TRAINER = "<!-- This model card has been generated automatically according t
 _BLANK = "# Model Card for Model ID"
 _BLANKS = ("[More Information Needed]", 20)  # in the library's blank one there are more
 
-_REPO = r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}"
+REPO = r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}"
 _ROLES = (
     ("vision_config", "mask-aware CLIP tower", None),
     ("convnext_config", "ConvNeXt tower", "use_convnext"),
@@ -353,7 +376,7 @@ def model_card(
     """
     path = Path(folder)
     readme = path / "README.md"
-    given = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    given = read_text(readme) if readme.is_file() else ""
     own = next((text for text in (given, existing) if not is_generated(text)), None)
     fields = _fields(provenance, licence, repo)
     sections = {"evaluation": "\n".join(_evaluation_section(repo, evaluation))} if evaluation is not None else {}
@@ -371,11 +394,11 @@ def model_card(
         fields = {**fields, **kept, "tags": _joined(fields["tags"], found.get("tags"))}
         trainer = _of_trainer(given) or _of_trainer(existing)
         body = "\n".join(_body(path, repo, provenance, evaluation, fields, space, pictures, trainer)).strip()
-        body = f"{_MARK.format(_digest(body))}\n\n{body}"
+        body = _signed(body)
     fields["tags"] = _joined(fields["tags"], list(tags))
     if evaluation is not None:
         fields |= _model_index(repo, evaluation)
-    text = f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n\n{body.strip()}\n"
+    text = _card(fields, body)
     problems = check_card(text)
     if problems:
         raise HubError(f"The card is not one that the Hub takes: {'; '.join(problems)}. Correct README.md in {path}.")
@@ -394,15 +417,18 @@ def processor_card(repo: str, tags: Sequence[str] = ()) -> str:
         f"# {repo.rpartition('/')[2]}\n\nThe processor of a FineCaption model, whose weights are not here yet: "
         "`model.push_to_hub` adds them and makes this card."
     )
-    front = yaml.safe_dump(fields, sort_keys=False)
-    return f"---\n{front}---\n\n{_MARK.format(_digest(body))}\n\n{body}\n"
+    return _card(fields, _signed(body))
 
 
 def add_tags(card: str, tags: Sequence[str]) -> str:
     """A card with more tags in its front matter."""
     fields, body = split_card(card)
     fields["tags"] = _joined(fields.get("tags"), list(tags))
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n{body}"
+    return _card(fields, body)
+
+
+def _card(fields: Mapping[str, Any], body: str) -> str:
+    return f"---\n{yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True)}---\n\n{body.strip()}\n"
 
 
 def is_generated(card: str) -> bool:
@@ -413,6 +439,11 @@ def is_generated(card: str) -> bool:
         return _digest(body[mark.end() :]) == mark[1]
     blanks, many = _BLANKS
     return not body.strip() or _OF_TRAINER in body or (_BLANK in body and body.count(blanks) >= many)
+
+
+def _signed(body: str) -> str:
+    """A generated text below the mark by which an edit is noticed."""
+    return f"{_MARK.format(_digest(body))}\n\n{body}"
 
 
 def _digest(text: str) -> str:
@@ -447,7 +478,6 @@ def _of_trainer(card: str) -> str:
 # --- the evaluation --------------------------------------------------------------------------------------------------
 
 _METRICS = ("rouge_l", "bleu_4", "meteor", "cider", "bertscore")
-_TYPES = {"rouge_l": "rouge", "bleu": "bleu", "meteor": "meteor", "cider": "cider", "bertscore": "bertscore"}
 
 
 def read_report(report: "str | os.PathLike[str] | Report") -> Report:
@@ -501,7 +531,7 @@ def eval_results(report: Report) -> list[Any]:
                 task_name="Region captioning",
                 dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "data",
                 dataset_name=name,
-                metric_type=_TYPES.get(metric, _TYPES.get(metric.split("_")[0], metric)),
+                metric_type=metric.split("_")[0] if metric in _METRICS else metric,
                 metric_name=row["label"],
                 metric_value=round(row["value"], 2),
                 metric_args={**args, "signature": report["signature"]},
@@ -513,7 +543,7 @@ def eval_results(report: Report) -> list[Any]:
 def _data_name(report: Report) -> str:
     """Of the data; of a path that stands for it, what comes last: the rest is not for others."""
     name = str(report["data"].get("name") or "")
-    return name if re.fullmatch(_REPO, name) else Path(name).name
+    return name if re.fullmatch(REPO, name) else Path(name).name
 
 
 def _with_bounds(row: Mapping[str, Any]) -> str:
@@ -531,16 +561,8 @@ def _plain(text: str) -> str:
 
 _LICENCE_FIELDS = ("license", "license_name", "license_link")
 # What a generated card says of the checkpoint; what an earlier one said does not stay.
-_MANAGED = {
-    *_LICENCE_FIELDS,
-    "library_name",
-    "pipeline_tag",
-    "tags",
-    "base_model",
-    "datasets",
-    "metrics",
-    "model-index",
-}
+_MANAGED = {"library_name", "pipeline_tag", "tags", "base_model", "datasets", "metrics", "model-index"}
+_MANAGED |= {*_LICENCE_FIELDS}
 
 
 def _fields(provenance: Provenance, licence: str | None, repo: str) -> dict[str, Any]:
@@ -552,7 +574,7 @@ def _fields(provenance: Provenance, licence: str | None, repo: str) -> dict[str,
     }
     if provenance.base_models:
         fields["base_model"] = list(provenance.base_models)
-    datasets = [name for name in provenance.data if re.fullmatch(_REPO, name)]
+    datasets = [name for name in provenance.data if re.fullmatch(REPO, name)]
     if datasets:
         fields["datasets"] = datasets
     return fields
@@ -567,8 +589,7 @@ def _completed(
         fields = {name: value for name, value in fields.items() if name not in _LICENCE_FIELDS}
     states_licence = fields.get("license") is not None
     if states_licence:
-        stated = fields.get("license_name") if fields["license"] == "other" else fields["license"]
-        _refuse_looser(provenance.licences(), str(stated))
+        _refuse_looser(provenance.licences(), str(_stated_licence(fields)))
     for name, value in made.items():
         if fields.get(name) is None and not (states_licence and name in _LICENCE_FIELDS):
             fields[name] = value
@@ -587,13 +608,13 @@ def _licence_fields(provenance: Provenance, licence: str | None, repo: str) -> d
     terms = provenance.licences()
     strictest = terms[0] if terms else None
     if licence is not None:
-        if not is_listed(licence) or licence == "other":
+        if licence not in LICENCES or licence == "other":
             raise HubError(f"{licence!r} is no licence that the Hub lists. Give an id such as apache-2.0 or llama3.1.")
         _refuse_looser(terms, licence)
         return {"license": licence}
     if strictest is None:
         return {"license": "unknown"}
-    if is_listed(strictest.name.lower()):
+    if strictest.name.lower() in LICENCES:
         return {"license": strictest.name.lower()}
     name = {Licence.RESEARCH: "research-only", Licence.NONCOMMERCIAL: "noncommercial-research"}.get(strictest.rank)
     return {
@@ -605,7 +626,7 @@ def _licence_fields(provenance: Provenance, licence: str | None, repo: str) -> d
 
 def _refuse_looser(terms: Sequence[Licence], licence: str) -> None:
     for term in terms:
-        if term.rank != Licence.UNKNOWN and term.rank > rank_of(licence):
+        if term.rank != Licence.UNKNOWN and term.rank > Licence("the card", licence).rank:
             raise HubError(
                 f"The licence {licence!r} is looser than the terms of {term.of}: {term.name}. State those, or leave "
                 "the licence out: then the strictest is stated."
@@ -616,17 +637,7 @@ def _model_index(repo: str, evaluation: Report) -> dict[str, Any]:
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     results = eval_results(evaluation)
-    if not results:
-        return {}
-    index = eval_results_to_model_index(repo.rpartition("/")[2], results)
-    # Plain values: the library leaves empty ones in.
-    return {"model-index": json.loads(json.dumps(_without_none(index)))}
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
-    return [_without_none(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    return {"model-index": eval_results_to_model_index(repo.rpartition("/")[2], results)} if results else {}
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
@@ -635,7 +646,7 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     Raises:
         HubError: If the front matter is no YAML mapping.
     """
-    match = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+    match = re.match(r"---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     if match is None:
         return {}, text
     try:
@@ -649,6 +660,8 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
 
 def check_card(text: str) -> list[str]:
     """What the Hub would not take or not show of a card; empty for a good one. It asks nobody."""
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
     try:
         fields, body = split_card(text)
     except HubError as error:
@@ -678,7 +691,7 @@ def check_card(text: str) -> list[str]:
     for name in ("base_model", "datasets"):
         given = fields.get(name, [])
         for entry in [given] if isinstance(given, str) else given:
-            pattern = _REPO if name == "base_model" else rf"{_REPO}|[\w.-]+"
+            pattern = REPO if name == "base_model" else rf"{REPO}|[\w.-]+"
             if not (isinstance(entry, str) and re.fullmatch(pattern, entry)):
                 problems.append(f"{name} holds {entry!r}; give ids of the Hub, owner/name")
     tags = fields.get("tags", [])
@@ -686,34 +699,14 @@ def check_card(text: str) -> list[str]:
         problems.append("tags is no list of texts")
     elif "custom_code" not in tags:
         problems.append("tags lacks custom_code, without which the Hub's snippets leave trust_remote_code out")
-    problems += _check_model_index(fields.get("model-index", []))
+    try:
+        model_index_to_eval_results(fields.get("model-index") or [{"name": "", "results": []}])
+    except KeyError as error:
+        problems.append(f"model-index lacks {error}")
+    except (AttributeError, TypeError, ValueError) as error:
+        problems.append(f"model-index is not of the form that the Hub reads: {error}")
     if not body.strip():
         problems.append("it has no text")
-    return problems
-
-
-def _check_model_index(index: Any) -> list[str]:
-    if not isinstance(index, list):
-        return ["model-index is no list"]
-    problems = []
-    for model in index:
-        if not (isinstance(model, dict) and isinstance(model.get("name"), str)):
-            problems.append("an entry of model-index has no name")
-            continue
-        for result in model.get("results") or [{}]:
-            missing = [
-                f"{part}.{key}"
-                for part, keys in (("task", ["type"]), ("dataset", ["type", "name"]))
-                for key in keys
-                if not isinstance((result.get(part) or {}).get(key), str)
-            ]
-            metrics = result.get("metrics")
-            if not isinstance(metrics, list) or not metrics:
-                missing.append("metrics")
-            for metric in metrics if isinstance(metrics, list) else []:
-                missing += [f"metrics.{key}" for key in ("type", "value") if metric.get(key) is None]
-            if missing:
-                problems.append(f"a result of model-index lacks {', '.join(missing)}")
     return problems
 
 
@@ -730,7 +723,7 @@ def _body(
     pictures: Sequence[str],
     trainer: str,
 ) -> Iterable[str]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     yield f"# {repo.rpartition('/')[2]}"
     yield ""
     yield (
@@ -837,6 +830,10 @@ def _training_section(provenance: Provenance, trainer: str) -> Iterable[str]:
         for stage in provenance.stages
     ]
     yield from _table(["stage", "trains", "learning rate", "steps", "data"], rows)
+    for stage in provenance.stages:
+        if "origin" in stage:
+            repo, _, commit = stage["origin"].partition("@")
+            yield from ["", f"`{stage['name']}` began with {repo} at commit `{commit}`."]
 
 
 def _evaluation_section(repo: str, evaluation: Report | None) -> Iterable[str]:
@@ -915,9 +912,6 @@ def count_parameters(folder: Path) -> tuple[int, list[str]]:
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 tensor = file.get_slice(name)
-                size = 1
-                for length in tensor.get_shape():
-                    size *= length
-                count += size
+                count += math.prod(tensor.get_shape())
                 dtypes.add(tensor.get_dtype())
     return count, sorted(dtypes)
