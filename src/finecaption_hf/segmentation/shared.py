@@ -10,7 +10,7 @@ from PIL import Image
 from ..data.images import to_rgb
 from ..image_processing_finecaption import fit_within
 from .models import ModelEncodedImage
-from .opening import open_segmenter
+from .opening import open_segmenter, read, read_config
 from .prompts import SegmentationError
 from .segmenter import Segmenter
 
@@ -102,9 +102,9 @@ def open_shared_segmenter(
             "The checkpoint does not say from which SAM its tower was taken (sam_pretrained). Give its name, or open a "
             "segmenter of its own with open_segmenter."
         )
-    from transformers import AutoConfig, SamModel
+    from transformers import SamModel
 
-    config = _load(AutoConfig, name)
+    config = read_config(name)
     theirs, ours = getattr(config, "vision_config", None), model.config.sam_config
     sizes = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "output_channels")
     if config.model_type != "sam" or any(getattr(theirs, size) != getattr(ours, size) for size in sizes):
@@ -112,7 +112,7 @@ def open_shared_segmenter(
             f"The SAM tower is not the encoder of {name}, a model of type {config.model_type!r}: sizes or kind differ. "
             "Open that model by itself, with open_segmenter."
         )
-    return SharedSegmenter(model, processor, _load(SamModel, name))
+    return SharedSegmenter(model, processor, read(SamModel, name))
 
 
 def open_segmenter_for(
@@ -146,19 +146,11 @@ def open_segmenter_for(
                 f"regions are found by colour alone: {reason}",
                 stacklevel=2,
             )
+        elif isinstance(error, OSError):
+            raise  # it would be no easier to read the second time
     return open_segmenter(name, device, dtype)
 
 
 def _check_tower(model: "FineCaptionForConditionalGeneration") -> None:
     if not model.config.use_sam or model.config.sam_feature_layer is not None:
         raise SegmentationError("This model has no SAM tower with its neck, so there is no encoding to share.")
-
-
-def _load(kind: Any, name: str) -> Any:
-    """What is on this machine needs no network, and without one the library would wait for it."""
-    try:
-        return kind.from_pretrained(name, local_files_only=True)
-    except OSError:
-        if os.path.isdir(name):
-            raise
-    return kind.from_pretrained(name)
