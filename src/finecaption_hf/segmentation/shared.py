@@ -19,18 +19,11 @@ if TYPE_CHECKING:
     from ..processing_finecaption import FineCaptionProcessor
 
 
-class SharedEncodedImage(ModelEncodedImage):
-    """A picture whose encoding captions use as well.
-
-    `high_res_features` (1, C, h, w) goes under that name into the `region-captioning` pipeline or `model.generate`; the
-    high-resolution towers then do not run again.
-    """
-
-    high_res_features: torch.Tensor
-
-
 class SharedSegmenter(Segmenter):
     """SAM's prompt encoder and mask decoder over the embeddings of a FineCaption model's SAM tower.
+
+    `high_res_features` (1, C, h, w) of what it encodes goes under that name into the `region-captioning` pipeline or
+    `model.generate`; the high-resolution towers then do not run again.
 
     Args:
         model, processor: as `finecaption_hf.captioning.load` returns them.
@@ -63,7 +56,7 @@ class SharedSegmenter(Segmenter):
         self.name = f"SAM{f' ({sam.name_or_path})' if sam.name_or_path else ''}, over the captioning model's own tower"
 
     @torch.no_grad()
-    def encode(self, image: Image.Image) -> SharedEncodedImage:
+    def encode(self, image: Image.Image) -> ModelEncodedImage:
         config, picture = self.model.config, to_rgb(image)
         prepared = self.processor.image_processor(picture, return_tensors="pt")["high_res_pixel_values"]
         device = next(self.model.parameters()).device
@@ -75,7 +68,7 @@ class SharedSegmenter(Segmenter):
         side = config.high_res_image_size
         placed = fit_within(picture.height, picture.width, side, side, self.processor.image_processor.do_pad)
         size = (picture.height, picture.width)
-        encoded = SharedEncodedImage(self.sam, embeddings.to(self.sam.device), size, (side, side), placed)
+        encoded = ModelEncodedImage(self.sam, embeddings.to(self.sam.device), size, (side, side), placed)
         encoded.high_res_features = features
         return encoded
 
