@@ -136,7 +136,12 @@ class ClassicalEncodedImage(EncodedImage):
         with it, and the less its colours are those of the strip around it.
         """
         positive = prompt.points[prompt.labels == 1]
-        masks = [self._cut_from_discs(prompt, positive, share) for share in _DISCS]
+        ys, xs = np.ogrid[: self.height, : self.width]
+        nearest = np.full((self.height, self.width), np.inf)  # squared distance to a positive point
+        for x, y in positive:
+            nearest = np.minimum(nearest, (xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)
+        radii = [share * float(np.sqrt(self.height * self.width)) for share in _DISCS]
+        masks = [self._cut_from_discs(prompt, positive, nearest, radius) for radius in radii]
         grown = [np.logical_or.reduce([self._grow(x, y, tolerance) for x, y in positive]) for tolerance in _TOLERANCES]
         masks.append(self._with_points(self._to_picture(grown[int(np.argmax(_stabilities(grown)))]), prompt))
         found = []
@@ -146,14 +151,9 @@ class ClassicalEncodedImage(EncodedImage):
             found.append(Candidate(mask, trust * (0.5 + agreement) / 1.5 * self._contrast(mask)))
         return found
 
-    def _cut_from_discs(self, prompt: Prompt, positive: np.ndarray, share: float) -> np.ndarray:
+    def _cut_from_discs(self, prompt: Prompt, positive: np.ndarray, nearest: np.ndarray, radius: float) -> np.ndarray:
         """What GrabCut makes of discs around the positive points, as far as it hangs together with one of them."""
         cv2 = self._cv2
-        radius = share * float(np.sqrt(self.height * self.width))
-        ys, xs = np.ogrid[: self.height, : self.width]
-        nearest = np.full((self.height, self.width), np.inf)
-        for x, y in positive:
-            nearest = np.minimum(nearest, (xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)
         between = np.zeros((self.height, self.width), dtype=np.uint8)
         cv2.fillConvexPoly(between, cv2.convexHull(positive.astype(np.int32)), 1)
         reach = (nearest <= (_REACH * radius) ** 2) | (between > 0)
