@@ -60,7 +60,13 @@ def open_segmenter(
         )
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, loading = read(AutoModelForMaskGeneration, name, dtype=dtype or "auto", output_loading_info=True)
+    model, loading = read(
+        AutoModelForMaskGeneration,
+        name,
+        dtype=dtype or "auto",
+        output_loading_info=True,
+        adapter_kwargs={"local_files_only": True},  # or it would look for an adapter on the Hub all the same
+    )
     if missing := sorted(loading["missing_keys"]):
         # The library would go on with random ones.
         raise SegmentationError(
