@@ -381,7 +381,11 @@ def test_device_that_cannot_be_used_raises(embedded: Any) -> None:
         (["--rle", "[" * 100_000], "--rle: this is no JSON"),
         (["--rle", "nothing.json"], "neither an existing file nor JSON"),
         (["--rle", '{"size": [4, 4], "counts": "04"}'], "256"),
-        (["--out", "caption.doc"], ".doc names no picture format"),
+        (["--out", "caption.doc"], ".doc names no format for pictures in colour"),
+        (["--out", "caption"], "no suffix names no format"),
+        (["--out", "caption.xbm"], ".xbm names no format for pictures in colour"),  # black and white only
+        (["--out", "caption.hdf"], ".hdf names no format"),  # for which nothing is installed
+        (["--out", EXAMPLE_PICTURE], "is the picture itself, which is not written over"),
         (["--out", "no-such-folder/out.png"], "folder no-such-folder does not exist"),
         (["--model", "/no/such/folder"], "neither a folder nor the id of a Hub repository"),
         (["--task", "sing"], "region"),
@@ -407,6 +411,7 @@ def test_picture_that_is_missing_or_none_ends_in_an_error() -> None:
     assert result.exit_code == 2 and "There is no picture file nothing.jpg" in result.stderr
     result = run("caption", __file__)
     assert result.exit_code == 2 and "cannot be read as a picture" in result.stderr
+    assert ". Give a JPEG, PNG or similar file." in " ".join(result.stderr.split())
 
 
 def test_coordinates_that_look_like_fractions_are_warned_about(embedded: Any) -> None:

@@ -1,5 +1,7 @@
 """The outlined picture."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,6 +112,23 @@ def test_words_longer_than_a_line_stay_within_the_picture() -> None:
     assert (panel > 150).any(axis=1).sum() > 40  # several lines
 
 
+def test_words_of_any_length_are_broken_where_the_line_ends() -> None:
+    from finecaption_hf.drawing import _length, _wrap
+
+    word = "long-words" * 1000  # takes minutes if each line is looked for from the end of the word
+    lines = _wrap(word, 16, 300)
+    assert "".join(lines) == word
+    assert all(_length(line, 16) <= 300 for line in lines)
+    assert all(_length(line + after[0], 16) > 300 for line, after in pairwise(lines))
+    assert _wrap("word", 16, 1) == list("word")
+
+
+@pytest.mark.parametrize("captions", [[{}], [{}, {"color": "red"}], [""]])
+def test_regions_without_answers_are_drawn(captions: list[str | dict[str, str]]) -> None:
+    mask = box_mask(100, 100, 300, 300)
+    assert draw_regions(picture(), [mask] * len(captions), captions).size[0] == SIZE[0]
+
+
 @pytest.mark.parametrize(
     "caption", ["", "naïve café", "Русский", "日本語の説明", "شرح", "🙂👍🏽", "a\u0301\u200b", "\ud800"]
 )
@@ -163,6 +182,8 @@ def test_characters_that_no_font_has_are_written_as_code_points() -> None:
 
     assert _drawable("a \U00012000 b") == "a \\U00012000 b"
     assert _drawable("naïve café") == "naïve café"
+    # What has no shape would be a box.
+    assert _drawable("a\x00\x1b\u200b\u00ad\ufe0fb\tc\r\nd e\u0301") == "ab c  d é"
     # Each character is in a font that has it, and nothing is lost.
     assert "".join(run for _, run in _runs("a – б ½", 20)) == "a – б ½"
 
@@ -235,10 +256,9 @@ def test_outline_stands_out_from_a_picture_of_any_color(
     assert max(values) / min(values) >= 2.5
 
 
-@pytest.mark.parametrize("number", [12, 40])
-def test_numbers_of_many_small_regions_do_not_cover_each_other_or_their_regions(
-    number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Where numbers are drawn, (x, y)."""
     from finecaption_hf import drawing
 
     places: list[tuple[int, int]] = []
@@ -249,11 +269,31 @@ def test_numbers_of_many_small_regions_do_not_cover_each_other_or_their_regions(
         badge(picture, center, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(drawing, "_badge", note)
+    return places
+
+
+NUMBER_RADIUS = round(round(SIZE[0] * 0.021) * 0.8)
+
+
+@pytest.mark.parametrize("side", [2 * NUMBER_RADIUS + 2, 40, 300])
+def test_numbers_of_one_region_given_several_times_do_not_cover_each_other(
+    side: int, places: list[tuple[int, int]]
+) -> None:
+    draw_regions(picture(), [box_mask(300, 200, 300 + side, 200 + side)] * 4)
+    assert len(places) == 4
+    for index, place in enumerate(places):
+        assert all(np.hypot(*np.subtract(place, other)) > 2 * NUMBER_RADIUS for other in places[:index])
+
+
+@pytest.mark.parametrize("number", [12, 40])
+def test_numbers_of_many_small_regions_do_not_cover_each_other_or_their_regions(
+    number: int, places: list[tuple[int, int]]
+) -> None:
     corners = np.random.default_rng(0).integers((400, 250), (520, 370), (number, 2))
     masks = [box_mask(x, y, x + 8, y + 8) for x, y in corners.tolist()]
     drawn = draw_regions(picture(), masks)
     assert len(places) == number
-    radius = round(round(SIZE[0] * 0.021) * 0.8)
+    radius = NUMBER_RADIUS
     for index, place in enumerate(places):
         assert radius <= place[0] < SIZE[0] - radius and radius <= place[1] < SIZE[1] - radius
         assert all(np.hypot(*np.subtract(place, other)) > 2 * radius for other in places[:index])

@@ -781,8 +781,28 @@ def test_segmenter_beside_a_model_is_the_classical_one_where_nothing_can_be_shar
     model.config.sam_pretrained = "someone/not-here"
     with pytest.warns(UserWarning, match=r"someone/not-here.*cannot be used, so that regions are found by colour"):
         assert open_segmenter_for(model, processor).name == classical.name
-    with pytest.raises(OSError, match="couldn't find them"):
+
+
+def test_segmenter_that_is_nowhere_is_looked_for_on_the_hub_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    found, asked = AutoConfig.from_pretrained, []
+
+    def count(name: str, **options: Any) -> Any:
+        asked.append(options.get("local_files_only", False))
+        return found(name, **options)
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", count)
+    model, processor, _ = shared_parts()
+    with pytest.raises(OSError, match=r"someone/not-here cannot be read: .*couldn't find them"):
         open_segmenter_for(model, processor, "someone/not-here")
+    assert asked == [True, False]  # without a network, each time on the Hub takes half a minute
+
+
+@pytest.mark.parametrize("name", ["", "/no/such/folder", "a/b/c"])
+def test_name_that_can_be_no_segmenter_is_shown(name: str) -> None:
+    with pytest.raises(SegmentationError, match=f"^'{name}' is neither a folder nor"):
+        open_segmenter(name)
 
 
 def test_checkpoint_says_whose_encoder_its_tower_is_until_that_trains(tmp_path: Any) -> None:

@@ -6,6 +6,7 @@ Legend: H W height and width of the picture in pixels, R regions. Points are (x,
 import math
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
@@ -208,13 +209,16 @@ def _number_regions(
         if mask.any() and not mask.all():
             weights[mask] += 1 / mask.sum()
     for index in reversed(largest_first):
-        free = masks[index] & ~covered
-        for point in taken:
-            _erase_disc(free, point, 2 * radius)
+        for free in (masks[index] & ~covered, masks[index].copy()):
+            for point in taken:
+                _erase_disc(free, point, 2 * radius)
+            has_room = free.any()
+            if has_room:
+                break
         covered |= masks[index]
-        middle, depth = _deepest(free if free.any() else masks[index])
+        middle, depth = _deepest(free if has_room else masks[index])
         center = middle
-        if depth < radius:
+        if depth < radius or not has_room:
             near = round(depth + 1.4 * radius)
             center = _beside(weights, middle, near, radius, taken)
             if math.dist(center, middle) > 1.5 * near:
@@ -360,7 +364,7 @@ def _columns(captions: Sequence[Caption], size: int, width: int, count: int) -> 
             [("", line) for line in caption.split("\n")] if isinstance(caption, str) else caption.items()
         )
     ]
-    limit = max(_height([entry], size) for entry in entries)
+    limit = max((_height([entry], size) for entry in entries), default=0)
     while True:
         columns: list[list[_Entry]] = [[]]
         for entry in entries:
@@ -418,12 +422,20 @@ def _wrap(text: str, size: int, width: float) -> list[str]:
             continue
         if line:
             lines.append(line)
-        while _length(word, size) > width and len(word) > 1:
-            fitting = next((n for n in range(len(word) - 1, 1, -1) if _length(word[:n], size) <= width), 1)
+        while (fitting := _fitting(word, size, width)) < len(word):
             lines.append(word[:fitting])
             word = word[fitting:]
         line = word
     return [*lines, line]
+
+
+def _fitting(word: str, size: int, width: float) -> int:
+    """How many of a word's first characters fit a line, one at least; in steps that a very long word does not slow."""
+    most = 1
+    while most < len(word) and _length(word[: 2 * most], size) <= width:
+        most *= 2
+    candidates = range(most, min(2 * most, len(word)) + 1)
+    return max(1, most - 1 + bisect_right(candidates, width, key=lambda count: _length(word[:count], size)))
 
 
 def _length(text: str, size: int) -> float:
@@ -442,11 +454,21 @@ def _runs(text: str, size: int) -> Iterator[tuple[Font, str]]:
 
 
 def _drawable(text: str) -> str:
-    """The text, where no font has a character with the plain letter under its accent, else its code point."""
+    """The text, where no font has a character with the plain letter under its accent, else its code point.
+
+    Characters without a shape, such as zero-width ones, are left out: most fonts have a box for them.
+    """
     drawn = []
-    for character in text:
-        if unicodedata.category(character)[0] in "CZM" or _font_for(character, 16):
-            drawn.append("\ufffd" if "\ud800" <= character <= "\udfff" else character)
+    for character in unicodedata.normalize("NFC", text):
+        kind = unicodedata.category(character)
+        if character.isspace():
+            drawn.append(" ")
+        elif kind == "Cs":
+            drawn.append("\ufffd")
+        elif kind in ("Cc", "Cf") or "\ufe00" <= character <= "\ufe0f":  # the last are variation selectors
+            continue
+        elif _font_for(character, 16):
+            drawn.append(character)
         else:
             plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
             drawn.append(plain or character.encode("ascii", "backslashreplace").decode())

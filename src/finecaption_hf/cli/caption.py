@@ -34,6 +34,7 @@ def _in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple
 
 
 _REGIONS, _QUESTIONS = "Regions (repeatable; none: the whole picture)", "Questions (repeatable; none: --task region)"
+_ANSWERS = "Answers"
 _DATASET = "Whole datasets: --input and --output"
 _OF_A_PICTURE = (
     *("image", "mask", "box", "polygon", "rle", "point", "not_point"),
@@ -122,12 +123,21 @@ def caption(
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: the likeliest token; above it tokens are drawn.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest caption, in tokens.", rich_help_panel=_ANSWERS)
+    ] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0: the likeliest token; above it tokens are drawn.", rich_help_panel=_ANSWERS)
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens of this probability.", rich_help_panel=_ANSWERS)
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.", rich_help_panel=_ANSWERS)] = 0,
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that are held at once.", show_default="by free memory")
+        int | None,
+        typer.Option(
+            min=1, help="Tokens that are held at once.", show_default="by free memory", rich_help_panel=_ANSWERS
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the picture with outlined regions and captions.")
@@ -180,8 +190,8 @@ def caption(
 ) -> None:
     """Caption regions of a picture, or of a whole dataset.
 
-    Regions and questions are in the order of the command line. Every question is asked about every region,
-    but for the global caption, which is about the whole picture.
+    Regions and questions are in the order of the command line.
+    Every question is asked about every region; the global caption is about the whole picture.
 
     For several processes: accelerate launch -m finecaption_hf.cli caption --input ... --output ...
     """

@@ -1,5 +1,6 @@
 """`finecaption caption PICTURE`: regions of one picture, given or found, and questions about them."""
 
+import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def caption_picture(
 
         # What can be found out before a model is loaded comes first.
         BranchRequest("region", temperature=options["temperature"], top_p=options["top_p"])
-        _check_writable(out)
+        _check_writable(out, image)
         _check_regions([kind for kind, _ in given], refine, everything, segmenter, max_regions)
         picture = _open_picture(image)
         regions = read_regions(given, picture, refine)
@@ -167,20 +168,24 @@ def _open_picture(path: Path) -> "Image.Image":
     try:
         return to_rgb(Image.open(path))
     except (OSError, SyntaxError, DataError, Image.DecompressionBombError) as error:
-        reason = error.reason if isinstance(error, DataError) else error
-        raise ValueError(f"{path} cannot be read as a picture: {reason} Give a JPEG, PNG or similar file.") from error
+        reason = str(error.reason if isinstance(error, DataError) else error).rstrip(".")
+        raise ValueError(f"{path} cannot be read as a picture: {reason}. Give a JPEG, PNG or similar file.") from error
 
 
-def _check_writable(out: Path | None) -> None:
+def _check_writable(out: Path | None, image: Path) -> None:
     """Find out before the model runs, not after it."""
     if out is None:
         return
     from PIL import Image
 
-    extensions = Image.registered_extensions()
-    if out.suffix.lower() not in extensions or extensions[out.suffix.lower()] not in Image.SAVE:
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), Image.registered_extensions()[out.suffix.lower()])
+    except (KeyError, OSError) as error:
         raise ValueError(
-            f"--out {out}: {out.suffix or 'no suffix'} names no picture format. Give a name such as out.png."
-        )
+            f"--out {out}: {out.suffix or 'no suffix'} names no format for pictures in colour. Give a name such as "
+            "out.png."
+        ) from error
+    if out.resolve() == image.resolve():
+        raise ValueError(f"--out {out} is the picture itself, which is not written over. Give another name.")
     if not out.resolve().parent.is_dir():
         raise FileNotFoundError(f"--out {out}: the folder {out.parent} does not exist. Make it first.")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..data.images import to_rgb
 from .prompts import Prompt
-from .segmenter import Candidate, EncodedImage, Proposals, Segmenter
+from .segmenter import Candidate, EncodedImage, Proposals, Segmenter, bounds
 
 _WORKING_SIDE = 256  # pixels of the longer side on which GrabCut works: a fifth of a second, and less noise
 _MARGIN = 0.2  # of the box's sides: what lies around it shows what the background looks like
@@ -100,8 +100,7 @@ class ClassicalEncodedImage(EncodedImage):
     def _grab_cut(self, reach: np.ndarray, likely: np.ndarray, prompt: Prompt) -> np.ndarray:
         """Cut the region out of `reach` bool (H, W), outside of which nothing is, beginning with `likely`."""
         cv2 = self._cv2
-        rows, columns = np.flatnonzero(reach.any(axis=1)), np.flatnonzero(reach.any(axis=0))
-        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        left, top, right, bottom = bounds(reach)
         around_y, around_x = (max(8, round(_MARGIN * side)) for side in (bottom - top, right - left))
         window = np.s_[
             max(0, top - around_y) : min(self.height, bottom + around_y),
@@ -126,7 +125,7 @@ class ClassicalEncodedImage(EncodedImage):
             inside = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
         mask = np.zeros_like(reach)
         mask[window] = _resized_mask(cv2, inside, reach[window].shape) & reach[window]
-        return self._with_points(_without_specks(cv2, mask), prompt)
+        return self._with_points(_without_holes(cv2, _without_specks(cv2, mask)), prompt)
 
     # --- points ------------------------------------------------------------------------------------------------------
 
@@ -137,7 +136,12 @@ class ClassicalEncodedImage(EncodedImage):
         with it, and the less its colours are those of the strip around it.
         """
         positive = prompt.points[prompt.labels == 1]
-        masks = [self._cut_from_discs(prompt, positive, share) for share in _DISCS]
+        ys, xs = np.ogrid[: self.height, : self.width]
+        nearest = np.full((self.height, self.width), np.inf)  # squared distance to a positive point
+        for x, y in positive:
+            nearest = np.minimum(nearest, (xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)
+        radii = [share * float(np.sqrt(self.height * self.width)) for share in _DISCS]
+        masks = [self._cut_from_discs(prompt, positive, nearest, radius) for radius in radii]
         grown = [np.logical_or.reduce([self._grow(x, y, tolerance) for x, y in positive]) for tolerance in _TOLERANCES]
         masks.append(self._with_points(self._to_picture(grown[int(np.argmax(_stabilities(grown)))]), prompt))
         found = []
@@ -147,14 +151,9 @@ class ClassicalEncodedImage(EncodedImage):
             found.append(Candidate(mask, trust * (0.5 + agreement) / 1.5 * self._contrast(mask)))
         return found
 
-    def _cut_from_discs(self, prompt: Prompt, positive: np.ndarray, share: float) -> np.ndarray:
+    def _cut_from_discs(self, prompt: Prompt, positive: np.ndarray, nearest: np.ndarray, radius: float) -> np.ndarray:
         """What GrabCut makes of discs around the positive points, as far as it hangs together with one of them."""
         cv2 = self._cv2
-        radius = share * float(np.sqrt(self.height * self.width))
-        ys, xs = np.ogrid[: self.height, : self.width]
-        nearest = np.full((self.height, self.width), np.inf)
-        for x, y in positive:
-            nearest = np.minimum(nearest, (xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)
         between = np.zeros((self.height, self.width), dtype=np.uint8)
         cv2.fillConvexPoly(between, cv2.convexHull(positive.astype(np.int32)), 1)
         reach = (nearest <= (_REACH * radius) ** 2) | (between > 0)
@@ -238,16 +237,10 @@ def _box_agreement(mask: np.ndarray, wanted: np.ndarray) -> float:
     """Intersection over union of the boxes around two masks."""
     if not mask.any():
         return 0.0
-    a, b = _bounds(mask), _bounds(wanted)
+    a, b = bounds(mask), bounds(wanted)
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0, width) * max(0, height)
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-
-
-def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """box_xyxy of a non-empty mask, ends exclusive."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _pixel_box(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:

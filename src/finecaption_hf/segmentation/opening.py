@@ -48,15 +48,11 @@ def open_segmenter(
 
         return ClassicalSegmenter()
     name = os.fspath(name_or_folder)
-    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise SegmentationError(f"{name} is neither a folder nor the id of a Hub repository (owner/name).")
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForMaskGeneration
+    from transformers import AutoImageProcessor, AutoModelForMaskGeneration
 
     from .models import ModelSegmenter
 
-    # A folder needs no network, and without one the library would wait for it.
-    source: dict[str, Any] = {"local_files_only": os.path.isdir(name)}
-    config = AutoConfig.from_pretrained(name, **source)
+    config = read_config(name)
     if config.model_type not in _FAMILIES:
         reason = _OTHERS.get(config.model_type, "makes no masks of points and boxes")
         raise SegmentationError(
@@ -64,8 +60,12 @@ def open_segmenter(
         )
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, loading = AutoModelForMaskGeneration.from_pretrained(
-        name, dtype=dtype or "auto", output_loading_info=True, **source
+    model, loading = read(
+        AutoModelForMaskGeneration,
+        name,
+        dtype=dtype or "auto",
+        output_loading_info=True,
+        adapter_kwargs={"local_files_only": True},  # or it would look for an adapter on the Hub all the same
     )
     if missing := sorted(loading["missing_keys"]):
         # The library would go on with random ones.
@@ -73,5 +73,32 @@ def open_segmenter(
             f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]}. Give the "
             "checkpoint as it was published."
         )
-    processor = AutoImageProcessor.from_pretrained(name, **source)
+    processor = read(AutoImageProcessor, name)
     return ModelSegmenter(model.to(device), processor, f"{_FAMILIES[config.model_type]} ({name})")
+
+
+def read_config(name: str) -> Any:
+    """The configuration of a folder or Hub repository.
+
+    Raises:
+        SegmentationError: If it cannot be either.
+        OSError: If it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise SegmentationError(f"{name!r} is neither a folder nor the id of a Hub repository (owner/name).")
+    try:
+        return read(AutoConfig, name)
+    except OSError as error:
+        raise OSError(f"{name} cannot be read: {error}") from error
+
+
+def read(kind: Any, name: str, **options: Any) -> Any:
+    """What is on this machine needs no network, and without one the library would wait for it."""
+    try:
+        return kind.from_pretrained(name, local_files_only=True, **options)
+    except OSError:
+        if os.path.isdir(name):
+            raise
+    return kind.from_pretrained(name, **options)

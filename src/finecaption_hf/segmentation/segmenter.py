@@ -200,10 +200,10 @@ def without_duplicates(
         # The intersection over union is at most the ratio of the areas.
         alike = np.minimum(areas[left], areas[best]) > max_overlap * np.maximum(areas[left], areas[best])
         alike |= max_inside < 1
-        rows, columns = np.flatnonzero(masks[best].any(axis=1)), np.flatnonzero(masks[best].any(axis=0))
-        if not len(rows):
+        if not areas[best]:
             continue
-        around = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        x0, y0, x1, y1 = bounds(masks[best])
+        around = np.s_[y0:y1, x0:x1]
         inside = masks[best][around]
         for place in np.flatnonzero(alike).tolist():
             shared = int((masks[left[place]][around] & inside).sum())
@@ -212,3 +212,9 @@ def without_duplicates(
             alike[place] = is_like or shared > max_inside * smaller
         left = left[~alike]
     return kept
+
+
+def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """box_xyxy of a non-empty mask bool (h, w), ends exclusive; `mask_to_box` without its checks, which take longer."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -10,7 +10,7 @@ from PIL import Image
 from ..data.images import to_rgb
 from ..image_processing_finecaption import fit_within
 from .models import ModelEncodedImage
-from .opening import open_segmenter
+from .opening import open_segmenter, read, read_config
 from .prompts import SegmentationError
 from .segmenter import Segmenter
 
@@ -19,18 +19,11 @@ if TYPE_CHECKING:
     from ..processing_finecaption import FineCaptionProcessor
 
 
-class SharedEncodedImage(ModelEncodedImage):
-    """A picture whose encoding captions use as well.
-
-    `high_res_features` (1, C, h, w) goes under that name into the `region-captioning` pipeline or `model.generate`; the
-    high-resolution towers then do not run again.
-    """
-
-    high_res_features: torch.Tensor
-
-
 class SharedSegmenter(Segmenter):
     """SAM's prompt encoder and mask decoder over the embeddings of a FineCaption model's SAM tower.
+
+    `high_res_features` (1, C, h, w) of what it encodes goes under that name into the `region-captioning` pipeline or
+    `model.generate`; the high-resolution towers then do not run again.
 
     Args:
         model, processor: as `finecaption_hf.captioning.load` returns them.
@@ -63,7 +56,7 @@ class SharedSegmenter(Segmenter):
         self.name = f"SAM{f' ({sam.name_or_path})' if sam.name_or_path else ''}, over the captioning model's own tower"
 
     @torch.no_grad()
-    def encode(self, image: Image.Image) -> SharedEncodedImage:
+    def encode(self, image: Image.Image) -> ModelEncodedImage:
         config, picture = self.model.config, to_rgb(image)
         prepared = self.processor.image_processor(picture, return_tensors="pt")["high_res_pixel_values"]
         device = next(self.model.parameters()).device
@@ -75,7 +68,7 @@ class SharedSegmenter(Segmenter):
         side = config.high_res_image_size
         placed = fit_within(picture.height, picture.width, side, side, self.processor.image_processor.do_pad)
         size = (picture.height, picture.width)
-        encoded = SharedEncodedImage(self.sam, embeddings.to(self.sam.device), size, (side, side), placed)
+        encoded = ModelEncodedImage(self.sam, embeddings.to(self.sam.device), size, (side, side), placed)
         encoded.high_res_features = features
         return encoded
 
@@ -102,9 +95,9 @@ def open_shared_segmenter(
             "The checkpoint does not say from which SAM its tower was taken (sam_pretrained). Give its name, or open a "
             "segmenter of its own with open_segmenter."
         )
-    from transformers import AutoConfig, SamModel
+    from transformers import SamModel
 
-    config = _load(AutoConfig, name)
+    config = read_config(name)
     theirs, ours = getattr(config, "vision_config", None), model.config.sam_config
     sizes = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "output_channels")
     if config.model_type != "sam" or any(getattr(theirs, size) != getattr(ours, size) for size in sizes):
@@ -112,7 +105,7 @@ def open_shared_segmenter(
             f"The SAM tower is not the encoder of {name}, a model of type {config.model_type!r}: sizes or kind differ. "
             "Open that model by itself, with open_segmenter."
         )
-    return SharedSegmenter(model, processor, _load(SamModel, name))
+    return SharedSegmenter(model, processor, read(SamModel, name))
 
 
 def open_segmenter_for(
@@ -146,19 +139,11 @@ def open_segmenter_for(
                 f"regions are found by colour alone: {reason}",
                 stacklevel=2,
             )
+        elif isinstance(error, OSError):
+            raise  # it would be no easier to read the second time
     return open_segmenter(name, device, dtype)
 
 
 def _check_tower(model: "FineCaptionForConditionalGeneration") -> None:
     if not model.config.use_sam or model.config.sam_feature_layer is not None:
         raise SegmentationError("This model has no SAM tower with its neck, so there is no encoding to share.")
-
-
-def _load(kind: Any, name: str) -> Any:
-    """What is on this machine needs no network, and without one the library would wait for it."""
-    try:
-        return kind.from_pretrained(name, local_files_only=True)
-    except OSError:
-        if os.path.isdir(name):
-            raise
-    return kind.from_pretrained(name)
