@@ -105,7 +105,20 @@ def test_what_was_pushed_is_read_again_and_a_later_stage_adds_to_it(folder, tmp_
     second = read_provenance(final, lambda repo, name: files.get((repo, name)))
     assert second.base_models == ["you/base"] and second.parts == first.parts
     assert second.licences() == first.licences()
-    (folder / "provenance.json").write_text('{"format": 7}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format": 7}',
+        '{"format": 1, "parts": [{"source": "me/x", "revision": null, "licence": null}]}',
+        '{"format": 1, "parts": {"role": "language model"}}',
+        '{"format": 1, "stages": ["adapter"]}',
+        '{"format": 1, "owner": "me"}',
+    ],
+)
+def test_a_provenance_of_another_kind_is_refused_by_its_name(folder, text):
+    (folder / "provenance.json").write_text(text)
     with pytest.raises(HubError, match=r"provenance\.json is not of a kind that this version reads"):
         read_provenance(folder)
 

@@ -226,9 +226,18 @@ def _from_assembly(summary: Mapping[str, Any]) -> Provenance:
 
 def _from_json(values: Mapping[str, Any], path: Path) -> Provenance:
     given = {key: value for key, value in values.items() if key != "format"}
-    if values.get("format") != _FORMAT or not given.keys() <= Provenance.__dataclass_fields__.keys():
+    if (
+        values.get("format") != _FORMAT
+        or not given.keys() <= Provenance.__dataclass_fields__.keys()
+        or not _has_entries(given.get("parts", []), {"role", "source", "revision", "licence"})
+        or not _has_entries(given.get("stages", []), {"name", "trains", "learning_rate", "steps", "data"})
+    ):
         raise HubError(f"{path} is not of a kind that this version reads. Update finecaption-hf, or remove the file.")
     return Provenance(**given)
+
+
+def _has_entries(entries: Any, keys: set[str]) -> bool:
+    return isinstance(entries, list) and all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries)
 
 
 def read_json(path: Path) -> dict[str, Any]:
