@@ -21,6 +21,23 @@ os.environ["HF_MODULES_CACHE"] = _modules.name
 ROOT = Path(__file__).parents[1]
 EXAMPLE_PICTURE = ROOT / "examples" / "scene.png"
 EXAMPLE_MASK = ROOT / "examples" / "scene-mask.png"
+# How a script begins that stands for a machine without this package.
+NOT_INSTALLED = """
+import importlib.abc, sys
+
+class NotInstalled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "finecaption_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+try:
+    import finecaption_hf
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("the package is still importable")
+"""
 
 
 class RealRegion(NamedTuple):

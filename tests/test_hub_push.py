@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import NOT_INSTALLED
 from hub_server import COMMAND, TOKEN, Client, HubServer, Repo, reach
 from huggingface_hub import HfApi, parse_eval_result_entries
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -238,21 +239,10 @@ def test_a_file_with_a_token_in_it_is_not_sent(hub, client, copy):
 # --- and back, through two generations -------------------------------------------------------------------------------
 
 # A machine with transformers and without this package.
-ELSEWHERE = """
-import importlib.abc, os, sys
-
-class NotInstalled(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "finecaption_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NotInstalled())
-try:
-    import finecaption_hf
-except ModuleNotFoundError:
-    pass
-else:
-    raise AssertionError("the package is still importable")
+ELSEWHERE = (
+    NOT_INSTALLED
+    + """
+import os
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -274,6 +264,7 @@ def logits(model, processor, save_as):
     with torch.inference_mode():
         torch.save(model(**inputs).logits, save_as)
 """
+)
 FIRST = """
 model, processor, _ = read("me/base", "base.pt")
 try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import NOT_INSTALLED
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import __version__
@@ -52,21 +53,10 @@ SAVED_FILES = HUB_FILES | {
 CARD_FILES = {"README.md", "score.json"}
 
 # What a user's machine looks like: transformers, but not this package, and no way out.
-PREAMBLE = """
-import importlib.abc, os, socket, sys
-
-class NotInstalled(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "finecaption_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NotInstalled())
-try:
-    import finecaption_hf
-except ModuleNotFoundError:
-    pass
-else:
-    raise AssertionError("the package is still importable")
+PREAMBLE = (
+    NOT_INSTALLED
+    + """
+import os, socket
 
 def refuse(self, address):
     raise AssertionError(f"a connection to {address} was tried")
@@ -77,6 +67,7 @@ from PIL import Image
 
 folder, work = sys.argv[1:]
 """
+)
 ENCODE = """
 def encode(processor):
     image = Image.open(os.path.join(work, "scene.png"))

@@ -98,9 +98,10 @@ def open_shared_segmenter(
     from transformers import SamModel
 
     config = read_config(name)
-    theirs, ours = getattr(config, "vision_config", None), model.config.sam_config
+    ours = model.config.sam_config
     sizes = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "output_channels")
-    if config.model_type != "sam" or any(getattr(theirs, size) != getattr(ours, size) for size in sizes):
+    is_sam = config.model_type == "sam"  # others need not have a vision_config
+    if not is_sam or any(getattr(config.vision_config, size) != getattr(ours, size) for size in sizes):
         raise SegmentationError(
             f"The SAM tower is not the encoder of {name}, a model of type {config.model_type!r}: sizes or kind differ. "
             "Open that model by itself, with open_segmenter."
