@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Make the embedded checkpoint from a trained one: the same Hub folder, scored, with its card.
 
-python scripts/package_tiny.py runs/tiny/stage-3 --stages stages.json   (new weights: score them, write everything)
-python scripts/package_tiny.py                                          (same weights: copy the Hub files again)
+python scripts/package_tiny.py runs/tiny/stage-3 --stages stages.json
 
 The JSON of `--stages` holds what `finecaption scenes score --json` printed after each part of the training, in order:
 {"warm start": {...}, "stage 1": {...}, ...}.
@@ -10,12 +9,10 @@ The JSON of `--stages` holds what `finecaption scenes score --json` printed afte
 
 import argparse
 import json
+import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
-
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from finecaption_hf import EMBEDDED_CHECKPOINT, register
 from finecaption_hf.captioning import load
@@ -179,26 +176,24 @@ def measure(model: Any, processor: Any, scenes: int) -> dict[str, Any]:
     return score
 
 
-def copy_code(folder: Path) -> None:
-    """Bring the checkpoint's copies of the Hub files up to date."""
-    package = Path(sys.modules["finecaption_hf"].__file__ or "").parent
-    imported = [file for copy in folder.glob("*.py") for file in get_relative_import_files(package / copy.name)]
-    for name in {copy.name for copy in folder.glob("*.py")} | {Path(file).name for file in imported}:
-        shutil.copyfile(package / name, folder / name)
+def link_code(folder: Path) -> None:
+    """Let a checkpoint's code be links to the package's files: in the repository they stand once."""
+    package = EMBEDDED_CHECKPOINT.parents[1]
+    for copied in folder.glob("*.py"):
+        copied.unlink()
+    for original in package.glob("*_finecaption.py"):
+        (folder / original.name).symlink_to(os.path.relpath(original, folder))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="?", help="complete checkpoint folder; without it, only code is copied")
+    parser.add_argument("weights", help="complete checkpoint folder")
     parser.add_argument("--output", type=Path, default=EMBEDDED_CHECKPOINT, help="by default the embedded checkpoint")
     parser.add_argument("--scenes", type=int, default=500, help="held-out scenes that the card's numbers come from")
     parser.add_argument("--stages", type=Path, help="JSON file with the score after each part of the training")
     parser.add_argument("--training", default="", help="what the card adds on where and how long it was trained")
     args = parser.parse_args()
     register()
-    if args.weights is None:
-        copy_code(args.output)
-        return
     stages = json.loads(args.stages.read_text(encoding="utf-8")) if args.stages else {}
     model, processor = load(args.weights)
     if dict(processor.questions) != QUESTIONS:
@@ -210,7 +205,7 @@ def main() -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh)
     processor.save_pretrained(fresh)
-    copy_code(fresh)
+    link_code(fresh)
     (fresh / "README.md").write_text(card(model, score, args.training), encoding="utf-8")
     (fresh / "score.json").write_text(json.dumps(score, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(args.output, ignore_errors=True)
