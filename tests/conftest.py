@@ -1,8 +1,10 @@
 """What has to be set before anything of Hugging Face is imported, and what several test files share."""
 
 import json
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +55,31 @@ class RealRegion(NamedTuple):
         from pycocotools import mask as coco
 
         return coco.decode(self.rle).astype(bool)
+
+
+class _Deprecations(logging.Handler):
+    """What libraries say of their old names in their logs, where no filter of warnings sees it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecat" in record.getMessage():
+            self.messages.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def no_deprecations() -> Iterator[None]:
+    """A test fails where the code makes a library log that a name is deprecated."""
+    handler = _Deprecations()
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "accelerate", "datasets")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield
+    for logger in loggers:
+        logger.removeHandler(handler)
+    assert not handler.messages
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from test_processing import byte_tokenizer, make_processor
-from tiny import IMAGE_TOKEN_ID, random_pixels, tiny_model
+from tiny import IMAGE_TOKEN_ID, checkpoint_activations, random_pixels, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -138,7 +138,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     case = CASES["several images"]
     model = tiny_model(3).train()
     expected = run(model, case.separate())
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, {"use_reentrant": False})
     assert_equal_runs(run(model, case.packed()), expected)
 
 

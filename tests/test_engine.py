@@ -296,8 +296,10 @@ def test_cache_of_18_branches_is_the_prefix_once_and_their_own_tokens(
     ratios = []
     update = BranchCache.update
 
-    def measured(cache: BranchCache, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any) -> Any:
-        result = update(cache, keys, values, layer, *args)
+    def measured(
+        cache: BranchCache, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        result = update(cache, keys, values, layer, *args, **kwargs)
         if layer == 1:  # the last one
             per_token = 2 * sum(part.shape[1] * part.shape[3] for pair in cache.prompts[:1] for part in pair) * 4
             if cache.step >= 0:

@@ -6,7 +6,15 @@ from threading import Thread
 import pytest
 import timm
 import torch
-from tiny import IMAGE_TOKEN_ID, VOCAB_SIZE, random_pixels, random_prompts, tiny_config, tiny_model
+from tiny import (
+    IMAGE_TOKEN_ID,
+    VOCAB_SIZE,
+    checkpoint_activations,
+    random_pixels,
+    random_prompts,
+    tiny_config,
+    tiny_model,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast, TextIteratorStreamer
@@ -379,15 +387,12 @@ def test_gradient_checkpointing_recomputes_every_tower_and_keeps_the_gradients(b
     counters = {name: CallCounter(module) for name, module in inner.items()}
     gradients(model, batch)
     assert {name: len(counter.rows) for name, counter in counters.items()} == dict.fromkeys(inner, 1)
-    # 5.23 deprecates the names that 5.19 has.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    enable({"use_reentrant": False})
+    checkpoint_activations(model, {"use_reentrant": False})
     checkpointed = gradients(model, batch)
     assert {name: len(counter.rows) for name, counter in counters.items()} == dict.fromkeys(inner, 3)
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, **FLOAT32)
-    disable()
+    checkpoint_activations(model, enable=False)
     gradients(model, batch)
     assert {name: len(counter.rows) for name, counter in counters.items()} == dict.fromkeys(inner, 4)
 

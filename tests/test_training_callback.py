@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import random_pixels, random_prompts, tiny_model
+from tiny import checkpoint_activations, random_pixels, random_prompts, tiny_model
 from torch import nn
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
@@ -169,7 +169,7 @@ def test_towers_that_need_no_gradient_store_no_activations(is_checkpointing: boo
         apply_stage(model, stage)
         model.train()
         if is_checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
             # As for adapters: inputs of every encoder then ask for a gradient, frozen or not.
             model.enable_input_require_grads()
             model.train()
@@ -182,7 +182,7 @@ def test_frozen_layers_in_the_way_of_the_gradient_recompute_their_activations() 
         model = tiny_model()
         apply_stage(model, STAGES[2])
         if is_checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
         model.train()
         stored[is_checkpointing] = {part: stored_shapes(model, part) for part in ("vision_tower", "language_model")}
     assert stored[True]["vision_tower"] < stored[False]["vision_tower"] / 3

@@ -94,3 +94,10 @@ def random_prompts(num_regions: int, length: int = 6, seed: int = 0, image_token
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(3, IMAGE_TOKEN_ID, (num_regions, length), generator=generator)
     return torch.cat([torch.full((num_regions, image_tokens), IMAGE_TOKEN_ID), text], dim=1)
+
+
+def checkpoint_activations(model: Any, *args: Any, enable: bool = True) -> None:
+    """By the name that the installed release has: transformers 5.23 deprecates the one of 5.19."""
+    verb = "enable" if enable else "disable"
+    names = (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}")
+    getattr(model, next(name for name in names if hasattr(model, name)))(*args)

@@ -20,10 +20,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface
-from transformers.cache_utils import Cache, DynamicCache
+from transformers import AttentionInterface, Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 PADDING_BRANCH = -1
+# What a language model calls the argument that takes its cache: `past_key_values` up to transformers 5.23.
+CACHE_ARGUMENT = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def branch_attention_mask(branch_ids: torch.Tensor) -> torch.Tensor:
@@ -347,12 +349,12 @@ def _try_branches(model: Any) -> tuple[str | None, int]:
         model(input_ids=ids([*prefix, *question, token])).logits[0, -2:] for question, token in zip(questions, answers)
     ]
     start = DynamicCache()
-    model(input_ids=ids(prefix), past_key_values=start, use_cache=True)
+    model(input_ids=ids(prefix), use_cache=True, **{CACHE_ARGUMENT: start})
     num_bytes = sum(part.nbytes for layer in start.layers for part in (layer.keys, layer.values)) // len(prefix)
     cache = BranchCache([start], 5)
     owners = torch.tensor([[0] * 5 + [1] * 3 + [2] * 2], device=model.device)
     cache.start_questions(slice(None), branch_attention_mask(owners)[:, 0, 5:])
-    given = {"past_key_values": cache, "use_cache": True, "branch_cache": cache}
+    given = {CACHE_ARGUMENT: cache, "use_cache": True, "branch_cache": cache}
     with use_branch_attention(language_model):
         positions = branch_position_ids(owners)[:, 5:]
         first = model(input_ids=ids([*questions[0], *questions[1]]), position_ids=positions, **given)
@@ -386,6 +388,7 @@ def length_limit(language_model: Any) -> int | None:
 
 __all__ = [
     "BRANCH_ATTENTION",
+    "CACHE_ARGUMENT",
     "LANGUAGE_MODEL_TURN",
     "PADDING_BRANCH",
     "BranchCache",

@@ -25,13 +25,20 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    logging,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
 
 from .branch_attention_finecaption import (
+    CACHE_ARGUMENT,
     LANGUAGE_MODEL_TURN,
     PADDING_BRANCH,
     BranchCache,
@@ -639,9 +646,9 @@ class BranchEngine:
                 self.model(
                     input_ids=torch.tensor([self.prefix_ids] * len(chunk), device=self.model.device),
                     mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=chunk)},
-                    past_key_values=cache,
                     use_cache=True,
                     logits_to_keep=1,
+                    **{CACHE_ARGUMENT: cache},
                 )
                 prefixes.append(cache)
         self.counts["prefixes"] += len(image_tokens)
@@ -725,9 +732,9 @@ class BranchEngine:
             output = self.model(
                 input_ids=input_ids,
                 position_ids=position_ids,
-                past_key_values=cache,
                 use_cache=True,
                 branch_cache=cache,
+                **{CACHE_ARGUMENT: cache},
                 **options,
             )
         logits: torch.Tensor = output.logits

@@ -34,12 +34,10 @@ def check_transformers_version(version: str) -> None:
 check_transformers_version(transformers.__version__)
 
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
-from transformers.image_utils import (  # noqa: E402
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
+
+# Means and standard deviations of red, green and blue, pixels in [0, 1], that the published towers were trained with.
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 # Full-size parts (arXiv 2411.15411 names the parts; widths are those of the published checkpoints).
 _CLIP_L_336 = {
@@ -173,14 +171,14 @@ class FineCaptionConfig(PreTrainedConfig):
     adapter_hidden_size: int | None = None
     adapter_hidden_act: str = "gelu"
     adapter_bias: bool = True
-    image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
-    image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
-    high_res_image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
-    high_res_image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
-    convnext_image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
-    convnext_image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
-    sam_image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
-    sam_image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
+    image_mean: list[float] | tuple[float, ...] = tuple(CLIP_MEAN)
+    image_std: list[float] | tuple[float, ...] = tuple(CLIP_STD)
+    high_res_image_mean: list[float] | tuple[float, ...] = tuple(CLIP_MEAN)
+    high_res_image_std: list[float] | tuple[float, ...] = tuple(CLIP_STD)
+    convnext_image_mean: list[float] | tuple[float, ...] = tuple(CLIP_MEAN)
+    convnext_image_std: list[float] | tuple[float, ...] = tuple(CLIP_STD)
+    sam_image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_MEAN)
+    sam_image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_STD)
     mask_mean: float = 0.5
     mask_std: float = 0.26
     image_token_id: int = 128256

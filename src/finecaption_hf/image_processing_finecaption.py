@@ -16,22 +16,18 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 
-from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
+from .configuration_finecaption import CLIP_MEAN, CLIP_STD
 
 # isort: split
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_processing_utils import BatchFeature, get_size_dict
+from transformers import BatchFeature, ImagesKwargs, TensorType, TorchvisionBackend, logging
+from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import (
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
     ChannelDimension,
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
     load_image,
 )
-from transformers.processing_utils import ImagesKwargs
-from transformers.utils import TensorType, logging
 
 from .masks_finecaption import MaskError, as_mask, is_region_reference
 
@@ -280,10 +276,10 @@ class FineCaptionImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     resample = PILImageResampling.BICUBIC
-    image_mean = OPENAI_CLIP_MEAN
-    image_std = OPENAI_CLIP_STD
-    high_res_image_mean = OPENAI_CLIP_MEAN
-    high_res_image_std = OPENAI_CLIP_STD
+    image_mean = CLIP_MEAN
+    image_std = CLIP_STD
+    high_res_image_mean = CLIP_MEAN
+    high_res_image_std = CLIP_STD
     mask_mean = 0.5
     mask_std = 0.26
 

@@ -28,6 +28,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import register
+from .branch_attention_finecaption import CACHE_ARGUMENT
 from .configuration_finecaption import FineCaptionConfig
 from .modeling_finecaption import FineCaptionForConditionalGeneration
 from .training.stages import STAGES, StageError
@@ -252,9 +253,9 @@ def _language_model_flops(
 
     def step(length: int) -> None:
         embeddings = torch.empty(1, length, width, device="meta")
-        output = language_model(inputs_embeds=embeddings, past_key_values=cache[0], use_cache=True)
+        output = language_model(inputs_embeds=embeddings, use_cache=True, **{CACHE_ARGUMENT: cache[0]})
         model.lm_head(output.last_hidden_state[:, -1:])
-        cache[0] = output.past_key_values
+        cache[0] = output[CACHE_ARGUMENT]
 
     try:
         prefill = _flops(lambda: step(model.config.image_seq_length))

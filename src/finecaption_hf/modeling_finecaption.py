@@ -7,26 +7,34 @@ sequence, S sequences, D language-model width, V vocabulary.
 from .configuration_finecaption import FineCaptionConfig, FineCaptionConvNextConfig
 
 # isort: split
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from timm.layers.grn import GlobalResponseNorm
-from timm.models.convnext import ConvNeXtBlock
+from timm.layers import GlobalResponseNormMlp
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, SamVisionConfig
+from transformers import (
+    AutoModel,
+    Cache,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationMixin,
+    GradientCheckpointingLayer,
+    PreTrainedModel,
+    SamVisionConfig,
+    SamVisionModel,
+    logging,
+)
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.models.clip.configuration_clip import CLIPVisionConfig
-from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
-from transformers.models.sam.modeling_sam import SamVisionModel
-from transformers.utils import can_return_tuple, logging, torch_compilable_check
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .branch_attention_finecaption import (
     are_branch_ids,
@@ -42,41 +50,28 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
-class FineCaptionModelOutputWithPast(ModelOutput):
-    """Outputs of `FineCaptionModel`.
+class FineCaptionModelOutputWithPast(BaseModelOutputWithPast):
+    """Outputs of `FineCaptionModel`: the language model's, `last_hidden_state` `(S, T, D)`, its cache and what else was
+    asked for.
 
     Args:
-        last_hidden_state (`torch.Tensor` of shape `(S, T, D)`): the language model's last hidden state.
-        past_key_values (`Cache`): keys and values of the sequence.
-        hidden_states, attentions (`tuple[torch.Tensor]`): the language model's, where asked for.
-        image_hidden_states (`torch.Tensor` of shape `(B, N, D)`): the image tokens of each region.
+        image_outputs (`BaseModelOutputWithPooling`): what `get_image_features` gave, with the image tokens of each
+            region in `pooler_output` `(B, N, D)`.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
-class FineCaptionCausalLMOutputWithPast(ModelOutput):
-    """Outputs of `FineCaptionForConditionalGeneration`.
+class FineCaptionCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Outputs of `FineCaptionForConditionalGeneration`: `loss` `()`, where labels are given the negative log-likelihood
+    per labelled token, `logits` `(S, T, V)`, and the language model's cache and what else was asked for.
 
     Args:
-        loss (`torch.Tensor` of shape `()`): negative log-likelihood per labelled token, where labels are given.
-        logits (`torch.Tensor` of shape `(S, T, V)`): scores of the next token.
-        past_key_values (`Cache`): keys and values of the sequence.
-        hidden_states, attentions (`tuple[torch.Tensor]`): the language model's, where asked for.
-        image_hidden_states (`torch.Tensor` of shape `(B, N, D)`): the image tokens of each region.
+        image_outputs (`BaseModelOutputWithPooling`): as in `FineCaptionModelOutputWithPast`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class FineCaptionAlphaConv(nn.Conv2d):
@@ -129,19 +124,15 @@ class FineCaptionVisionEmbeddings(CLIPVisionEmbeddings):
         return torch.cat([class_token, patches], dim=1) + self.position_embedding(self.position_ids)
 
 
-class FineCaptionVisionTower(CLIPPreTrainedModel):
+class FineCaptionVisionTower(CLIPVisionModel):
     """The mask-aware CLIP encoder, up to the hidden state that is used; parameter names are `CLIPVisionModel`'s."""
-
-    config: CLIPVisionConfig
-    main_input_name = "pixel_values"
 
     def __init__(self, config: CLIPVisionConfig, num_layers: int, use_mask: bool):
         super().__init__(config)
-        built = copy.copy(config)
-        built.num_hidden_layers = num_layers
         self.embeddings = FineCaptionVisionEmbeddings(config, use_mask)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = CLIPEncoder(built)
+        # What lies behind the hidden state that is used would only take memory.
+        self.encoder.layers = self.encoder.layers[:num_layers]
+        del self.post_layernorm
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -152,7 +143,7 @@ class FineCaptionVisionTower(CLIPPreTrainedModel):
         if isinstance(module, FineCaptionAlphaConv):
             init.zeros_(module.weight)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         pixel_values: torch.Tensor,
         mask_values: torch.Tensor | None = None,
@@ -309,7 +300,8 @@ class FineCaptionPreTrainedModel(ModelPushMixin, PreTrainedModel):
         "FineCaptionSamTower",
         "FineCaptionAdapter",
     ]
-    _skip_keys_device_placement = ["past_key_values"]
+    # The cache, by its name in transformers 5.24 and before.
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -320,11 +312,12 @@ class FineCaptionPreTrainedModel(ModelPushMixin, PreTrainedModel):
         super()._init_weights(module)
         # timm's own parameters outside of linear, convolution and norm layers; a tensor that is missed here would be
         # whatever memory holds when a checkpoint lacks it.
-        if isinstance(module, ConvNeXtBlock) and module.gamma is not None:
-            init.constant_(module.gamma, self.config.convnext_config.layer_scale_init_value)
-        elif isinstance(module, GlobalResponseNorm):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
+        own = dict(module.named_parameters(recurse=False))
+        if "gamma" in own:  # of a ConvNeXt block
+            init.constant_(own["gamma"], self.config.convnext_config.layer_scale_init_value)
+        elif isinstance(module, GlobalResponseNormMlp):
+            init.zeros_(module.grn.weight)
+            init.zeros_(module.grn.bias)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
@@ -624,7 +617,6 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
         high_res_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         branch_ids: torch.LongTensor | None = None,
@@ -639,7 +631,6 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             pixel_values, high_res_pixel_values, mask_values, image_indices, high_res_features: as `get_image_features`.
             attention_mask (`torch.Tensor` of shape `(S, T)` or `(S, 1, T, T)`, *optional*): 1 or True where attended.
             position_ids (`torch.LongTensor` of shape `(S, T)`, *optional*): positions.
-            past_key_values (`Cache`, *optional*): keys and values of what comes before.
             inputs_embeds (`torch.Tensor` of shape `(S, T, D)`, *optional*): embeddings instead of `input_ids`.
             mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of pixels.
             branch_ids (`torch.LongTensor` of shape `(S, T)`, *optional*): 0 in the prefix, 1, 2, .. in its branches, -1
@@ -647,6 +638,7 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
                 were alone. Instead of `attention_mask` and `position_ids`, and without a cache.
             region_indices (`torch.LongTensor` of shape `(S,)`, *optional*): the region of each sequence, where several
                 sequences are about one region; `None` means that image tokens follow the order of the regions.
+            kwargs: the language model's own, such as its cache.
 
         Raises:
             ValueError: If the number of image tokens is not that of the regions', or inputs contradict each other.
@@ -691,12 +683,9 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             raise ValueError("region_indices were given without images or image features. Give both or none.")
 
         if branch_ids is not None:
-            given = {
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "past_key_values": past_key_values,
-            }
+            given = {"attention_mask": attention_mask, "position_ids": position_ids}
             contradicting = [name for name, value in given.items() if value is not None]
+            contradicting += [name for name, value in kwargs.items() if isinstance(value, Cache)]
             if contradicting:
                 raise ValueError(
                     f"branch_ids were given together with {' and '.join(contradicting)}. They say which tokens are "
@@ -710,17 +699,10 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        return FineCaptionModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_features,
-        )
+        return FineCaptionModelOutputWithPast(**outputs, image_outputs=image_output)
 
 
 class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, GenerationMixin):
@@ -790,7 +772,6 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
         high_res_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -818,7 +799,6 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
             high_res_features=high_res_features,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             branch_ids=branch_ids,
@@ -833,14 +813,8 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return FineCaptionCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-        )
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return FineCaptionCausalLMOutputWithPast(loss=loss, logits=logits, **others)
 
 
 FineCaptionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -10,8 +10,8 @@ from typing import Any
 from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
 
 # isort: split
-from transformers.image_processing_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from .hub_finecaption import ProcessorPushMixin
 from .image_processing_finecaption import FineCaptionImageProcessorKwargs

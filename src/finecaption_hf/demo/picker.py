@@ -5,7 +5,8 @@ from importlib import resources
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import FileData, GradioModel
+from gradio import FileData
+from gradio.data_classes import GradioModel
 
 from ..drawing import COLORS
 from .segmenting import PointMasks
