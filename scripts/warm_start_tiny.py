@@ -39,8 +39,8 @@ from transformers import PreTrainedTokenizerFast
 
 from finecaption_hf import register
 from finecaption_hf.branch_attention_finecaption import PADDING_BRANCH, branch_attention_mask
-from finecaption_hf.branching_finecaption import IGNORED_LABEL, PackedSequence, pack_branches
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
+from finecaption_hf.data.packing import IGNORED_LABEL, PackedSequence, pack_branches
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
 from finecaption_hf.processing_finecaption import FineCaptionProcessor

@@ -24,7 +24,7 @@ from transformers import (
 
 from finecaption_hf.assembly import assemble
 from finecaption_hf.captioning import load
-from finecaption_hf.modeling_finecaption import convert_normalisation
+from finecaption_hf.towers_finecaption import convert_normalisation
 
 pytestmark = pytest.mark.hub
 

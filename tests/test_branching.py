@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from finecaption_hf.branch_attention_finecaption import branch_attention_mask, branch_block_mask, branch_position_ids
-from finecaption_hf.branching_finecaption import pack_branches
+from finecaption_hf.data.packing import BranchEncoder, pack_branches
 from finecaption_hf.processing_finecaption import FineCaptionProcessor
-from finecaption_hf.prompts_finecaption import DEFAULT_CHAT_TEMPLATE, BranchEncoder
+from finecaption_hf.prompts_finecaption import DEFAULT_CHAT_TEMPLATE
 
 pytestmark = pytest.mark.hub
 

@@ -18,10 +18,10 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from finecaption_hf import MaskError, __version__
-from finecaption_hf.branching_finecaption import BranchEngine
 from finecaption_hf.captioning import caption_regions, load
 from finecaption_hf.cli import app
 from finecaption_hf.drawing import MIN_SIDE
+from finecaption_hf.engine_finecaption import BranchEngine
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, accepted, is_right, render_scene
 

@@ -10,14 +10,14 @@ from parts import TEMPLATES
 from PIL import Image
 from test_branching import GRADIENT, LOGITS, branch_logits, conversation_ids
 from test_processing import make_processor
-from tiny import tiny_model
+from tiny import checkpointing_option, tiny_model
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from finecaption_hf.assembly.language import chat_template
 from finecaption_hf.data.collator import RegionCollator
+from finecaption_hf.data.packing import BranchEncoder
 from finecaption_hf.data.records import Branch, DataError, Record, Region
-from finecaption_hf.prompts_finecaption import BranchEncoder
 from finecaption_hf.scenes import render_scene
 
 NAMES = ("color", "shape", "materials_texture", "hair", "dense")
@@ -248,7 +248,7 @@ def test_accumulated_micro_batches_take_the_step_of_one_batch(
             tmp_path,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=4 // size,
-            gradient_checkpointing=checkpointing,
+            **checkpointing_option(checkpointing),
         )
         stepped.append({name: value.clone() for name, value in model.named_parameters()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, TopPLogitsWarper
 
 from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
 from finecaption_hf.branch_attention_finecaption import BRANCH_ATTENTION, BranchCache, branch_attention_forward
-from finecaption_hf.branching_finecaption import BranchAnswer, BranchEngine, BranchRequest, BranchUpdate
+from finecaption_hf.engine_finecaption import BranchAnswer, BranchEngine, BranchRequest, BranchUpdate
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, join_vision
 
 pytestmark = pytest.mark.hub
@@ -633,7 +633,7 @@ def with_template(processor: Any, template: str) -> Any:
 @pytest.fixture
 def warnings_of_the_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     noted: list[str] = []
-    monkeypatch.setattr("finecaption_hf.branching_finecaption.logger.warning_once", lambda text, *_: noted.append(text))
+    monkeypatch.setattr("finecaption_hf.engine_finecaption.logger.warning_once", lambda text, *_: noted.append(text))
     yield noted
 
 

@@ -194,7 +194,7 @@ def copy(tmp_path) -> Path:
     return Path(shutil.copytree(TINY, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__")))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "branching_finecaption.py"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "engine_finecaption.py"])
 def test_a_folder_that_lacks_a_file_is_refused_by_name(copy, name):
     (copy / name).unlink()
     with pytest.raises(HubError, match=rf"lacks {re.escape(name)}"):

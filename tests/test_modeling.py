@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokeni
 from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.utils import logging
 
-from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration, convert_normalisation
+from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionVisionModel
+from finecaption_hf.towers_finecaption import convert_normalisation
 
 pytestmark = pytest.mark.hub
 # float32 sums in another order differ by a few units in the last place of values of order 1 to 10.
@@ -300,6 +301,18 @@ def test_sampling_repeats_with_its_seed_and_depends_on_it(batch, model):
 
     assert torch.equal(sample(3), sample(3))
     assert not torch.equal(sample(3), sample(4))
+
+
+def test_vision_model_alone_gives_the_image_tokens_of_the_whole_model(batch, model, tmp_path):
+    """What serving engines load beside a language model of their own, from the same checkpoint."""
+    model.save_pretrained(tmp_path)
+    vision, report = FineCaptionVisionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not (report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"])
+    assert not any("language_model" in name or "lm_head" in name for name in vision.state_dict())
+    pixels = {name: value for name, value in batch.items() if name != "input_ids"}
+    found = vision.eval()(**pixels).pooler_output
+    assert torch.equal(found, model.get_image_features(**pixels).pooler_output)
+    assert torch.equal(model(**batch).image_outputs.pooler_output, found)
 
 
 def test_streamed_pieces_join_to_the_generated_text(batch, model):

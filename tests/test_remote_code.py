@@ -27,7 +27,7 @@ HUB_FILES = {
     f"{name}_finecaption.py"
     for name in (
         "branch_attention",
-        "branching",
+        "engine",
         "card",
         "configuration",
         "hub",
@@ -39,6 +39,7 @@ HUB_FILES = {
         "processing",
         "prompts",
         "records",
+        "towers",
     )
 }
 SAVED_FILES = HUB_FILES | {

@@ -43,11 +43,10 @@ from typer.testing import CliRunner
 
 from finecaption_hf.assembly.plan import _tower_fields
 from finecaption_hf.assembly.sources import Source
-from finecaption_hf.branching_finecaption import BranchEngine
 from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
+from finecaption_hf.engine_finecaption import BranchEngine
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, fit_within
-from finecaption_hf.modeling_finecaption import convert_normalisation
 from finecaption_hf.segmentation import (
     SegmentationError,
     SharedSegmenter,
@@ -57,6 +56,7 @@ from finecaption_hf.segmentation import (
 )
 from finecaption_hf.segmentation.models import ModelSegmenter
 from finecaption_hf.segmentation.segmenter import point_grid, without_duplicates
+from finecaption_hf.towers_finecaption import convert_normalisation
 from finecaption_hf.training import STAGES
 from finecaption_hf.training.callback import apply_stage
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import checkpoint_activations, random_pixels, random_prompts, tiny_model
+from tiny import checkpoint_activations, checkpointing_option, random_pixels, random_prompts, tiny_model
 from torch import nn
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
@@ -37,12 +37,6 @@ class Samples(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def checkpointing() -> dict[str, bool]:
-    """The option's name in this release of transformers."""
-    names = TrainingArguments.__dataclass_fields__
-    return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": True}
 
 
 def arguments(folder: Path, **changes: Any) -> TrainingArguments:
@@ -84,7 +78,7 @@ def test_only_what_the_stage_declares_changes(stage: Stage, is_checkpointing: bo
     # The alpha convolution at zero, as it is when it is about to be trained.
     model = tiny_model(alpha=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    options = checkpointing() if is_checkpointing else {}
+    options = checkpointing_option() if is_checkpointing else {}
     trainer_of(model, tmp_path, StageCallback(stage), save_strategy="no", **options).train()
     declared = set(stage.select(before))
     after = {plain(name): value for name, value in model.state_dict().items() if ".lora_" not in name}
@@ -98,7 +92,7 @@ def test_only_what_the_stage_declares_changes(stage: Stage, is_checkpointing: bo
 
 def test_recomputing_activations_leaves_the_gradient_of_stage_2_as_it_is(tmp_path: Path) -> None:
     gradients = []
-    for options in ({}, checkpointing()):
+    for options in ({}, checkpointing_option()):
         model = tiny_model(alpha=False)
         trainer = trainer_of(model, tmp_path, StageCallback(STAGES[2]), save_strategy="no", max_grad_norm=0, **options)
         gradients.append(torch.empty(0))
@@ -193,7 +187,7 @@ def test_frozen_layers_in_the_way_of_the_gradient_recompute_their_activations() 
 def test_dropout_of_frozen_parts_stays_off(number: int, tmp_path: Path) -> None:
     dropouts = {"vision_config": {"attention_dropout": 0.5}, "text_config": {"attention_dropout": 0.5}}
     losses = []
-    for options in ({}, checkpointing()):
+    for options in ({}, checkpointing_option()):
         for seed in (0, 1):
             model = tiny_model(**dropouts)
             # All samples in one batch, so that the seed decides of nothing but dropout.

@@ -250,7 +250,7 @@ def test_every_checkpoint_is_a_complete_hub_folder(row: tuple[Recipe, Path]) -> 
         names = {path.name for path in folder.iterdir()}
         assert {"model.safetensors", "config.json", "generation_config.json", "stage.json"} <= names
         assert {"tokenizer.json", "chat_template.jinja", "processor_config.json"} <= names
-        assert {"modeling_finecaption.py", "processing_finecaption.py", "branching_finecaption.py"} <= names
+        assert {"modeling_finecaption.py", "processing_finecaption.py", "engine_finecaption.py"} <= names
         assert "training_args.bin" not in names or folder.name != "final"
     model = AutoModelForImageTextToText.from_pretrained(folders[0], trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folders[0], trust_remote_code=True)

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
@@ -101,3 +102,9 @@ def checkpoint_activations(model: Any, *args: Any, enable: bool = True) -> None:
     verb = "enable" if enable else "disable"
     names = (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}")
     getattr(model, next(name for name in names if hasattr(model, name)))(*args)
+
+
+def checkpointing_option(value: bool = True) -> dict[str, bool]:
+    """The option of `TrainingArguments` by the name that the installed release has."""
+    names = TrainingArguments.__dataclass_fields__
+    return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": value}

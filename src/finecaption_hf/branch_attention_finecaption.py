@@ -22,6 +22,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import torch_compilable_check
 
 PADDING_BRANCH = -1
 # What a language model calls the argument that takes its cache: `past_key_values` up to transformers 5.23.
@@ -79,6 +80,64 @@ def are_branch_ids(branch_ids: torch.Tensor) -> torch.Tensor:
     before, after = branch_ids[:, :-1], branch_ids[:, 1:]
     follows = (after == PADDING_BRANCH) | ((before >= 0) & ((after == before) | (after == before + 1)))
     return follows.all() & (branch_ids[:, 0] == 0).all()
+
+
+def packed_branch_inputs(language_model: Any, branch_ids: torch.Tensor, inputs_embeds: torch.Tensor) -> dict[str, Any]:
+    """What the language model needs for packed branches, in the form that its attention implementation takes.
+
+    Args:
+        branch_ids (`torch.LongTensor` of shape `(S, T)`): 0 in the prefix, 1, 2, .. in its branches, -1 in padding.
+        inputs_embeds (`torch.Tensor` of shape `(S, T, D)`): the sequences.
+
+    Returns:
+        `dict`: `attention_mask` and `position_ids`.
+
+    Raises:
+        ValueError: If branch_ids are none, or the language model cannot keep branches apart.
+    """
+    if branch_ids.shape != inputs_embeds.shape[:2]:
+        raise ValueError(
+            f"branch_ids have shape {tuple(branch_ids.shape)}, but the sequences and their tokens are "
+            f"{tuple(inputs_embeds.shape[:2])}. Give one branch id per token."
+        )
+    branch_ids = branch_ids.to(inputs_embeds.device)
+    torch_compilable_check(
+        are_branch_ids(branch_ids),
+        "branch_ids must be 0 in the prefix, then 1, 2, .. in one branch after another, then -1 in padding on the "
+        "right.",
+    )
+    obstacle = branch_obstacle(language_model)
+    if obstacle is not None:
+        raise ValueError(
+            f"The language model ({language_model.config.model_type}) cannot keep branches apart: {obstacle}. "
+            "Train it without branch_ids, one description per sequence."
+        )
+    position_ids = branch_position_ids(branch_ids)
+    window = attention_window(language_model)
+    if window is not None and branch_ids.shape[1] > window:
+        torch_compilable_check(
+            position_ids.max() < window,
+            f"A prefix with one of its branches is longer than the window of {window} tokens to which layers of "
+            "the language model attend. Shorten it, or train without branch_ids.",
+        )
+    implementation = language_model.config._attn_implementation
+    attention_mask: Any
+    if implementation == "flex_attention":
+        attention_mask = branch_block_mask(branch_ids)
+    elif implementation in ("sdpa", "eager"):
+        attention_mask = branch_attention_mask(branch_ids)
+        if implementation == "eager":  # adds its mask to the scores
+            lowest = torch.finfo(inputs_embeds.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
+                ~attention_mask, lowest
+            )
+    else:
+        raise ValueError(
+            f"The language model's attention implementation is {implementation!r}, which takes no mask that keeps "
+            "branches apart. Choose sdpa, flex_attention or eager: from_pretrained(..., attn_implementation="
+            '{"text_config": "sdpa"}).'
+        )
+    return {"attention_mask": attention_mask, "position_ids": position_ids}
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -402,5 +461,6 @@ __all__ = [
     "branch_position_ids",
     "branch_support",
     "length_limit",
+    "packed_branch_inputs",
     "use_branch_attention",
 ]

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 
 from . import EMBEDDED_CHECKPOINT, register
-from .branching_finecaption import BranchEngine, BranchRequest
+from .engine_finecaption import BranchEngine, BranchRequest
 from .masks_finecaption import as_mask, is_region_reference
 
 if TYPE_CHECKING:

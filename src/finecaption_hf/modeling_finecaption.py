@@ -4,47 +4,42 @@ Dimension letters: B regions, I images, C channels, H W pixels, h w feature grid
 sequence, S sequences, D language-model width, V vocabulary.
 """
 
-from .configuration_finecaption import FineCaptionConfig, FineCaptionConvNextConfig
+from .configuration_finecaption import FineCaptionConfig
 
 # isort: split
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import timm
 import torch
 from timm.layers import GlobalResponseNormMlp
 from torch import nn
 from transformers import (
     AutoModel,
     Cache,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     GenerationMixin,
     GradientCheckpointingLayer,
     PreTrainedModel,
-    SamVisionConfig,
-    SamVisionModel,
     logging,
 )
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
-from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.utils import can_return_tuple, torch_compilable_check
 
-from .branch_attention_finecaption import (
-    are_branch_ids,
-    attention_window,
-    branch_attention_mask,
-    branch_block_mask,
-    branch_obstacle,
-    branch_position_ids,
-)
+from .branch_attention_finecaption import packed_branch_inputs
 from .hub_finecaption import ModelPushMixin
+from .towers_finecaption import (
+    FineCaptionAdapter,
+    FineCaptionConvNextTower,
+    FineCaptionSamTower,
+    FineCaptionVisionTower,
+    convert_normalisation,
+    fold_to_grid,
+    wants_gradient,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -72,206 +67,6 @@ class FineCaptionCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
 
     image_outputs: BaseModelOutputWithPooling | None = None
-
-
-class FineCaptionAlphaConv(nn.Conv2d):
-    """Patch embedding of the region mask; starts at zero, so that an untrained one leaves CLIP as it is.
-
-    A class of its own because weights are initialised leaf by leaf and a plain `Conv2d` would start at random.
-    """
-
-
-class FineCaptionVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's embeddings with the region mask added to the patches, before class token and positions.
-
-    Alpha-CLIP, section 3.2 (arXiv 2312.03818); FineCaption, section 4 (arXiv 2411.15411).
-    """
-
-    def __init__(self, config: CLIPVisionConfig, use_mask: bool):
-        super().__init__(config)
-        if use_mask:
-            self.alpha_embedding = FineCaptionAlphaConv(
-                1, self.embed_dim, kernel_size=self.patch_size, stride=self.patch_size, bias=False
-            )
-
-    def forward(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, mask_values: torch.Tensor | None, image_indices: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Embed each image once and each region's mask, `(I, 3, H, W)` and `(B, 1, H, W)` to `(B, 1 + N, C)`."""
-        height, width = pixel_values.shape[-2:]
-        if (height, width) != (self.image_size, self.image_size):
-            raise ValueError(
-                f"pixel_values are {height}x{width} but the CLIP tower takes {self.image_size}x{self.image_size}. "
-                "Prepare images with the processor that belongs to the checkpoint."
-            )
-        weight = self.patch_embedding.weight
-        patches = self.patch_embedding(pixel_values.to(dtype=weight.dtype))
-        if image_indices is not None:
-            patches = patches.index_select(0, image_indices.to(patches.device))
-        if mask_values is not None:
-            if mask_values.shape[1:] != (1, height, width):
-                raise ValueError(
-                    f"mask_values have shape {tuple(mask_values.shape)}; needed is (regions, 1, {height}, {width})."
-                )
-            if mask_values.shape[0] != patches.shape[0]:
-                raise ValueError(
-                    f"There are {mask_values.shape[0]} region masks for {patches.shape[0]} regions. Give one mask per "
-                    "region, and image_indices where regions share an image."
-                )
-            patches = patches + self.alpha_embedding(mask_values.to(patches.device, weight.dtype))
-        patches = patches.flatten(2).transpose(1, 2)
-        class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
-        return torch.cat([class_token, patches], dim=1) + self.position_embedding(self.position_ids)
-
-
-class FineCaptionVisionTower(CLIPVisionModel):
-    """The mask-aware CLIP encoder, up to the hidden state that is used; parameter names are `CLIPVisionModel`'s."""
-
-    def __init__(self, config: CLIPVisionConfig, num_layers: int, use_mask: bool):
-        super().__init__(config)
-        self.embeddings = FineCaptionVisionEmbeddings(config, use_mask)
-        # What lies behind the hidden state that is used would only take memory.
-        self.encoder.layers = self.encoder.layers[:num_layers]
-        del self.post_layernorm
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, FineCaptionAlphaConv):
-            init.zeros_(module.weight)
-
-    def forward(  # type: ignore[override]
-        self,
-        pixel_values: torch.Tensor,
-        mask_values: torch.Tensor | None = None,
-        image_indices: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Encode regions.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(I, 3, H, W)`): normalised images.
-            mask_values (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): normalised region masks.
-            image_indices (`torch.Tensor` of shape `(B,)`, *optional*): the image of each region; `None` means B = I.
-
-        Returns:
-            `torch.Tensor` of shape `(B, 1 + N, C)`: hidden states, class token first, equal to
-            `CLIPVisionModel(..., output_hidden_states=True).hidden_states[layer]` while the alpha convolution is zero.
-        """
-        hidden_states = self.embeddings(pixel_values, mask_values, image_indices)
-        return self.encoder(inputs_embeds=self.pre_layrnorm(hidden_states)).last_hidden_state
-
-
-class FineCaptionConvNextTower(nn.Module):
-    """Feature maps of a timm ConvNeXt; stages behind the chosen one and the classifier are not built."""
-
-    def __init__(self, config: FineCaptionConvNextConfig):
-        super().__init__()
-        self.encoder = timm.create_model(
-            config.architecture, pretrained=False, num_classes=0, **(config.model_args or {})
-        )
-        num_stages = len(self.encoder.feature_info)
-        if not -num_stages <= config.feature_stage < num_stages:
-            raise ValueError(
-                f"convnext_config.feature_stage is {config.feature_stage} but {config.architecture} has {num_stages} "
-                "stages."
-            )
-        stage = config.feature_stage % num_stages
-        info = self.encoder.feature_info[stage]
-        for field, found in (("hidden_size", info["num_chs"]), ("stride", info["reduction"])):
-            expected = getattr(config, field)
-            if found != expected:
-                raise ValueError(
-                    f"convnext_config.{field} is {expected} but stage {stage} of {config.architecture} has {found}."
-                )
-        self.encoder.prune_intermediate_layers([stage], prune_head=True)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(I, 3, H, W)` to feature maps `(I, C, H / stride, W / stride)`."""
-        return self.encoder.forward_features(pixel_values.to(dtype=next(self.encoder.parameters()).dtype))
-
-
-class _ChannelsFirst(nn.Module):
-    """Stands where SAM's neck would be when a block's own output is used: `(I, h, w, C)` to `(I, C, h, w)`."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states.permute(0, 3, 1, 2)
-
-
-class FineCaptionSamTower(SamVisionModel):
-    """SAM's image encoder with its own neck; parameter names are `SamVisionModel`'s.
-
-    With `feature_layer` given, that block's output is used instead and neither later blocks nor the neck are built.
-    """
-
-    def __init__(self, config: SamVisionConfig, feature_layer: int | None = None):
-        super().__init__(config)
-        if feature_layer is not None:
-            encoder = self.vision_encoder
-            encoder.layers = encoder.layers[: feature_layer % config.num_hidden_layers + 1]
-            encoder.neck = _ChannelsFirst()
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """`(I, 3, H, W)` to feature maps `(I, C, H / patch, W / patch)`."""
-        dtype = self.vision_encoder.patch_embed.projection.weight.dtype
-        return self.vision_encoder(pixel_values.to(dtype=dtype)).last_hidden_state
-
-
-class FineCaptionAdapter(nn.Module):
-    """Maps the concatenated tower features of a region to the language model's width, `(B, N, C)` to `(B, N, D)`."""
-
-    def __init__(self, config: FineCaptionConfig):
-        super().__init__()
-        width = config.text_config.hidden_size
-        hidden = config.adapter_hidden_size or width
-        self.linear_1 = nn.Linear(config.fused_feature_size, hidden, bias=config.adapter_bias)
-        self.act = ACT2FN[config.adapter_hidden_act]
-        self.linear_2 = nn.Linear(hidden, width, bias=config.adapter_bias)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(self.act(self.linear_1(features.to(dtype=self.linear_1.weight.dtype))))
-
-
-def convert_normalisation(
-    image: torch.Tensor, given: tuple[list[float], list[float]], wanted: tuple[list[float], list[float]]
-) -> torch.Tensor:
-    """Convert a normalised image from one set of statistics to another.
-
-    Args:
-        image (`torch.Tensor` of shape `(I, C, H, W)`): (pixels - mean) / std of `given`.
-        given, wanted (`tuple[list[float], list[float]]`): mean and standard deviation per channel, pixels in [0, 1].
-
-    Returns:
-        `torch.Tensor` of shape `(I, C, H, W)`: (pixels - mean) / std of `wanted`; `image` itself where both agree.
-    """
-    if given == wanted:
-        return image
-    (given_mean, given_std), (wanted_mean, wanted_std) = given, wanted
-    scale = [a / b for a, b in zip(given_std, wanted_std, strict=True)]
-    shift = [(a - b) / c for a, b, c in zip(given_mean, wanted_mean, wanted_std, strict=True)]
-    # In place on the product: another temporary of a large image costs more than the arithmetic.
-    return (image * image.new_tensor(scale).view(-1, 1, 1)).add_(image.new_tensor(shift).view(-1, 1, 1))
-
-
-def fold_to_grid(features: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """Fold neighbouring cells into channels: `(I, C, h, w)` to `(I, C * r * r, grid, grid)` with r = h / grid."""
-    cells = features.shape[-1]
-    if features.shape[-2] != cells or cells % grid_size:
-        raise ValueError(
-            f"Tower features of {features.shape[-2]}x{cells} cells cannot be folded to {grid_size}x{grid_size}. "
-            "Prepare images with the processor that belongs to the checkpoint."
-        )
-    return nn.functional.pixel_unshuffle(features, cells // grid_size)
-
-
-def wants_gradient(part: nn.Module, *inputs: torch.Tensor | None) -> bool:
-    """Whether a gradient will be asked of a part's parameters or inputs; a part without one keeps no activations."""
-    return torch.is_grad_enabled() and (
-        any(tensor is not None and tensor.requires_grad for tensor in inputs)
-        or any(parameter.requires_grad for parameter in part.parameters())
-    )
 
 
 def _settle_frozen(module: nn.Module) -> bool:
@@ -327,8 +122,13 @@ class FineCaptionPreTrainedModel(ModelPushMixin, PreTrainedModel):
                 module.encoder.set_grad_checkpointing(enable)
 
 
-class FineCaptionModel(FineCaptionPreTrainedModel):
-    """Towers, adapter and language model, without the language-modelling head."""
+class FineCaptionVisionModel(FineCaptionPreTrainedModel):
+    """Towers and adapter: pictures and region masks to image tokens, without a language model.
+
+    What engines that bring their own language model load from a checkpoint.
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [r"^(model\.)?language_model\.", r"^lm_head\."]
 
     def __init__(self, config: FineCaptionConfig):
         super().__init__(config)
@@ -340,31 +140,14 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
         if config.use_sam:
             self.sam_tower = FineCaptionSamTower._from_config(config.sam_config, feature_layer=config.sam_feature_layer)
         self.adapter = FineCaptionAdapter(config)
-        self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        return self.vision_tower.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    def train(self, mode: bool = True) -> "FineCaptionModel":
-        """Set training mode, but keep what has parameters and trains none of them in evaluation mode.
-
-        A trainer calls this at every step; the dropout of frozen parts, for one, has to stay off.
-        """
-        super().train(mode)
-        if mode:
-            for part in self.children():
-                trains = _settle_frozen(part)
-                # A layer checkpoints its activations only in training mode. Where the gradient has to pass frozen
-                # layers, to the adapter or to the alpha convolution, they keep that mode, and what they hold does not.
-                if trains or part is self.language_model:
-                    for module in part.modules():
-                        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                            module.training = True
-        return self
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See `get_image_features`."""
+        return self.get_image_features(pixel_values, **kwargs)
 
     def get_high_res_features(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor | None:
         """Run the high-resolution towers, which do not see the mask: once per image, whatever its number of regions.
@@ -443,7 +226,8 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             if image_indices is not None:
                 high_res_features = high_res_features.index_select(0, image_indices.to(high_res_features.device))
             features = torch.cat([features, high_res_features.to(features.device, features.dtype)], dim=1)
-        features = features.flatten(2).transpose(1, 2)
+        # Quantised products of serving engines take no strided view.
+        features = features.flatten(2).transpose(1, 2).contiguous()
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.adapter(features))
 
     def _to_grid(self, patches: torch.Tensor) -> torch.Tensor:
@@ -514,62 +298,39 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
             )
         return self.get_high_res_features(given) if high_res_features is None else high_res_features
 
-    def get_branch_inputs(self, branch_ids: torch.Tensor, inputs_embeds: torch.Tensor) -> dict[str, Any]:
-        """What the language model needs for packed branches, in the form that its attention implementation takes.
 
-        Args:
-            branch_ids (`torch.LongTensor` of shape `(S, T)`): 0 in the prefix, 1, 2, .. in its branches, -1 in padding.
-            inputs_embeds (`torch.Tensor` of shape `(S, T, D)`): the sequences.
+class FineCaptionModel(FineCaptionVisionModel):
+    """Towers, adapter and language model, without the language-modelling head."""
 
-        Returns:
-            `dict`: `attention_mask` and `position_ids`.
+    _keys_to_ignore_on_load_unexpected = None
 
-        Raises:
-            ValueError: If branch_ids are none, or the language model cannot keep branches apart.
+    def __init__(self, config: FineCaptionConfig):
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def train(self, mode: bool = True) -> "FineCaptionModel":
+        """Set training mode, but keep what has parameters and trains none of them in evaluation mode.
+
+        A trainer calls this at every step; the dropout of frozen parts, for one, has to stay off.
         """
-        if branch_ids.shape != inputs_embeds.shape[:2]:
-            raise ValueError(
-                f"branch_ids have shape {tuple(branch_ids.shape)}, but the sequences and their tokens are "
-                f"{tuple(inputs_embeds.shape[:2])}. Give one branch id per token."
-            )
-        branch_ids = branch_ids.to(inputs_embeds.device)
-        torch_compilable_check(
-            are_branch_ids(branch_ids),
-            "branch_ids must be 0 in the prefix, then 1, 2, .. in one branch after another, then -1 in padding on the "
-            "right.",
-        )
-        obstacle = branch_obstacle(self.language_model)
-        if obstacle is not None:
-            raise ValueError(
-                f"The language model ({self.language_model.config.model_type}) cannot keep branches apart: {obstacle}. "
-                "Train it without branch_ids, one description per sequence."
-            )
-        position_ids = branch_position_ids(branch_ids)
-        window = attention_window(self.language_model)
-        if window is not None and branch_ids.shape[1] > window:
-            torch_compilable_check(
-                position_ids.max() < window,
-                f"A prefix with one of its branches is longer than the window of {window} tokens to which layers of "
-                "the language model attend. Shorten it, or train without branch_ids.",
-            )
-        implementation = self.language_model.config._attn_implementation
-        attention_mask: Any
-        if implementation == "flex_attention":
-            attention_mask = branch_block_mask(branch_ids)
-        elif implementation in ("sdpa", "eager"):
-            attention_mask = branch_attention_mask(branch_ids)
-            if implementation == "eager":  # adds its mask to the scores
-                lowest = torch.finfo(inputs_embeds.dtype).min
-                attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
-                    ~attention_mask, lowest
-                )
-        else:
-            raise ValueError(
-                f"The language model's attention implementation is {implementation!r}, which takes no mask that keeps "
-                "branches apart. Choose sdpa, flex_attention or eager: from_pretrained(..., attn_implementation="
-                '{"text_config": "sdpa"}).'
-            )
-        return {"attention_mask": attention_mask, "position_ids": position_ids}
+        super().train(mode)
+        if mode:
+            for part in self.children():
+                trains = _settle_frozen(part)
+                # A layer checkpoints its activations only in training mode. Where the gradient has to pass frozen
+                # layers, to the adapter or to the alpha convolution, they keep that mode, and what they hold does not.
+                if trains or part is self.language_model:
+                    for module in part.modules():
+                        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                            module.training = True
+        return self
 
     def _features_by_sequence(self, image_features: torch.Tensor, region_indices: torch.Tensor) -> torch.Tensor:
         """Image tokens of regions `(B, N, D)` to those of sequences `(S, N, D)`."""
@@ -691,7 +452,7 @@ class FineCaptionModel(FineCaptionPreTrainedModel):
                     f"branch_ids were given together with {' and '.join(contradicting)}. They say which tokens are "
                     "attended to, and where: leave the others out."
                 )
-            branch_inputs = self.get_branch_inputs(branch_ids, inputs_embeds)
+            branch_inputs = packed_branch_inputs(self.language_model, branch_ids, inputs_embeds)
             attention_mask, position_ids = branch_inputs["attention_mask"], branch_inputs["position_ids"]
             # Nothing can continue packed branches, so a cache would only hold memory.
             kwargs = {**kwargs, "use_cache": False}
@@ -819,4 +580,9 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
 
 FineCaptionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
-__all__ = ["FineCaptionForConditionalGeneration", "FineCaptionModel", "FineCaptionPreTrainedModel"]
+__all__ = [
+    "FineCaptionForConditionalGeneration",
+    "FineCaptionModel",
+    "FineCaptionPreTrainedModel",
+    "FineCaptionVisionModel",
+]

@@ -21,7 +21,7 @@ from .configuration_finecaption import FineCaptionConfig
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .branching_finecaption import BranchEngine, BranchRequest
+from .engine_finecaption import BranchEngine, BranchRequest
 from .image_processing_finecaption import flatten_regions
 from .masks_finecaption import is_region_reference
 from .prompts_finecaption import resolve_questions

@@ -108,7 +108,8 @@ def resolve_question(name: str, questions: Mapping[str, str]) -> str:
     return question
 
 
-_EXAMPLES = (("What is it?", "a cup"), ("Which color has this thing, and why?", "Red, it seems."))
+# Conversations on which a chat template has to show that it can be cut where an image ends.
+EXAMPLES = (("What is it?", "a cup"), ("Which color has this thing, and why?", "Red, it seems."))
 
 
 def resolve_questions(questions: str | Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
@@ -165,7 +166,7 @@ class PromptEncoder:
         special |= dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids))
         self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
         self._before_image: str | None = None
-        self._prompts = {question: self._prove_prompt(question) for question, _ in _EXAMPLES}
+        self._prompts = {question: self._prove_prompt(question) for question, _ in EXAMPLES}
         prefixes = [prompt[: len(prompt) - len(self.question_ids(text))] for text, prompt in self._prompts.items()]
         if prefixes[0] != prefixes[1]:
             raise self._fault("The tokens up to the image depend on the question.")
@@ -253,91 +254,3 @@ class PromptEncoder:
             f"The processor's chat template cannot be used. {reason} Give the processor another "
             "chat_template, such as prompts_finecaption.DEFAULT_CHAT_TEMPLATE."
         )
-
-
-class BranchEncoder(PromptEncoder):
-    """Tokens of a prefix and its branches, for training: questions with their answers.
-
-    An answer's tokens end with the token that ends the turn (the first special token that the template puts after an
-    answer, such as `<|eot_id|>`), so that a model learns to stop; where a template has none, the tokenizer's end of
-    sequence is added. What the template puts after that token is left out. White space around an answer is dropped.
-
-    On construction two conversations are compared with prefix and branch as well. Where a tokenizer would merge the
-    end of the prompt with the start of an answer, the prompt stays as generation gets it, and the answer starts with a
-    token of its own.
-
-    Args:
-        processor (`FineCaptionProcessor`): as for `PromptEncoder`.
-
-    Raises:
-        ValueError: If the chat template does not split into a prefix, a question and an answer.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        super().__init__(processor)
-        self._around_answer: tuple[str, str] | None = None
-        self._adds_end = False
-        for question, answer in _EXAMPLES:
-            self._learn_answer(self._render(question), self._render(question, answer), answer)
-            _, answer_ids = self.encode([(question, answer)])[0]
-            self._prove_answer(self._tokenize_chat(question, answer), self._prompts[question], list(answer_ids))
-
-    def encode(self, branches: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Tokens of the question and of the answer, for each pair of a question and an answer.
-
-        Raises:
-            ValueError: If an answer is empty, or a text holds a special token, such as that of an image.
-        """
-        lead, trail = self._around_answer or ("", "")
-        prompts, replies = [], []
-        for question, answer in branches:
-            answer = answer.strip()
-            if not answer:
-                raise ValueError(f"The answer to {question!r} is empty. Leave the branch out, or give its answer.")
-            self._refuse_special(answer, "answer")
-            prompts.append(self._question(question))
-            replies.append(lead + answer + trail)
-        whole = self._tokenize_after_image([text + reply for (text, _), reply in zip(prompts, replies)])
-        encoded = []
-        for (text, question_ids), reply, ids in zip(prompts, replies, whole):
-            count = len(question_ids)
-            answer_ids = ids[count:] if ids[:count] == question_ids else self._apart(text, question_ids, reply, ids)
-            encoded.append((question_ids, answer_ids))
-        return encoded
-
-    def _apart(self, text: str, question_ids: tuple[int, ...], reply: str, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """The answer's tokens where those of question and answer together do not start with the question's."""
-        answer_ids = self._tokenize_after_image([reply])[0]
-        if self._decode(question_ids + answer_ids) != self._decode(whole):
-            raise self._fault(f"{text + reply!r} cannot be cut into tokens of a question and of an answer.")
-        return answer_ids
-
-    def _learn_answer(self, prompt: str, whole: str, answer: str) -> None:
-        """Find out what the template puts between the prompt and an answer, and after the answer."""
-        lead, found, trail = whole[len(prompt) :].partition(answer)
-        if not whole.startswith(prompt) or not found:
-            raise self._fault(f"A conversation becomes {whole!r}, which does not continue its prompt {prompt!r}.")
-        end = self._special.search(trail)
-        if end:
-            trail = trail[: end.end()]
-        elif self.tokenizer.eos_token is not None:
-            trail = trail.rstrip() + self.tokenizer.eos_token
-            self._adds_end = True
-        else:
-            raise self._fault(
-                f"Nothing ends an answer: a conversation becomes {whole!r}. Put the token that ends a turn after it."
-            )
-        if self._around_answer not in (None, (lead, trail)):
-            raise self._fault(f"What it puts around an answer changes: {self._around_answer} and {(lead, trail)}.")
-        self._around_answer = lead, trail
-
-    def _prove_answer(self, whole: list[int], prompt: list[int], answer_ids: list[int]) -> None:
-        """Compare with the tokens of the whole conversation, up to the end of the turn."""
-        made = prompt + (answer_ids[:-1] if self._adds_end else answer_ids)
-        if whole[: len(made)] == made:
-            return
-        # The text must be the same at least: tokens may differ at the border (see the class), and where an added end
-        # of sequence stands for the white space that the template puts after an answer.
-        border_only = self._adds_end or whole[: len(prompt)] != prompt
-        if not border_only or not self._decode(whole).startswith(self._decode(made)):
-            raise self._fault("The tokens of a conversation differ from those of its prefix and its branch.")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .branching_finecaption import BranchAnswer, BranchRequest
+from .engine_finecaption import BranchAnswer, BranchRequest
 from .image_processing_finecaption import join_vision
 from .masks_finecaption import MaskError, as_mask, mask_to_box
 from .prompts_finecaption import normalise_name

@@ -47,7 +47,7 @@ def caption_picture(
         refine, everything, segmenter, max_regions, model, device, dtype, out, as_json: the options of that name.
     """
     with errors_in_one_line():
-        from ..branching_finecaption import BranchRequest
+        from ..engine_finecaption import BranchRequest
 
         # What can be found out before a model is loaded comes first.
         BranchRequest("region", temperature=options["temperature"], top_p=options["top_p"])

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from ..branch_attention_finecaption import PADDING_BRANCH
-from ..branching_finecaption import IGNORED_LABEL, PackedSequence, pack_branches
-from ..prompts_finecaption import BranchEncoder
+from .packing import IGNORED_LABEL, BranchEncoder, PackedSequence, pack_branches
 from .records import Branch, DataError, Record, Region
 
 

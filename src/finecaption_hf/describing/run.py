@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from .. import __version__
-from ..branching_finecaption import BranchEngine, BranchRequest
 from ..data.records import DataError
+from ..engine_finecaption import BranchEngine, BranchRequest
 from ..fingerprint import model_fingerprint
 from ..prompts_finecaption import resolve_questions
 from ..records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers

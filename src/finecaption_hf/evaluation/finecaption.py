@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..branching_finecaption import BranchAnswer, BranchEngine, BranchRequest
+from ..engine_finecaption import BranchAnswer, BranchEngine, BranchRequest
 from ..fingerprint import model_fingerprint
 from ..prompts_finecaption import PromptEncoder
 from ..records_finecaption import derived_seed

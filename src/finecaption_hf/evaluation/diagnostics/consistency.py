@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...branching_finecaption import BranchEngine, BranchRequest
 from ...data.records import DataError, Record
+from ...engine_finecaption import BranchEngine, BranchRequest
 from ...masks_finecaption import MaskError, as_mask
 from ...prompts_finecaption import find_question, normalise_name
 from ..run import AskedRecord, AskedRegion, walk

@@ -12,8 +12,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...branch_attention_finecaption import PADDING_BRANCH, attention_window, branch_obstacle
-from ...branching_finecaption import IGNORED_LABEL, PackedSequence, pack_branches
-from ...prompts_finecaption import BranchEncoder, find_question
+from ...data.packing import IGNORED_LABEL, BranchEncoder, PackedSequence, pack_branches
+from ...prompts_finecaption import find_question
 
 _PACKABLE = ("sdpa", "eager", "flex_attention")
 

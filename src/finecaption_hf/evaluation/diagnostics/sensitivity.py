@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...branching_finecaption import BranchEngine, BranchRequest
 from ...data.records import DataError, Record
+from ...engine_finecaption import BranchEngine, BranchRequest
 from ...masks_finecaption import MaskError, as_mask
 from ...prompts_finecaption import find_question
 from ..run import AskedRecord, walk

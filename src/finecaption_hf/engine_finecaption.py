@@ -1,13 +1,11 @@
-"""A prefix and its branches: all questions about one region, computed as if each were alone.
+"""All questions about all regions in one pass: `BranchEngine`.
 
 The prefix of a region is everything up to its last image token; a branch is one question with its answer. A branch
 attends to the prefix and, causally, to itself; positions restart after the prefix for every branch. So each branch gets
-the logits of the sequence that holds it alone, and the prefix is computed once.
+the logits of the sequence that holds it alone, the keys and values of a prefix are computed once per region, and its
+branches are decoded together.
 
-For training, a prefix and its branches are packed into one sequence (`pack_branches`). For answers, `BranchEngine`
-computes the keys and values of a prefix once per region and decodes its branches together.
-
-Dimension letters: S sequences, T tokens of a sequence; for decoding R regions, n branches of a region, P tokens of a
+Dimension letters: R regions, n branches of a region, P tokens of a
 prefix, Q tokens of all questions about a region, L tokens that are new to the cache, H heads, G key/value heads, d
 width of a head, V vocabulary.
 """
@@ -51,78 +49,6 @@ from .branch_attention_finecaption import (
 from .prompts_finecaption import PromptEncoder, find_question
 
 logger = logging.get_logger(__name__)
-
-IGNORED_LABEL = -100
-
-
-class PackedSequence(NamedTuple):
-    """A prefix and some branches of it, lists of T whole numbers.
-
-    Args:
-        input_ids: the tokens.
-        labels: the answers' tokens; -100 elsewhere.
-        branch_ids: 0 in the prefix, 1, 2, .. in the branches.
-        position_ids: restart after the prefix for every branch.
-        branches: which of the given branches these are, by their position.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    branch_ids: list[int]
-    position_ids: list[int]
-    branches: list[int]
-
-
-def pack_branches(
-    prefix_ids: Sequence[int],
-    branches: Sequence[tuple[Sequence[int], Sequence[int]]],
-    max_tokens: int | None = None,
-) -> list[PackedSequence]:
-    """Lay a prefix and its branches in one sequence, or in several that repeat the prefix.
-
-    Args:
-        prefix_ids: tokens up to the last image token.
-        branches: for each branch the tokens of its question (up to where the answer starts) and of its answer.
-        max_tokens (*optional*): what a sequence may hold; branches that do not fit go to the next one, in order.
-
-    Raises:
-        ValueError: If a branch has no tokens of a question or of an answer, or does not fit beside the prefix.
-    """
-    if not prefix_ids or not branches:
-        raise ValueError(
-            f"A prefix of {len(prefix_ids)} tokens and {len(branches)} branches arrived. Give at least one of each."
-        )
-    packed: list[PackedSequence] = []
-    start = len(prefix_ids)
-    for number, (question_ids, answer_ids) in enumerate(branches):
-        if not question_ids or not answer_ids:
-            # The first token of an answer is predicted from the token before it: it must be of the same branch.
-            raise ValueError(
-                f"Branch {number} has {len(question_ids)} tokens of a question and {len(answer_ids)} of an answer. "
-                "Each needs at least one."
-            )
-        length = len(question_ids) + len(answer_ids)
-        if max_tokens is not None and start + length > max_tokens:
-            raise ValueError(
-                f"Branch {number} has {length} tokens, with its prefix {start + length}, but max_tokens is "
-                f"{max_tokens}. A branch is never cut: raise max_tokens, or shorten or leave out the branch."
-            )
-        if not packed or (max_tokens is not None and len(packed[-1].input_ids) + length > max_tokens):
-            packed.append(
-                PackedSequence(list(prefix_ids), [IGNORED_LABEL] * start, [0] * start, list(range(start)), [])
-            )
-        sequence = packed[-1]
-        sequence.branches.append(number)
-        sequence.input_ids.extend(question_ids)
-        sequence.input_ids.extend(answer_ids)
-        sequence.labels.extend([IGNORED_LABEL] * len(question_ids))
-        sequence.labels.extend(answer_ids)
-        sequence.branch_ids.extend([len(sequence.branches)] * length)
-        sequence.position_ids.extend(range(start, start + length))
-    return packed
-
-
-# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -937,4 +863,4 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
 
 
-__all__ = ["BranchAnswer", "BranchEngine", "BranchRequest", "BranchUpdate", "PackedSequence", "pack_branches"]
+__all__ = ["BranchAnswer", "BranchEngine", "BranchRequest", "BranchUpdate"]

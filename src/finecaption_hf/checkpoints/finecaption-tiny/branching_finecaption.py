@@ -1,1 +1,0 @@
-../../branching_finecaption.py
