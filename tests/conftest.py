@@ -65,8 +65,10 @@ class _Deprecations(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "deprecat" in record.getMessage():
-            self.messages.append(record.getMessage())
+        # transformers 5.19 says the second of what its own pipelines do.
+        text = record.getMessage()
+        if "deprecat" in text and not text.startswith("Passing `generation_config` together with"):
+            self.messages.append(text)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast, ProcessorMixin,
 
 from finecaption_hf import FineCaptionImageProcessor, FineCaptionProcessor
 from finecaption_hf.masks_finecaption import encode_rle
+from finecaption_hf.processing_finecaption import FineCaptionProcessorKwargs
 from finecaption_hf.prompts_finecaption import ATTRIBUTES, DEFAULT_CHAT_TEMPLATE, TASKS, resolve_question
 
 pytestmark = pytest.mark.hub
@@ -141,7 +142,7 @@ def test_every_region_gets_its_image_tokens(processor: FineCaptionProcessor, ima
     inputs = processor(images=image, text="<image>What?", return_tensors="pt")
     assert processor.decode(inputs["input_ids"][0]) == "<s>" + "<image>" * IMAGE_SEQ_LENGTH + "What?"
     assert (inputs["input_ids"] == processor.image_token_id).sum() == IMAGE_SEQ_LENGTH
-    assert set(inputs) == set(processor.model_input_names)
+    assert set(inputs) == set(processor.model_input_names) - {"image_indices"}
     assert set(processor.model_input_names) == {
         "input_ids",
         "attention_mask",
@@ -150,6 +151,22 @@ def test_every_region_gets_its_image_tokens(processor: FineCaptionProcessor, ima
         "mask_values",
         "image_indices",
     }
+
+
+def test_there_are_no_image_indices_where_each_region_has_a_picture_of_its_own(
+    processor: FineCaptionProcessor, image: Image.Image
+) -> None:
+    """Serving engines concatenate items of several requests, each of which would count its pictures from 0."""
+    others = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    assert "image_indices" not in processor(images=others, text=["<image>a", "<image>b"], return_tensors="pt")
+    shared = processor(images=[image], masks=[[None, None]], text="<image><image>a", return_tensors="pt")
+    assert shared["image_indices"].tolist() == [0, 0]
+
+
+def test_signature_of_the_processor_names_its_options() -> None:
+    """vLLM takes the type of the options from there, else from the first class whose name sounds like one."""
+    options = FineCaptionProcessor.__call__.__annotations__["kwargs"]
+    assert get_args(options) == (FineCaptionProcessorKwargs,)
 
 
 def test_prompts_are_padded_on_the_left(processor: FineCaptionProcessor, image: Image.Image) -> None:

@@ -216,6 +216,24 @@ def test_lines_of_the_use_this_model_box_work(work, copy, expected):
     assert is_right(generated, accepted(scene, 0)["Color"])
 
 
+def test_configuration_can_send_automodel_to_the_model_without_head(work, copy, expected):
+    """vLLM's and SGLang's generic backends build the language model's head themselves; docs/serving.md has the line."""
+    printed = run(
+        """
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        config.auto_map["AutoModel"] = "modeling_finecaption.FineCaptionModel"
+        model = AutoModel.from_pretrained(folder, config=config, trust_remote_code=True)
+        empty = AutoModel.from_config(config, trust_remote_code=True)
+        print(type(model).__name__, hasattr(model, "lm_head"), type(empty).__name__)
+        """,
+        copy,
+        work,
+    )
+    assert printed.strip().splitlines()[-1] == "FineCaptionModel False FineCaptionModel"
+
+
 @pytest.mark.parametrize("version", ["5.18.0", "6.0.0"])
 @pytest.mark.parametrize("auto_class", ["AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor"])
 def test_transformers_outside_the_range_end_in_an_error_that_names_it(work, copy, version, auto_class):

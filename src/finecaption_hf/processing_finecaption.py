@@ -11,7 +11,7 @@ from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsup
 
 # isort: split
 from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
-from transformers.processing_utils import MultiModalData
+from transformers.processing_utils import MultiModalData, Unpack
 
 from .hub_finecaption import ProcessorPushMixin
 from .image_processing_finecaption import FineCaptionImageProcessorKwargs
@@ -122,7 +122,7 @@ class FineCaptionProcessor(ProcessorPushMixin, ProcessorMixin):
         text: Any = None,
         masks: Any = None,
         image_indices: Any = None,
-        **kwargs: Any,
+        **kwargs: Unpack[FineCaptionProcessorKwargs],  # serving engines read which options there are
     ) -> BatchFeature:
         """Prepare prompts, images and regions. Text alone and images alone are fine, too.
 
@@ -137,7 +137,8 @@ class FineCaptionProcessor(ProcessorPushMixin, ProcessorMixin):
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape `(S, T)` where there is text, and with what
-            the image processor returns where there are images. With text, B is the number of image tokens.
+            the image processor returns where there are images. With text, B is the number of image tokens, and there
+            are no `image_indices` where each region has a picture of its own.
 
         Raises:
             ValueError: If image tokens and regions differ in number, or nothing was given.
@@ -175,6 +176,9 @@ class FineCaptionProcessor(ProcessorPushMixin, ProcessorMixin):
                     data[name] = data[name][order]
             num_regions = len(data.get("image_indices", ()))
             data = {**self._tokenize(prompts, num_regions, **merged["text_kwargs"]), **data}
+            # Serving engines batch such items anew, and each would count its pictures from 0.
+            if list(data.get("image_indices", ())) == list(range(len(data.get("pixel_values", ())))):
+                data.pop("image_indices", None)
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def _flatten_prompts(
