@@ -1,8 +1,10 @@
 """What has to be set before anything of Hugging Face is imported, and what several test files share."""
 
+import faulthandler
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import pytest_timeout
 
 # Settings are read when a library is imported. Without network the Hub client would wait for most of a minute, and code
 # that a test loads from beside weights must neither come from an earlier run nor stay for the next one.
@@ -40,6 +43,33 @@ except ModuleNotFoundError:
 else:
     raise AssertionError("the package is still importable")
 """
+
+# Seconds for one test that trains, installs or drives a browser (pyproject.toml has the limit of the others), for
+# cleaning up after one, and for a process to end after the last.
+LONG_S, CLEANING_S, ENDING_S = 3600, 300, 120
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "space", "browser")):
+            item.add_marker(pytest.mark.timeout(LONG_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Any:
+    """Cleaning up has a limit of its own: the test's is lifted when it fails, for debuggers."""
+    hook = item.config.hook
+    limit = pytest_timeout.Settings(CLEANING_S, "signal", False, False)
+    hook.pytest_timeout_set_timer(item=item, settings=limit)
+    try:
+        return (yield)
+    finally:
+        hook.pytest_timeout_cancel_timer(item=item)
+
+
+def pytest_unconfigure() -> None:
+    """A thread that a test left behind cannot keep the process from ending."""
+    faulthandler.dump_traceback_later(ENDING_S, exit=True, file=sys.__stderr__)
 
 
 class RealRegion(NamedTuple):
