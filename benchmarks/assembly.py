@@ -145,7 +145,9 @@ def measure(folder: Path, parameters: int) -> dict[str, Any]:
         "max_shard_size": f"{SHARD // 10**6}MB",
     }
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(arguments)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(arguments)], capture_output=True, text=True, timeout=3600
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     found = json.loads(done.stdout.splitlines()[-1])

@@ -433,10 +433,10 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, int]:
         command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", contestant]
         running[contestant] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if arguments.device != "cpu":
-            running[contestant].wait()
+            running[contestant].wait(3600)
     found = {}
     for contestant, process in running.items():
-        output, errors = process.communicate()
+        output, errors = process.communicate(timeout=3600)
         if process.returncode:
             raise SystemExit(errors[-3000:])
         found[contestant] = int(output.split()[-1])

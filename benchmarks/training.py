@@ -308,7 +308,7 @@ def step_memory(arguments: argparse.Namespace, packed: bool) -> int:
 
 def measure_memory(packed: bool) -> int:
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", "packed" if packed else "separate"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return int(done.stdout.split()[-1])

@@ -143,7 +143,8 @@ class HubServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the server goes on after its end"
 
     def model(self, repo_id: str) -> Repo:
         return self.repos["model", repo_id]

@@ -510,7 +510,11 @@ def test_impossible_scores_end_in_an_error(arguments: list[object], message: str
 
 def test_module_runs_as_the_command_does() -> None:
     command = [sys.executable, "-m", "finecaption_hf.cli", "--version"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().endswith(__version__)
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        .stdout.strip()
+        .endswith(__version__)
+    )
     assert run("--version").stdout.strip().endswith(__version__)
 
 
@@ -523,4 +527,4 @@ def test_help_comes_without_importing_torch(arguments: list[str]) -> None:
         f"assert CliRunner().invoke(app, {arguments!r}).exit_code == 0\n"
         "assert not {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -467,7 +467,9 @@ def test_reader_that_goes_away_ends_the_waiting(stub: Stub) -> None:
     stub.replies = [None, (429, "", {"Retry-After": "60"})]
     made = describer(stub, concurrency=1).describe([request(f"Q{number}") for number in range(4)])
     next(made)
+    deadline = time.monotonic() + 5
     while len(stub.requests) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     made.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 5

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from waiting import exit_code
 
 from finecaption_hf.data import DataError, ImageStore, open_images
 
@@ -149,5 +150,4 @@ def test_store_works_in_forked_and_unpickled_copies(archives: dict[str, Path], k
     for worker in workers:
         worker.start()
     assert [answers.get(timeout=60) for _ in workers] == [expected] * 3
-    for worker in workers:
-        worker.join()
+    assert [exit_code(worker) for worker in workers] == [0, 0, 0]

@@ -13,7 +13,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import types
 import urllib.error
 import urllib.parse
@@ -30,6 +29,7 @@ from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE, ROOT
 from demo_server import ask, file_data, upload
 from PIL import Image
 from typer.testing import CliRunner
+from waiting import LIMIT_S, at_once, start
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.cli import app as cli
@@ -638,18 +638,12 @@ def test_users_at_once_get_their_own_regions(client: Any, address: str) -> None:
 
     boxes = [[178, 25, 249, 96], [100, 149, 160, 209], [5, 35, 85, 248]]
     alone = [_describe(client, {"box_xyxy": box}, ["Color", "region"]) for box in boxes]
-    found: dict[int, Any] = {}
 
-    def use(number: int) -> None:
+    def use(number: int) -> list[Any]:
         other = Client(address, verbose=False)
-        found[number] = [_describe(other, {"box_xyxy": boxes[number]}, ["Color", "region"]) for _ in range(3)]
+        return [_describe(other, {"box_xyxy": boxes[number]}, ["Color", "region"]) for _ in range(3)]
 
-    threads = [threading.Thread(target=use, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[number] for number in range(3)] == [[told] * 3 for told in alone]
+    assert at_once(use, 3) == [[told] * 3 for told in alone]
 
 
 @pytest.fixture
@@ -701,18 +695,8 @@ def test_users_take_turns_at_the_model_and_get_what_they_would_alone(
 
     alone = [last(number) for number in range(4)]
     assert max(most) == 1 and all("Done." in told[1] for told in alone)
-    found: dict[int, list[Any]] = {number: [] for number in range(4)}
-
-    def use(number: int) -> None:
-        found[number] += [last(number) for _ in range(4)]
-
-    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
     without_number = re.compile(r"data-run=.\d+.")
-    for number, each in found.items():
+    for number, each in enumerate(at_once(lambda number: [last(number) for _ in range(4)], 4)):
         for told in each:
             assert [without_number.sub("", part) for part in told] == [
                 without_number.sub("", part) for part in alone[number]
@@ -726,16 +710,13 @@ def test_request_begins_when_the_users_former_one_has_ended(answer: Any, picture
     box = [178, 25, 249, 96]
     former = answer("user", picture, box, ["dense"])
     next(former)
-    shown: list[Any] = []
-    thread = threading.Thread(target=lambda: shown.extend(answer("user", picture, box, ["Color"])))
-    thread.start()
+    latter = start(lambda: list(answer("user", picture, box, ["Color"])))
     # Somebody else is not kept waiting.
     assert "Done." in list(answer("other", picture, box, ["Color"]))[-2][1]
-    assert not shown, "what the former request has sent last would hide this"
+    assert not latter.done(), "what the former request has sent last would hide this"
     (end,) = former
     assert all(part == gradio.skip() for part in end), "gradio sends the last of a request twice"
-    thread.join()
-    assert "Done." in shown[-2][1]
+    assert "Done." in latter.result(timeout=LIMIT_S)[-2][1]
 
 
 def test_port_that_is_taken_is_named(embedded: Any, address: str) -> None:

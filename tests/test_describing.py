@@ -15,6 +15,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from conftest import ROOT, RealRegion
 from PIL import Image
 from typer.testing import CliRunner
+from waiting import exit_code
 
 from finecaption_hf.appending import AppendedFile
 from finecaption_hf.captioning import load
@@ -295,10 +297,15 @@ class Nursery:
 
     def close(self) -> None:
         self.connection.send(None)
-        self.process.join(20)
+        try:
+            exit_code(self.process, 20)
+        finally:  # runs that hang
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def _serve(connection: Any) -> None:
+    os.setpgrp()
     checkpoint = load(device="cpu")
     while (job := connection.recv()) is not None:
         count, victim = job.get("count", 1), job["victim"]

@@ -1,7 +1,6 @@
 """The engine's answers are those of one `generate` per question, whatever is computed together and however cut."""
 
 import copy
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import GenerationConfig, TopPLogitsWarper
+from waiting import at_once
 
 from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
 from finecaption_hf.branch_attention_finecaption import BRANCH_ATTENTION, BranchCache, branch_attention_forward
@@ -597,18 +597,11 @@ def test_two_threads_answer_at_once(small: Any) -> None:
     visions = [vision_of(processor, [0, 1]), vision_of(processor, [1, 0])]
     requests = [[BranchRequest(name, max_new_tokens=20) for name in names(processor, 6)]] * 2
     expected = [BranchEngine(model, processor).answer(vision, requests) for vision in visions]
-    found: dict[int, list[Any]] = {0: [], 1: []}
 
-    def work(number: int) -> None:
-        for _ in range(3):
-            found[number].append(BranchEngine(model, processor).answer(visions[number], requests))
+    def work(number: int) -> list[Any]:
+        return [BranchEngine(model, processor).answer(visions[number], requests) for _ in range(3)]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {number: [expected[number]] * 3 for number in (0, 1)}
+    assert at_once(work, 2) == [[answers] * 3 for answers in expected]
 
 
 # --- where a model cannot ---------------------------------------------------------------------------------------------

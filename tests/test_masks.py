@@ -533,7 +533,7 @@ def decode():
 
 print(grown(decode), grown(lambda: bytearray(64 * 2**20).count(1)))
 """
-    done = subprocess.run([sys.executable, "-c", program], input=bomb, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], input=bomb, capture_output=True, text=True, timeout=120)
     if "clear_refs" in done.stderr:
         pytest.skip("/proc/self/clear_refs cannot be written here")
     assert done.returncode == 0, done.stderr

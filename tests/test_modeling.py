@@ -1,7 +1,6 @@
 """The model against references: the library's own towers, plain loops, and itself in other arrangements."""
 
 import math
-from threading import Thread
 
 import pytest
 import timm
@@ -20,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast, TextIteratorStreamer
 from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.utils import logging
+from waiting import LIMIT_S, start
 
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionVisionModel
 from finecaption_hf.towers_finecaption import convert_normalisation
@@ -321,11 +321,17 @@ def test_streamed_pieces_join_to_the_generated_text(batch, model):
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     one = {"input_ids": batch["input_ids"][:1], **random_pixels(1, [0])}
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-    thread = Thread(target=model.generate, kwargs={**one, "max_new_tokens": 7, "streamer": streamer})
-    thread.start()
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=LIMIT_S)
+
+    def generate():
+        try:
+            model.generate(**one, max_new_tokens=7, streamer=streamer)
+        finally:
+            streamer.end()  # where it failed, the reader would wait
+
+    generated = start(generate)
     streamed = "".join(streamer)
-    thread.join()
+    generated.result(timeout=LIMIT_S)
     assert streamed == tokenizer.decode(model.generate(**one, max_new_tokens=7)[0, one["input_ids"].shape[1] :])
 
 

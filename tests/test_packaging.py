@@ -130,7 +130,9 @@ def test_wheel_holds_the_checkpoint_and_the_hub_files(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, source / name)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check", "--wheel-dir"]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(tmp_path), str(source)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, str(tmp_path), str(source)], check=True, timeout=300
+    )
     (wheel,) = tmp_path.glob("finecaption_hf-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -193,7 +195,7 @@ def test_import_is_light() -> None:
         "f.as_mask, f.FineCaptionProcessor\n"
         "assert 'evaluate' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_unknown_name_of_the_package_raises() -> None:
@@ -214,7 +216,7 @@ def test_using_a_class_registers_it_with_the_auto_classes() -> None:
 def test_files_name_no_folder_of_one_machine() -> None:
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not in a git clone")
     home = re.compile(r"(?<![\w.~])/(?:home|root|Users|work|tmp)/\w")

@@ -137,7 +137,9 @@ def test_another_process_gives_the_same_scene() -> None:
         "print(hashlib.sha256(s.image.tobytes() + s.masks.tobytes() + said.encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONHASHSEED": "5"}
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=120
+    )
     assert output.stdout.strip() == digest(render_scene(11, split="test"))
 
 

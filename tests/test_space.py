@@ -208,6 +208,7 @@ def GPU(task=None, *, duration=60, size=None):
         receiving, sending = fork.Pipe(duplex=False)
         process = fork.Process(target=work, args=(pickle.dumps(args), sending), daemon=True)
         process.start()
+        sending.close()  # or a process that dies would be waited for
         while True:
             end, value = receiving.recv()
             if end == "end":
@@ -215,7 +216,7 @@ def GPU(task=None, *, duration=60, size=None):
             if end is not None:
                 raise gradio.Error(end, print_exception=False)
             yield value
-        process.join()
+        process.join(30)
 
     if is_generator:
         return functools.wraps(task)(lambda *args: (yield from run(*args)))
@@ -417,7 +418,9 @@ def test_space_starts_in_a_clean_environment(
 ) -> None:
     python, app_folder = built
     where = "import finecaption_hf; print(finecaption_hf.__file__)"
-    outside = subprocess.run([python, "-c", where], cwd=tmp_path, env=space_environment, capture_output=True, text=True)
+    outside = subprocess.run(
+        [python, "-c", where], cwd=tmp_path, env=space_environment, capture_output=True, text=True, timeout=120
+    )
     assert "No module named 'finecaption_hf'" in outside.stderr, "the environment is not clean"
     with started(python, app_folder, space_environment, tmp_path / "log") as space:
         space.open_page()

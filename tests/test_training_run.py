@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from training_data import write_checkpoint, write_records
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
+from waiting import exit_code
 
 from finecaption_hf.cli import app
 from finecaption_hf.training.recipes import Recipe
@@ -112,12 +113,6 @@ def start(
     return process
 
 
-def finish(process: Any) -> int:
-    process.join(120)
-    assert process.exitcode is not None, "the process hangs"
-    return process.exitcode
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "final" / "model.safetensors")
 
@@ -130,7 +125,7 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def uninterrupted(setting: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted")
-    assert finish(start(setting, output)) == 0
+    assert exit_code(start(setting, output)) == 0
     return output
 
 
@@ -153,8 +148,8 @@ def test_killed_training_continues_to_the_same_weights(
     setting: Recipe, uninterrupted: Path, tmp_path: Path, kill: str, number: int
 ) -> None:
     output = tmp_path / "run"
-    assert finish(start(setting, output, kill=kill, number=number)) == -signal.SIGKILL
-    assert finish(start(setting, output)) == 0
+    assert exit_code(start(setting, output, kill=kill, number=number)) == -signal.SIGKILL
+    assert exit_code(start(setting, output)) == 0
     assert_equal(weights(output), weights(uninterrupted))
 
 
@@ -188,7 +183,7 @@ def test_two_processes_train_like_one(setting: Recipe, tmp_path: Path, embedded:
     options = {"max_steps": 6, "save_steps": 6, "learning_rate": 1e-3, "logging_steps": 1}
     alone = start(recipe, tmp_path / "one", options)
     together = start_together(recipe, tmp_path / "two", 2, options)
-    assert [finish(process) for process in (alone, *together)] == [0, 0, 0]
+    assert [exit_code(process) for process in (alone, *together)] == [0, 0, 0]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 6
     assert len(set(one)) == 6

@@ -14,6 +14,7 @@ from tiny import random_pixels, random_prompts, tiny_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from waiting import exit_code
 
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
 from finecaption_hf.training import STAGES, apply_stage
@@ -73,9 +74,7 @@ def test_sharded_stages_train_save_and_load_like_one_process(tmp_path: Path) -> 
     processes = [PROCESSES.Process(target=train_sharded, args=(rank, port, tmp_path)) for rank in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [exit_code(process) for process in processes] == [0, 0]
     for number in STAGES:
         expected = prepared(number)
         optimizer = optimizer_of(expected)

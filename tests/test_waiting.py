@@ -1,5 +1,6 @@
 """No test and no command can wait forever: every wait has a limit, and each test has one besides."""
 
+import ast
 import os
 import re
 import shutil
@@ -91,3 +92,63 @@ def test_a_test_that_hangs_fails_under_its_name_and_the_others_go_on(tmp_path: P
     assert "5 failed, 2 passed, 2 errors" in done.stdout
     # The process of the thread that was left behind had to be ended, by this or by xdist.
     assert processes != "0" or "in wait" in done.stderr
+
+
+# --- the limit of a wait ----------------------------------------------------------------------------------------------
+
+# What waits without end unless it is told how long.
+_PROCESSES = {"run", "call", "check_call", "check_output"}
+_METHODS = {"join", "wait", "get", "acquire", "result"}
+_FUNCTIONS = {"TextIteratorStreamer", "AsyncTextIteratorStreamer", "urlopen", "HTTPConnection", "create_connection"}
+
+
+def unlimited_waits(text: str) -> list[str]:
+    """The calls of a source text that may wait without end, each as "line: call"."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or any(keyword.arg in ("timeout", None) for keyword in node.keywords):
+            continue
+        owner, _, name = ast.unparse(node.func).rpartition(".")
+        if (
+            (owner == "subprocess" and name in _PROCESSES)
+            or name in _FUNCTIONS
+            or name == "communicate"
+            # `", ".join(parts)`, `mapping.get(key)`, `event.wait(3)` and `thread.join(3)` have an argument.
+            or (owner and name in _METHODS and not node.args)
+        ):
+            found.append(f"{node.lineno}: {ast.unparse(node)[:100]}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("call", "waits"),
+    [
+        ("subprocess.run(command, check=True)", True),
+        ("subprocess.run(command, timeout=60)", False),
+        ("subprocess.check_output(command)", True),
+        ("thread.join()", True),
+        ("thread.join(3)", False),
+        ("', '.join(parts)", False),
+        ("self.event.wait()", True),
+        ("self.event.wait(timeout=3)", False),
+        ("answers.get()", True),
+        ("mapping.get(key)", False),
+        ("process.communicate(text)", True),
+        ("lock.acquire()", True),
+        ("start(work).result()", True),
+        ("TextIteratorStreamer(tokenizer, skip_prompt=True)", True),
+        ("urllib.request.urlopen(url)", True),
+    ],
+)
+def test_unlimited_waits_are_told_from_others(call: str, waits: bool) -> None:
+    assert bool(unlimited_waits(call)) is waits
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "scripts"])
+def test_every_wait_has_a_limit(folder: str) -> None:
+    found = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        waits = unlimited_waits(path.read_text(encoding="utf-8"))
+        # Futures of a pool end as its workers do, with what these died of.
+        found += [f"{path.relative_to(ROOT)}:{wait}" for wait in waits if folder != "src" or ".result()" not in wait]
+    assert not found, "\n".join(found)
