@@ -476,6 +476,13 @@ def test_missing_java_raises_before_anything_is_scored(metric: str, no_java: Non
             CaptionScorer([metric], tokenizer="python")
 
 
+def test_java_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finecaption_hf.evaluation.metrics.java._LIMIT_S", 0.5)
+    java = stub_java(tmp_path, "17", "exec sleep 600")
+    with pytest.raises(MetricError, match=r"PTBTokenizer .* did not end within 1 s for 2 captions, and was ended"):
+        score_captions(["a"], ["b"], ["rouge_l"], java=java)
+
+
 def test_failure_of_java_is_shown(tmp_path: Path) -> None:
     java = stub_java(tmp_path, "17", "echo 'Could not reserve enough space for object heap' >&2; exit 1")
     with pytest.raises(MetricError, match="failed with exit status 1:\nCould not reserve enough space"):

@@ -144,7 +144,7 @@ def test_unlimited_waits_are_told_from_others(call: str, waits: bool) -> None:
     assert bool(unlimited_waits(call)) is waits
 
 
-@pytest.mark.parametrize("folder", ["tests", "benchmarks", "scripts"])
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "scripts"])
 def test_every_wait_has_a_limit(folder: str) -> None:
     found = []
     for path in sorted((ROOT / folder).rglob("*.py")):

