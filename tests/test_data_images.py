@@ -2,8 +2,10 @@
 
 import io
 import multiprocessing
+import os
 import pickle
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from waiting import exit_code
+from waiting import exit_code, start
 
 from finecaption_hf.data import DataError, ImageStore, open_images
 
@@ -151,3 +153,27 @@ def test_store_works_in_forked_and_unpickled_copies(archives: dict[str, Path], k
         worker.start()
     assert [answers.get(timeout=60) for _ in workers] == [expected] * 3
     assert [exit_code(worker) for worker in workers] == [0, 0, 0]
+
+
+def test_fork_while_another_thread_opens_the_archive_does_not_hang(
+    archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = pickle.loads(pickle.dumps(open_images(archives["zip"])))
+    here, opening, go_on, real = os.getpid(), threading.Event(), threading.Event(), zipfile.ZipFile
+
+    def slow(path: Any) -> zipfile.ZipFile:
+        if os.getpid() == here:
+            opening.set()
+            assert go_on.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(zipfile, "ZipFile", slow)
+    reading = start(store.read, "a.png")
+    assert opening.wait(60)
+    worker = multiprocessing.get_context("fork").Process(target=store.read, args=("a.png",))
+    worker.start()
+    try:
+        assert exit_code(worker, 20) == 0
+    finally:
+        go_on.set()
+    assert reading.result(timeout=60).size == store.read("a.png").size

@@ -8,7 +8,6 @@ import os
 import posixpath
 import re
 import tarfile
-import threading
 import warnings
 import zipfile
 import zlib
@@ -118,23 +117,19 @@ class FolderImages(ImageStore):
 class ZipImages(ImageStore):
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
         super().__init__(path, max_pixels)
-        self._lock = threading.Lock()
-        self._archive: zipfile.ZipFile | None = None
-        self._owner = 0
-        self._open()
+        self._opened: tuple[int, Any] = os.getpid(), zipfile.ZipFile(path)
 
     def _open(self) -> zipfile.ZipFile:
-        # After a fork the file's position is shared with the parent, so each process opens the archive itself.
-        with self._lock:
-            if self._archive is None or self._owner != os.getpid():
-                self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
-            return self._archive
+        # After a fork the file's position is shared with the parent, so each process opens the archive itself; without
+        # a lock, which would stay locked in a process that is forked while another thread holds it.
+        owner, archive = self._opened
+        if owner != os.getpid():
+            archive = zipfile.ZipFile(self.path)
+            self._opened = os.getpid(), archive
+        return archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "max_pixels": self.max_pixels}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _archive=None, _owner=0)
+        return {**self.__dict__, "_opened": (0, None)}
 
     def _bytes(self, name: str) -> bytes:
         archive = self._open()
