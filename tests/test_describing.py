@@ -245,6 +245,32 @@ def test_pictures_are_read_ahead_of_the_model(embedded: Any, tmp_path: Path, mon
     assert events.index("read 11.png") > events.index("answered")
 
 
+def test_a_thread_that_dies_while_it_reads_ahead_ends_the_run(
+    embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run._Worker, "prepare", lambda self, item: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        describe(embedded, write_rows(tmp_path, 3), tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("died_of", "error", "message"),
+    [
+        (MemoryError("no room for what the others sent"), MemoryError, "no room"),
+        (RuntimeError("Connection closed by peer"), ProcessLostError, "ended early; it says why"),
+    ],
+)
+def test_a_thread_that_dies_while_it_waits_for_the_others_is_no_answer_of_theirs(
+    monkeypatch: pytest.MonkeyPatch, died_of: Exception, error: type[Exception], message: str
+) -> None:
+    def die(*arguments: Any, **options: Any) -> None:
+        raise died_of
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", die)
+    with pytest.raises(error, match=message):
+        Processes(0, 2).gather("mine", lambda: None)
+
+
 def test_a_model_that_differs_in_one_tower_is_another_one(embedded: Any, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path, 1), tmp_path / "out.jsonl"
     describe(embedded, source, output)

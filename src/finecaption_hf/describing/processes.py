@@ -85,12 +85,12 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
 
         def wait() -> None:
             try:
                 self._with_others(lambda distributed: distributed.all_gather_object(values, value, group=self._group))
-            except ProcessLostError as error:
+            except BaseException as error:
                 failures.append(error)
 
         # A daemon: what interrupts this process must not wait for the others.
@@ -109,4 +109,4 @@ class Processes:
         try:
             exchange(distributed)
         except RuntimeError as error:
-            raise ProcessLostError("Another of the processes ended early.") from error
+            raise ProcessLostError("Another of the processes ended early; it says why in its own output.") from error
