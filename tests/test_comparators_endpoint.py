@@ -455,6 +455,13 @@ def test_failed_questions_are_in_the_file_and_can_be_asked_again(stub: Stub, tmp
     assert len(stub.requests) == 5
 
 
+def test_thread_that_dies_is_no_answer_but_raises_what_it_died_of(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    describing = describer(stub)
+    monkeypatch.setattr(describing, "_read_answer", lambda answer: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(iter(describing.describe([request()])))
+
+
 def test_reader_that_goes_away_ends_the_requests(stub: Stub) -> None:
     made = describer(stub, concurrency=1).describe([request(f"Q{number}") for number in range(20)])
     next(made)

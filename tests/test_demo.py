@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import types
 import urllib.error
 import urllib.parse
@@ -202,6 +203,27 @@ def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
     assert calls == [(256, 256)] * 2 + [(512, 128), (256, 256)]
     small = EncodedPictures(Pipeline(), max_bytes=1)
     assert small.features(picture) is small.features(picture), "the last picture is always kept"
+
+
+def test_encoder_that_dies_leaves_its_turn_to_the_next(picture: Image.Image) -> None:
+    at_it, go_on = threading.Event(), threading.Event()
+
+    class Pipeline:
+        def encode(self, image: Image.Image) -> torch.Tensor:
+            if not at_it.is_set():
+                at_it.set()
+                assert go_on.wait(60)
+                raise RuntimeError("out of memory")
+            return torch.zeros(1, 4, 8, 8)
+
+    encoded = EncodedPictures(Pipeline())
+    first = start(encoded.features, picture)
+    assert at_it.wait(60)
+    second = start(encoded.features, picture)
+    go_on.set()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        first.result(timeout=LIMIT_S)
+    assert second.result(timeout=LIMIT_S).shape == (1, 4, 8, 8)
 
 
 def test_large_picture_goes_smaller_to_what_makes_masks() -> None:
@@ -717,6 +739,25 @@ def test_request_begins_when_the_users_former_one_has_ended(answer: Any, picture
     (end,) = former
     assert all(part == gradio.skip() for part in end), "gradio sends the last of a request twice"
     assert "Done." in latter.result(timeout=LIMIT_S)[-2][1]
+
+
+def test_request_whose_model_dies_raises_and_keeps_nobody_waiting(
+    answer: Any, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finecaption_hf.demo import app
+
+    def dies(*arguments: Any) -> Iterator[Any]:
+        raise RuntimeError("out of memory")
+        yield
+
+    box = [178, 25, 249, 96]
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "stream_pieces", dies)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(answer("user", picture, box, ["Color"]))
+    for session in ("user", "other"):
+        latter = start(lambda session=session: list(answer(session, picture, box, ["Color"])))
+        assert "Done." in latter.result(timeout=app._WAIT_FOR_FORMER / 2)[-2][1]
 
 
 def test_port_that_is_taken_is_named(embedded: Any, address: str) -> None:

@@ -3,7 +3,9 @@
 import copy
 import itertools
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -331,6 +333,22 @@ def test_what_fails_has_a_record_and_the_others_are_answered(describe, scenes, t
     failed += [{"image_index": 5, **record} for record in outside]
     assert [piece for piece in streamed if "error" in piece] == failed
     assert {piece["image_index"] for piece in streamed if "error" not in piece} == {0, 6}
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "message"),
+    [
+        (lambda: 1 / 0, ZeroDivisionError, "division by zero"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), RuntimeError, "DataLoader worker .* (killed|exited)"),
+    ],
+)
+def test_process_that_reads_ahead_and_dies_ends_the_call(describe, end, error, message):
+    def pictures():
+        yield EXAMPLE_PICTURE
+        end()
+
+    with pytest.raises(error, match=message):
+        list(describe(pictures(), None, ["Color"], num_workers=1, max_new_tokens=2))
 
 
 def test_a_defect_is_not_taken_for_a_users_error(describe, monkeypatch):

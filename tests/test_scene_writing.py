@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,16 @@ def test_an_interrupted_write_leaves_no_records_and_can_be_repeated(processes: i
     assert len(list((tmp_path / "images").iterdir())) < 300
     assert multiprocessing.active_children() == []
     assert len(rows(write_scenes(tmp_path, 5, size=192, processes=processes))) == 5
+
+
+def test_a_process_that_dies_ends_the_write(tmp_path: Path) -> None:
+    def kill(done: int) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(BrokenProcessPool):
+        write_scenes(tmp_path, 400, size=192, processes=2, on_scene=kill)
+    assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_a_folder_that_holds_records_is_left_alone(tmp_path: Path) -> None:
