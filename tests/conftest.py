@@ -4,6 +4,7 @@ import faulthandler
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -70,6 +71,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Any:
 def pytest_unconfigure() -> None:
     """A thread that a test left behind cannot keep the process from ending."""
     faulthandler.dump_traceback_later(ENDING_S, exit=True, file=sys.__stderr__)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port: int = opened.getsockname()[1]
+    return port
 
 
 class RealRegion(NamedTuple):

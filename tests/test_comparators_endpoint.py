@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import free_port
 from PIL import Image
 
 from finecaption_hf.data.records import Branch, Record, Region
@@ -292,9 +293,7 @@ def test_malformed_answer_is_tried_again_then_an_error(reply: Any, stub: Stub) -
 
 
 def test_server_that_is_gone_ends_in_an_error(stub: Stub) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     text, error = one(stub, base_url=f"http://127.0.0.1:{port}/v1", attempts=2)
     assert text is None and error is not None and error.startswith("NoConnection: ")
 

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RealRegion
+from conftest import ROOT, RealRegion, free_port
 from PIL import Image
 from typer.testing import CliRunner
 from waiting import exit_code
@@ -335,9 +334,7 @@ def _serve(connection: Any) -> None:
     checkpoint = load(device="cpu")
     while (job := connection.recv()) is not None:
         count, victim = job.get("count", 1), job["victim"]
-        with socket.socket() as opened:
-            opened.bind(("127.0.0.1", 0))
-            port = str(opened.getsockname()[1])
+        port = str(free_port())
         children = []
         for rank in range(count):
             children.append(os.fork())
@@ -532,9 +529,7 @@ def test_a_process_that_cannot_start_ends_all(nursery: Nursery, source: Path, tm
 def test_accelerate_launch_spreads_a_dataset_over_two_processes(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows", 5)
     arguments = ["caption", "--input", source, "--device", "cpu", "--batch-size", "1", "--output"]
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = str(opened.getsockname()[1])
+    port = str(free_port())
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
     for name, started in {"one.jsonl": [], "two.jsonl": launcher}.items():

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import EXAMPLE_PICTURE
+from conftest import EXAMPLE_PICTURE, free_port
 from hub_server import TOKEN, HubServer, Repo
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
@@ -265,9 +264,7 @@ class Space:
 @contextmanager
 def started(python: str, folder: Path, environment: dict[str, str], log: Path) -> Iterator[Space]:
     """`python app.py` in the folder, until it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/"
     address = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
     with open(log, "w") as output:

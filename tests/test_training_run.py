@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import free_port
 from PIL import Image
 from safetensors.torch import load_file
 from training_data import write_checkpoint, write_records
@@ -156,15 +156,9 @@ def test_killed_training_continues_to_the_same_weights(
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def free_port() -> str:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return str(opened.getsockname()[1])
-
-
 def start_together(recipe: Recipe, output: Path, number: int, options: dict[str, Any]) -> list[Any]:
     """Processes with the environment that torchrun and accelerate launch give them."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(number)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
     ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number))
     return [start(recipe, output, options, environment=environment) for environment in ranks]
 
@@ -203,7 +197,7 @@ def test_accelerate_launch_starts_two_processes(setting: Recipe, tmp_path: Path)
             "--dynamo_backend",
             "no",
             "--main_process_port",
-            free_port(),
+            str(free_port()),
         ),
         *("-m", "finecaption_hf.cli", "train", "--stage", "1", "--model", setting.model, "--output", str(tmp_path)),
         *("--data", setting.data["records"], "--max-steps", "1", "--per-device-train-batch-size", "2"),

@@ -6,10 +6,10 @@ tested here without it.
 
 import multiprocessing
 import os
-import socket
 from pathlib import Path
 
 import torch
+from conftest import free_port
 from tiny import random_pixels, random_prompts, tiny_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -68,9 +68,7 @@ def train_sharded(rank: int, port: int, folder: Path) -> None:
 
 
 def test_sharded_stages_train_save_and_load_like_one_process(tmp_path: Path) -> None:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = opened.getsockname()[1]
+    port = free_port()
     processes = [PROCESSES.Process(target=train_sharded, args=(rank, port, tmp_path)) for rank in range(2)]
     for process in processes:
         process.start()
