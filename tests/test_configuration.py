@@ -1,13 +1,17 @@
 """What a configuration promises: the full-size model, its ablations, and refusals of sizes that do not fit."""
 
+import logging as std_logging
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 from tiny import tiny_config, tiny_model
 from transformers import AutoConfig, Qwen2Config
+from transformers.utils import logging
 
+from finecaption_hf import configuration_finecaption
 from finecaption_hf.configuration_finecaption import FineCaptionConfig, check_transformers_version
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
 
@@ -143,15 +147,45 @@ def test_image_processor_arguments_follow_the_towers():
     assert (clip_only["high_res_size"], clip_only["do_mask"]) == (None, False)
 
 
-@pytest.mark.parametrize("version", ["5.19.0", "5.19.0.dev0", "5.23.0", "5.99.1"])
-def test_transformers_inside_the_range_are_accepted(version):
+@pytest.fixture
+def remarks() -> Iterator[list[str]]:
+    """What the library's logger is told, as users see it."""
+    told: list[str] = []
+    handler = std_logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logging.add_handler(handler)
+    type(configuration_finecaption.logger).warning_once.cache_clear()
+    yield told
+    logging.remove_handler(handler)
+
+
+@pytest.mark.parametrize("version", ["5.19.0", "5.19.0.dev0", "5.23.0", "5.24.0.dev0", "5.24.0", "5.24.7"])
+def test_transformers_inside_the_tested_range_are_accepted_in_silence(remarks, version):
     check_transformers_version(version)
+    assert remarks == []
 
 
-@pytest.mark.parametrize("version", ["4.57.1", "5.18.9", "6.0.0", "6.1.0.dev0"])
-def test_transformers_outside_the_range_are_refused_by_name(version):
-    with pytest.raises(ImportError, match=rf"transformers>=5\.19,<6, but transformers {version} is"):
+@pytest.mark.parametrize("version", ["4.57.1", "5.18.9", "5.18.9.dev0"])
+def test_transformers_below_the_range_are_refused_by_name(version):
+    with pytest.raises(ImportError, match=rf"transformers>=5\.19 .*5\.24.*, but transformers {version} is"):
         check_transformers_version(version)
+
+
+@pytest.mark.parametrize("version", ["5.25.0.dev0", "5.25.0", "5.100.1", "6.0.0", "6.1.0.dev0"])
+def test_transformers_above_the_tested_range_are_remarked_on_once_and_can_be_silenced(remarks, version):
+    for _ in range(2):
+        check_transformers_version(version)
+    (line,) = remarks
+    assert "\n" not in line and f"tested up to transformers 5.24 and runs on {version}." in line
+    assert "docs/compatibility.md" in line and "finecaption renew" in line
+    type(configuration_finecaption.logger).warning_once.cache_clear()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        check_transformers_version(version)
+    finally:
+        logging.set_verbosity(verbosity)
+    assert len(remarks) == 1
 
 
 @pytest.mark.parametrize("module", ["modeling", "processing", "image_processing", "configuration", "pipeline"])
@@ -159,4 +193,4 @@ def test_every_hub_file_checks_the_version_before_it_needs_it(module):
     code = f"import transformers; transformers.__version__ = '5.18.0'; import finecaption_hf.{module}_finecaption"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
-    assert "transformers>=5.19,<6, but transformers 5.18.0 is installed" in result.stderr.splitlines()[-1]
+    assert "but transformers 5.18.0 is installed" in result.stderr.splitlines()[-1]

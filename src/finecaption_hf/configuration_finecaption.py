@@ -8,25 +8,35 @@ from typing import Any, ClassVar
 
 import transformers
 from packaging.version import Version
+from transformers.utils import logging
 
 MIN_TRANSFORMERS = "5.19"
-MAX_TRANSFORMERS = "6"
+TESTED_TRANSFORMERS = "5.24"
+"""The newest minor release that everything was tested on; its patch releases count as tested."""
+
+# Of the library's own, so that its verbosity counts; of one name, so that all copies of this file say a thing once.
+logger = logging.get_logger("transformers.finecaption")
 
 
 def check_transformers_version(version: str) -> None:
-    """Refuse a transformers release outside the range that this code is tested on.
+    """Refuse a transformers release that is too old, and remark on one that nobody has tested this code on.
 
     Args:
         version (`str`): a release such as `"5.23.0"`; development builds count as the release they lead to.
 
     Raises:
-        ImportError: If `version` is below 5.19 or not below 6.
+        ImportError: If `version` is below 5.19.
     """
     release = Version(Version(version).base_version)
-    if not Version(MIN_TRANSFORMERS) <= release < Version(MAX_TRANSFORMERS):
+    if release < Version(MIN_TRANSFORMERS):
         raise ImportError(
-            f"FineCaption needs transformers>={MIN_TRANSFORMERS},<{MAX_TRANSFORMERS}, but transformers {version} is "
-            f'installed. Run: pip install "transformers>={MIN_TRANSFORMERS},<{MAX_TRANSFORMERS}"'
+            f"FineCaption needs transformers>={MIN_TRANSFORMERS} (tested up to {TESTED_TRANSFORMERS}), but "
+            f'transformers {version} is installed. Run: pip install --upgrade "transformers>={MIN_TRANSFORMERS}"'
+        )
+    if (release.major, release.minor) > Version(TESTED_TRANSFORMERS).release:
+        logger.warning_once(
+            f"This FineCaption was tested up to transformers {TESTED_TRANSFORMERS} and runs on {version}. If something "
+            "fails, see docs/compatibility.md of finecaption-hf, or renew the checkpoint's code: finecaption renew."
         )
 
 
