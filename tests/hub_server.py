@@ -104,6 +104,7 @@ class HubServer:
         xet: files that may come through Xet: SHA-256 -> what they will be found to hold; `None`: there is no Xet.
         cut_xet: whether uploads to Xet lose their connection.
         refuse_commits: how many commits are answered with status 503.
+        before_commit: called once, before the next commit is made.
     """
 
     def __init__(self) -> None:
@@ -121,6 +122,7 @@ class HubServer:
         self.xet: dict[str, bytes] | None = None
         self.cut_xet = False
         self.refuse_commits = 0
+        self.before_commit: Callable[[], object] | None = None
         self._refused: list[tuple[str, _Answer]] = []
         self._lost: list[str] = []
         self.lock = threading.Lock()
@@ -288,8 +290,9 @@ class _Handler(BaseHTTPRequestHandler):
             _fail(401, "", "Invalid username or password.")
 
     def _must_be_writable(self, id: str) -> None:
+        """Anybody with a token may propose a commit."""
         self._must_be_known()
-        if id.partition("/")[0] in self.server_hub.read_only:
+        if id.partition("/")[0] in self.server_hub.read_only and not self.query.get("create_pr"):
             _fail(403, "", f"You don't have the rights to write to {id}")
 
     def _repo(self, kind: str | None, id: str) -> Repo:
@@ -468,6 +471,9 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in self._body().splitlines()]
         hub = self.server_hub
         with hub.lock:
+            if hub.before_commit is not None:
+                hub.before_commit()
+                hub.before_commit = None
             if hub.refuse_commits:
                 hub.refuse_commits -= 1
                 _fail(503, "", "try again later")
@@ -477,6 +483,8 @@ class _Handler(BaseHTTPRequestHandler):
                 value = line["value"]
                 path = value.get("path", "")
                 if line["key"] == "header":
+                    if value.get("parentCommit") not in (None, before.oid):
+                        _fail(412, "", "A commit has happened since. Please refresh and try again.")
                     message = "\n\n".join(filter(None, (value["summary"], value.get("description"))))
                 elif line["key"] == "file":
                     files[path] = base64.b64decode(value["content"])

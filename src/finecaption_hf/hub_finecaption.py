@@ -491,6 +491,7 @@ class _Target:
         deleted: Sequence[str],
         message: str,
         description: str | None,
+        parent: str | None = None,
     ) -> Pushed:
         from huggingface_hub import CommitOperationDelete
 
@@ -503,6 +504,7 @@ class _Target:
                 commit_description=description,
                 revision=self.revision,
                 create_pr=self.create_pr,
+                parent_commit=parent,
             )
         return Pushed(url, str(commit.commit_url), str(commit.oid), sorted(contents), list(deleted), commit)
 
@@ -793,6 +795,8 @@ def _remedy(error: BaseException) -> str:
         return "- The token may not write there. Take one that may, or a repository of your own."
     if isinstance(error, UnicodeEncodeError):  # of the request's headers
         return "- The token holds a character that none has. Log in again with `hf auth login`."
+    if status == 412:
+        return "- Another commit has arrived meanwhile. Run the same again."
     if status == 429:
         return "- The Hub takes no more requests for now. Wait some minutes and run the same again."
     if isinstance(error, (LookupError, TypeError, AttributeError, json.JSONDecodeError)):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import ablate, assemble, caption, data, demo, evaluate, info, push, scenes, space, train
+from . import ablate, assemble, caption, data, demo, evaluate, info, push, renew, scenes, space, train
 
 app = typer.Typer(
     name="finecaption",
@@ -28,6 +28,7 @@ app.command()(demo.demo)
 app.command()(space.space)
 app.command(context_settings=train.CONTEXT)(ablate.ablate)
 app.command()(push.push)
+app.command()(renew.renew)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,15 +8,18 @@ The code lies in Hub files, so that `push_to_hub` of a model loaded without this
 
 from ..card_finecaption import HubError, Provenance, check_card, model_card, read_provenance, read_report
 from ..hub_finecaption import Pushed, push, push_model
+from .renew import Renewed, renew
 
 __all__ = [
     "HubError",
     "Provenance",
     "Pushed",
+    "Renewed",
     "check_card",
     "model_card",
     "push",
     "push_model",
     "read_provenance",
     "read_report",
+    "renew",
 ]
