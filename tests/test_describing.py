@@ -26,21 +26,20 @@ from PIL import Image
 from typer.testing import CliRunner
 from waiting import exit_code
 
-from finecaption_hf.appending import AppendedFile
 from finecaption_hf.captioning import load
 from finecaption_hf.cli import app, caption_dataset
 from finecaption_hf.describing import (
-    JournalError,
     Options,
     Processes,
     ProcessLostError,
     Result,
+    ResumeError,
     UnfinishedError,
     describe_dataset,
     open_inputs,
     run,
 )
-from finecaption_hf.fingerprint import model_fingerprint
+from finecaption_hf.resuming import EntryFile, model_fingerprint
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["finecaption_hf.describing", "finecaption_hf.captioning"])
@@ -278,7 +277,7 @@ def test_a_model_that_differs_in_one_tower_is_another_one(embedded: Any, tmp_pat
     model, processor = load(device="cpu")
     with torch.no_grad():
         model.model.vision_tower.embeddings.alpha_embedding.weight.mul_(1.01)
-    with pytest.raises(JournalError, match="model: fingerprint was"):
+    with pytest.raises(ResumeError, match="model: fingerprint was"):
         describe((model, processor), source, output)
     assert describe(embedded, source, output).regions == 1
     assert len(records(output)) == 1
@@ -411,7 +410,7 @@ def _kill_after(steps: int) -> None:
         step()
         os.write(self._handle, line[len(line) // 2 :])
 
-    AppendedFile.write = with_steps(write)  # type: ignore[method-assign]
+    EntryFile._write = with_steps(write)  # type: ignore[method-assign]
     for owner, name in ((os, "replace"), (os, "fsync"), (os, "truncate"), (os, "unlink"), (shutil, "rmtree")):
         setattr(owner, name, with_steps(getattr(owner, name)))
 

@@ -40,10 +40,10 @@ def caption_dataset(
 ) -> None:
     """Describe all regions of an input; `questions` are (option, value) as they were given."""
     from ..describing import (
-        JournalError,
         Options,
         Processes,
         ProcessLostError,
+        ResumeError,
         UnfinishedError,
         check_output,
         describe_dataset,
@@ -113,7 +113,7 @@ def caption_dataset(
     except (UnfinishedError, ProcessLostError) as error:
         raise stop(f"{error} {so_far()}", 1) from error
     except (ImportError, OSError, ValueError) as error:
-        if counted and not isinstance(error, JournalError):
+        if counted and not isinstance(error, ResumeError):
             raise  # input was good and work had begun: a defect, which keeps its traceback
         raise stop(str(error), 2) from error
     if processes.is_main:

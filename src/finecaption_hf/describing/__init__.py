@@ -5,19 +5,20 @@
 >>> result = describe_dataset(load, open_inputs("regions.jsonl"), "captions.jsonl", ["color", "dense"], Options(seed=1))
 """
 
+from ..resuming import ResumeError, UnfinishedError
+from .entries import Result, check_output
 from .inputs import RegionInputs, open_inputs
-from .journal import JournalError, Result, UnfinishedError, check_output
 from .processes import Processes, ProcessLostError
 from .run import Options, describe_dataset
 
 __all__ = [
-    "UnfinishedError",
-    "JournalError",
     "Options",
     "ProcessLostError",
     "Processes",
     "RegionInputs",
     "Result",
+    "ResumeError",
+    "UnfinishedError",
     "check_output",
     "describe_dataset",
     "open_inputs",

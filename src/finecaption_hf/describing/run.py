@@ -14,11 +14,11 @@ import transformers
 from .. import __version__
 from ..data.records import DataError
 from ..engine_finecaption import BranchEngine, BranchRequest
-from ..fingerprint import model_fingerprint
 from ..prompts_finecaption import resolve_questions
 from ..records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
+from ..resuming import UnfinishedError, model_fingerprint
+from .entries import Entries, Result
 from .inputs import ImageInput, RegionInputs
-from .journal import Journal, Result, UnfinishedError
 from .processes import Processes
 
 _FORMAT = 1
@@ -90,7 +90,7 @@ def describe_dataset(
         `Result`, in every process.
 
     Raises:
-        JournalError: If the output belongs to another command, is damaged or in use.
+        ResumeError: If the output belongs to another command, is damaged or in use.
         UnfinishedError: If nothing more can be written, or the input changed. What was finished is kept.
         ValueError: If there is no question, or a setting makes no sense.
         ProcessLostError: If another process ended early.
@@ -99,7 +99,7 @@ def describe_dataset(
     if not processes.is_main:
         on_progress, tell = (lambda done, total: None), (lambda line: None)
     batches = _Batches(inputs, options.batch_size)
-    with closing(Journal(output, batches.region_counts)) as journal:
+    with closing(Entries(output, batches.region_counts)) as entries:
         manifest: dict[str, Any] = {
             "format": _FORMAT,
             "input": {"fingerprint": inputs.fingerprint, "regions": inputs.num_regions},
@@ -107,9 +107,9 @@ def describe_dataset(
         }
 
         def look() -> str:
-            journal.open()
+            entries.open()
             if not overwrite:
-                journal.check(manifest)
+                entries.check(manifest)
             return inputs.fingerprint
 
         if processes.first(look) != inputs.fingerprint:
@@ -122,19 +122,19 @@ def describe_dataset(
             manifest["questions"] = worker.asked
             about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
             versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-            if not overwrite and (finished := journal.check(manifest)) is not None:
+            if not overwrite and (finished := entries.check(manifest)) is not None:
                 if not (retry_failed and finished.failed):
-                    journal.discard()
-                    tell(f"{journal.output.name} was finished before; nothing is left to do.")
+                    entries.discard()
+                    tell(f"{entries.output.name} was finished before; nothing is left to do.")
                     return finished
-                journal.reopen()
-            return journal.begin({**manifest, "made_with": {**about, **versions}}, tell, overwrite=overwrite)
+                entries.reopen()
+            return entries.begin({**manifest, "made_with": {**about, **versions}}, tell, overwrite=overwrite)
 
         left = processes.first(begin)
         if isinstance(left, Result):
             return left
         if not processes.is_main:
-            journal.join(processes.rank)
+            entries.join(processes.rank)
         total = inputs.num_regions
         done = total - sum(batches.region_counts[batch] for batch in left)
         if done:
@@ -144,7 +144,7 @@ def describe_dataset(
         def look_around(own: int = 0) -> None:
             nonlocal done
             if processes.is_main:
-                done += own + (journal.newly_finished() if processes.count > 1 else 0)
+                done += own + (entries.newly_finished() if processes.count > 1 else 0)
                 on_progress(done, total)
 
         failure: str | None = None
@@ -152,7 +152,7 @@ def describe_dataset(
             own = left[processes.rank :: processes.count]
             with closing(_read_ahead(batches, own, worker.prepare, num_workers)) as prepared:
                 for batch, images in prepared:
-                    journal.append(batch, worker.answer(images))
+                    entries.append(batch, worker.answer(images))
                     look_around(batches.region_counts[batch])
         except (UnfinishedError, DataError, OSError) as error:
             failure = str(error)
@@ -162,7 +162,7 @@ def describe_dataset(
         def finish() -> Result:
             if failures:
                 raise UnfinishedError(failures[0])
-            return journal.finish()
+            return entries.finish()
 
         return processes.first(finish)
 

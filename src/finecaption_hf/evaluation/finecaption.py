@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from ..engine_finecaption import BranchAnswer, BranchEngine, BranchRequest
-from ..fingerprint import model_fingerprint
 from ..prompts_finecaption import PromptEncoder
 from ..records_finecaption import derived_seed
+from ..resuming import model_fingerprint
 from .predictions import DescribeRequest, Description
 
 

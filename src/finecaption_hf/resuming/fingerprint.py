@@ -5,8 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 _SAMPLES = 16
 _VOLATILE = ("transformers_version", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "device", "use_cache")
 
@@ -25,7 +23,7 @@ def model_fingerprint(model: Any, processor: Any) -> str:
     digest.update(json.dumps(_lasting(settings), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].to(device="cpu", dtype=torch.float32)
+        values = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + values.numpy().tobytes())
     return digest.hexdigest()
 

@@ -1,33 +1,25 @@
-"""Finished work on disk, so that a run that ends at any point, by SIGKILL or a full disk, goes on where it was.
+"""The finished batches of a run on disk, and the output that they become.
 
 While a run goes on there is `OUTPUT.parts/` with `manifest.json`, which says what the work belongs to, and one
-`part-<rank>.jsonl` for each process, to which it appends a line per finished batch. At the end they are merged in input
-order: `OUTPUT` appears as a whole, and the manifest stays beside it as `OUTPUT.manifest.json`.
+`part-<rank>.jsonl` for each process, to which it appends an entry per finished batch. At the end they are merged in
+input order: `OUTPUT` appears as a whole, and the manifest stays beside it as `OUTPUT.manifest.json`.
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ..appending import AppendedFile, FileInUseError, write_whole
+from ..resuming import EntryFile, ResumeError, check_same, read_manifest, repair, to_line, whole_file, write_json
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class JournalError(ValueError):
-    """What is on disk does not go with what is asked for, is damaged, or is in use."""
-
-
-class UnfinishedError(RuntimeError):
-    """The work cannot go on, as on a disk that is full. What was finished before is kept."""
+_REMEDY = "Give the same as then, another --output, or --overwrite to start anew."
 
 
 @dataclass(frozen=True)
@@ -52,24 +44,18 @@ def check_output(output: str | os.PathLike[str]) -> None:
     """Find out whether a file can be made there, before anything costly.
 
     Raises:
-        OSError, JournalError: If it cannot.
+        OSError, ResumeError: If it cannot.
     """
     path = Path(os.path.realpath(output))
     if path.exists() and not path.is_file():
-        raise JournalError(f"{path} is no file. Give the name of a file to make, such as captions.jsonl.")
+        raise ResumeError(f"{path} is no file. Give the name of a file to make, such as captions.jsonl.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"The folder {path.parent} of the output does not exist. Make it first.")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"The folder {path.parent} of the output may not be written to.")
 
 
-def to_line(value: Mapping[str, Any]) -> bytes:
-    """A line of JSONL. Half a surrogate pair, as in file names that are no UTF-8, becomes an escape."""
-    text = json.dumps(value, ensure_ascii=False, separators=(", ", ": ")) + "\n"
-    return text.encode("utf-8", "backslashreplace")
-
-
-class Journal:
+class Entries:
     """The work on one output.
 
     Args:
@@ -83,7 +69,7 @@ class Journal:
         self.final_manifest = self.output.with_name(self.output.name + ".manifest.json")
         self.region_counts = region_counts
         self._manifest = self.folder / "manifest.json"
-        self._part: AppendedFile | None = None
+        self._own: EntryFile | None = None
         self._seen: dict[Path, int] = {}
 
     # --- the main process ---------------------------------------------------------------------------------------------
@@ -92,14 +78,13 @@ class Journal:
         """Take hold of the output for this run, before anything costly.
 
         Raises:
-            JournalError: If another run works on it.
+            ResumeError: If another run works on it.
             OSError: If it cannot be written.
         """
         check_output(self.output)
-        self._part = _locked(self.folder / "part-0.jsonl")
-        for path in self._parts():  # a process of a run that was ended may still be there
-            if path != self._part.path:
-                _locked(path).close()
+        self.join(0)
+        for path in self._parts()[1:]:  # a process of a run that was ended may still be there
+            EntryFile(path).close()
 
     def check(self, wanted: Mapping[str, Any]) -> Result | None:
         """Compare what is on disk with what is asked for.
@@ -111,22 +96,22 @@ class Journal:
             `Result` if the output is finished, else None.
 
         Raises:
-            JournalError: If it belongs to another run, or is damaged.
+            ResumeError: If it belongs to another run, or is damaged.
         """
         if self._manifest.is_file():
-            _compare(_read_manifest(self._manifest), wanted, self.folder)
+            check_same(read_manifest(self._manifest), wanted, self.folder, _REMEDY)
             return None
         if self.final_manifest.is_file() and self.output.is_file():
-            found = _read_manifest(self.final_manifest)
-            _compare(found, wanted, self.output)
-            return self._finished(found)
+            manifest = read_manifest(self.final_manifest)
+            check_same(manifest, wanted, self.output, _REMEDY)
+            return self._finished(manifest)
         if self.output.exists():
-            raise JournalError(
+            raise ResumeError(
                 f"{self.output} is there already, without {self.final_manifest.name}, so it was not made by this "
                 "command. Give another name, or --overwrite."
             )
-        if any(path.stat().st_size for path in self._parts()):
-            raise JournalError(
+        if self._holds_entries():
+            raise ResumeError(
                 f"{self.folder} has finished work but no manifest.json, which says what it belongs to. Put it back, or "
                 "give --overwrite to start anew."
             )
@@ -144,16 +129,13 @@ class Journal:
             The numbers of the batches that are not finished.
 
         Raises:
-            JournalError: If a part is damaged other than by an end in the middle of its last line.
+            ResumeError: If a part is damaged other than by an end in the middle of its last line.
         """
         if overwrite:
-            self._manifest.unlink(missing_ok=True)
-            for path in self._parts():
-                os.truncate(path, 0)
+            self._forget()
         places = self._scan(tell)
-        with _unwritable_named(self.folder):
-            if not self._manifest.is_file():
-                write_whole(self._manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
+        if not self._manifest.is_file():
+            write_json(self._manifest, manifest)
         self._seen = {path: path.stat().st_size for path in self._parts()}
         return [batch for batch in range(len(self.region_counts)) if places.part[batch] < 0]
 
@@ -162,10 +144,8 @@ class Journal:
 
         As long as there is no manifest of the parts, the finished output counts.
         """
-        assert self._part is not None
-        for path in self._parts():
-            os.truncate(path, 0)
-        with open(self.output, "rb") as file, _unwritable_named(self.folder):
+        self._forget()
+        with open(self.output, "rb") as file:
             for batch, count in enumerate(self.region_counts):
                 records = [json.loads(file.readline()) for _ in range(count)]
                 if not any("error" in record for record in records):
@@ -174,9 +154,7 @@ class Journal:
     def newly_finished(self) -> int:
         """The regions that other processes finished since the last call."""
         regions = 0
-        for path in self._parts():
-            if self._part is not None and path == self._part.path:
-                continue
+        for path in self._parts()[1:]:
             start = self._seen.get(path, 0)
             with open(path, "rb") as file:
                 file.seek(start)
@@ -191,55 +169,38 @@ class Journal:
         """Merge the parts; the output appears as a whole.
 
         Raises:
-            JournalError: If a batch is missing or damaged.
+            ResumeError: If a batch is missing or damaged.
             UnfinishedError: If it cannot be written; the parts stay.
         """
         places = self._scan(lambda line: None)
         if missing := sum(part < 0 for part in places.part):
-            raise JournalError(f"{missing} batches are not finished in {self.folder}. The same command goes on.")
-        merged = self.folder / "merged.jsonl"
-        digest, size, tally = hashlib.sha256(), 0, _Tally(self.output.name)
-        with _unwritable_named(self.folder):
-            try:
-                with open(merged, "wb") as target:
-                    for records in places.read():
-                        for record in records:
-                            line = to_line(record)
-                            digest.update(line)
-                            size += len(line)
-                            tally.add(record)
-                            target.write(line)
-                    target.flush()
-                    os.fsync(target.fileno())
-                manifest = _read_manifest(self._manifest)
-                manifest["result"] = {
-                    "regions": tally.regions,
-                    "failed": tally.failed,
-                    "bytes": size,
-                    "sha256": digest.hexdigest(),
-                }
-                # The manifest of what is being replaced must not be taken for that of what replaces it.
-                self.final_manifest.unlink(missing_ok=True)
-                os.replace(merged, self.output)
-                write_whole(self.final_manifest, json.dumps(manifest, ensure_ascii=False, indent=2).encode() + b"\n")
-            except OSError:
-                merged.unlink(missing_ok=True)
-                raise
+            raise ResumeError(f"{missing} batches are not finished in {self.folder}. The same command goes on.")
+        digest, tally = hashlib.sha256(), _Tally(self.output.name)
+        with whole_file(self.output) as file:
+            for records in places.read():
+                for record in records:
+                    line = to_line(record)
+                    digest.update(line)
+                    tally.add(record)
+                    file.write(line)
+            size = file.tell()
+            # The manifest of what is being replaced must not be taken for that of what replaces it.
+            self.final_manifest.unlink(missing_ok=True)
+        result = {"regions": tally.regions, "failed": tally.failed, "bytes": size, "sha256": digest.hexdigest()}
+        write_json(self.final_manifest, {**read_manifest(self._manifest), "result": result})
         self.discard()
         return tally.result()
 
     def discard(self) -> None:
         """Take the folder of parts away; without its manifest, nothing in it counts any more."""
-        self._manifest.unlink(missing_ok=True)
-        for path in self._parts():
-            os.truncate(path, 0)
+        self._forget()
         self.close()
 
     # --- every process ------------------------------------------------------------------------------------------------
 
     def join(self, rank: int) -> None:
-        """Open the part of a process that is not the main one, after `begin`."""
-        self._part = _locked(self.folder / f"part-{rank}.jsonl")
+        """Open the part of a process; of one that is not the main one, after `begin`."""
+        self._own = EntryFile(self.folder / f"part-{rank}.jsonl")
 
     def append(self, batch: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Keep a finished batch.
@@ -247,43 +208,44 @@ class Journal:
         Raises:
             UnfinishedError: If it cannot be written; what was kept before is as it was.
         """
-        assert self._part is not None
+        assert self._own is not None
         assert len(records) == self.region_counts[batch]
-        with _unwritable_named(self.folder):
-            self._part.write(to_line({"batch": batch, "records": list(records)}))
+        self._own.append({"batch": batch, "records": list(records)})
 
     def close(self) -> None:
         """Let go of the output. A folder of parts in which nothing is kept goes, too."""
-        if self._part is None:
+        if self._own is None:
             return
         # While the main process holds its part, no other run begins here.
-        holds = self._part.path.name == "part-0.jsonl" and self._part.is_there()
-        if holds and not self._manifest.exists() and not any(path.stat().st_size for path in self._parts()):
+        is_main = self._own.path.name == "part-0.jsonl" and self._own.is_there()
+        if is_main and not self._manifest.exists() and not self._holds_entries():
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._part.close()
-        self._part = None
+        self._own.close()
+        self._own = None
 
     # --- what is on disk ----------------------------------------------------------------------------------------------
 
     def _parts(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if re.fullmatch(r"part-\d+\.jsonl", path.name))
+        """That of the main process comes first."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in paths if re.fullmatch(r"part-\d+\.jsonl", path.name))
+
+    def _holds_entries(self) -> bool:
+        return any(path.stat().st_size for path in self._parts())
+
+    def _forget(self) -> None:
+        self._manifest.unlink(missing_ok=True)
+        for path in self._parts():
+            os.truncate(path, 0)
 
     def _scan(self, tell: Callable[[str], None]) -> "_Places":
         """Where each finished batch is. A last line that was not written to its end is taken away."""
         places = _Places(self._parts(), len(self.region_counts))
         for number, path in enumerate(places.paths):
+            repair(path, tell, "the regions of that batch are described again")
             offset = 0
             with open(path, "rb") as file:
                 for index, line in enumerate(file, start=1):
-                    if not line.endswith(b"\n"):
-                        tell(
-                            f"Repaired {path.name}: its last line was not written to the end ({len(line)} bytes); "
-                            "the regions of that batch are described again."
-                        )
-                        os.truncate(path, offset)
-                        break
                     batch = self._checked(line, f"{path}:{index}")
                     if places.part[batch] < 0:
                         places.part[batch], places.offset[batch] = number, offset
@@ -317,7 +279,7 @@ class Journal:
                 except (ValueError, AttributeError):
                     break
         if manifest.get("result", {}).get("sha256") != digest.hexdigest():
-            raise JournalError(
+            raise ResumeError(
                 f"{self.output} is not any more what was written: it was changed, or cut off. Put the right one back, "
                 "or give --overwrite to start anew."
             )
@@ -337,17 +299,13 @@ class _Places:
             file.seek(self.offset[batch])
             return file.readline()
 
-    def read(self) -> Iterable[list[dict[str, Any]]]:
+    def read(self) -> Iterator[list[dict[str, Any]]]:
         """The records of all batches, in their order."""
-        files: list[BinaryIO] = []
-        try:
-            files += [open(path, "rb") for path in self.paths]  # noqa: SIM115
+        with ExitStack() as opened:
+            files = [opened.enter_context(open(path, "rb")) for path in self.paths]
             for part, offset in zip(self.part, self.offset, strict=True):
                 files[part].seek(offset)
                 yield json.loads(files[part].readline())["records"]
-        finally:
-            for file in files:
-                file.close()
 
 
 class _Tally:
@@ -372,66 +330,5 @@ class _Tally:
         return Result(self.regions, self.failed, self.places)
 
 
-def _locked(path: Path) -> AppendedFile:
-    try:
-        return AppendedFile.locked(path)
-    except FileInUseError as error:
-        raise JournalError(
-            f"Another run is working on the same output ({path.parent}). Wait for its end, or give another name."
-        ) from error
-
-
-class _unwritable_named:
-    """Turns an error of the system, a full disk above all, into `UnfinishedError`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError):
-            remedy = " Make room." if error.errno in _FULL else ""
-            raise UnfinishedError(
-                f"Nothing more can be written to {self.folder.parent} ({error.strerror}).{remedy}"
-            ) from error
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-    except ValueError as error:
-        raise _damaged(str(path), str(error)) from error
-    return found
-
-
-def _damaged(where: str, reason: str) -> JournalError:
-    return JournalError(f"{where} is damaged: {reason}. Mend it, or give --overwrite to start anew.")
-
-
-def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
-    changes = []
-    for name, value in wanted.items():
-        there = found.get(name)
-        if isinstance(value, Mapping) and isinstance(there, Mapping):
-            changes += [
-                f"{name}: {key} was {_shown(there.get(key))}, now it is {_shown(value.get(key))}"
-                for key in dict.fromkeys((*there, *value))
-                if there.get(key) != value.get(key)
-            ]
-        elif there != value:
-            changes.append(f"{name} was {_shown(there)}, now it is {_shown(value)}")
-    if changes:
-        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
-        raise JournalError(
-            f"{place} was made by another command. {'; '.join(changes[:4])}{more}. Give the same as then, another "
-            "--output, or --overwrite to start anew."
-        )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return "nothing" if value is None else text if len(text) <= 60 else f"{text[:57]}..."
+def _damaged(where: str, reason: str) -> ResumeError:
+    return ResumeError(f"{where} is damaged: {reason}. Mend it, or give --overwrite to start anew.")
