@@ -265,7 +265,7 @@ def test_row_that_changed_or_other_data_is_not_taken_for_finished(tmp_path: Path
     run(rows[:1], tmp_path, log)
     log.clear()
     results = run_table(rows[:1], records(3), tmp_path, build=lambda row, device: Stub(row, log, None))
-    assert results[0].error is not None and "was made by another run" in results[0].error
+    assert results[0].error is not None and "was begun by another command" in results[0].error
 
 
 def test_failed_answers_are_tried_again_on_request(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
 from finecaption_hf.data import open_dataset
-from finecaption_hf.evaluation import PredictionFileError, read_predictions
+from finecaption_hf.evaluation import read_predictions
 from finecaption_hf.evaluation.evaluating import report_on
 from finecaption_hf.evaluation.intervals import Statistic, differences, interval, intervals
 from finecaption_hf.evaluation.judging import (
@@ -34,6 +34,7 @@ from finecaption_hf.evaluation.judging import (
 from finecaption_hf.evaluation.report import build_report, write_report
 from finecaption_hf.evaluation.report.markdown import escape
 from finecaption_hf.evaluation.run import run_predictions
+from finecaption_hf.resuming import ResumeError
 
 # --- intervals -------------------------------------------------------------------------------------------------------
 
@@ -353,7 +354,7 @@ def test_reports_of_the_same_predictions_are_the_same(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_finished_is_not_reported(tmp_path: Path) -> None:
     path = write_predictions(tmp_path / "p.jsonl", SAID, branches=9)
-    with pytest.raises(PredictionFileError, match=r"holds 5 of 9 predictions.*goes on"):
+    with pytest.raises(ResumeError, match=r"holds 5 of 9 predictions.*goes on"):
         report_on(path, tmp_path / "out", score=score)
 
 

@@ -292,8 +292,8 @@ def evaluate(
 
 def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console, **options: Any) -> None:
     from ..data.records import DataError
-    from ..evaluation.predictions import PredictionFileError
     from ..evaluation.run import EvaluationError, run_predictions
+    from ..resuming import ResumeError
 
     columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
@@ -307,7 +307,7 @@ def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console,
                 tell=lambda line: err.print(Text(line)),
                 **options,
             )
-    except (PredictionFileError, EvaluationError, DataError, OSError) as error:
+    except (ResumeError, EvaluationError, DataError, OSError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
 

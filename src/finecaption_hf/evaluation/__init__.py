@@ -6,7 +6,6 @@ from .predictions import (
     Description,
     Header,
     Prediction,
-    PredictionFileError,
     PredictionWriter,
     read_predictions,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "Description",
     "Header",
     "Prediction",
-    "PredictionFileError",
     "PredictionWriter",
     "read_predictions",
 ]

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data.records import Record
+from ..resuming import ResumeError
 from .intervals import RESAMPLES
 from .judging import Score, check_same_branches, judge
-from .predictions import Header, Prediction, PredictionFileError, read_predictions
+from .predictions import Header, Prediction, read_predictions
 from .report import build_report, write_report
 
 PREDICTIONS = "predictions.jsonl"
@@ -42,7 +43,7 @@ def report_on(
         The content of report.json.
 
     Raises:
-        PredictionFileError: If a file is damaged or not finished.
+        ResumeError: If a file is damaged or not finished.
         ComparisonError: If the two files are about different branches.
         MetricError: If a metric cannot be computed.
     """
@@ -73,12 +74,12 @@ def read_finished(path: str | os.PathLike[str]) -> tuple[Header, list[Prediction
     """Read predictions, all of which have to be there.
 
     Raises:
-        PredictionFileError: If the file is damaged, or holds fewer than its header says.
+        ResumeError: If the file is damaged, or holds fewer than its header says.
     """
     header, found = read_predictions(path)
     wanted = header.data.get("branches", len(found))
     if len(found) != wanted or not found:
-        raise PredictionFileError(
+        raise ResumeError(
             f"{path} holds {len(found)} of {wanted} predictions: the run that made it was not finished. Run the same "
             "command again; it goes on where it was."
         )

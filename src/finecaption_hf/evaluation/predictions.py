@@ -15,14 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..appending import AppendedFile, FileInUseError, write_whole
+from ..resuming import EntryFile, ResumeError, check_same, repair
 
 FORMAT = 1
 _MARK = "finecaption_predictions"
-
-
-class PredictionFileError(ValueError):
-    """A file of predictions is damaged, belongs to another run, or is in use."""
 
 
 # --- what a model is asked, and what it has to say -------------------------------------------------------------------
@@ -141,6 +137,8 @@ class Prediction:
             raise ValueError(f"{self.key}: a prediction needs either a text or an error, and not both.")
         if not self.references:
             raise ValueError(f"{self.key}: there is no reference. Give at least one.")
+        if self.log_prob is not None and not math.isfinite(self.log_prob):
+            raise ValueError(f"{self.key}: 'log_prob' is {self.log_prob}; a finite number is needed.")
 
     @property
     def area_share(self) -> float | None:
@@ -178,8 +176,6 @@ class Prediction:
                 raise ValueError(f"{name!r} is {_shown(entries)}, which is not what belongs there.")
             if name in values:
                 values[name] = tuple(entries)
-        if "log_prob" in values and not math.isfinite(values["log_prob"]):
-            raise ValueError(f"'log_prob' is {values['log_prob']}; a finite number is needed.")
         if "error" in values:
             values["error"] = {part: str(values["error"].get(part, "")) for part in ("type", "message")}
         return cls(**values)
@@ -253,7 +249,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[Header, list[Predict
 
     Raises:
         OSError: If there is no such file.
-        PredictionFileError: If it is damaged; the message names the line.
+        ResumeError: If it is damaged; the message names the line.
     """
     header: Header | None = None
     predictions: list[Prediction] = []
@@ -268,16 +264,16 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[Header, list[Predict
                 prediction = Prediction.from_json(row)
             except ValueError as error:
                 torn = "" if line.endswith(b"\n") else " It was not written to its end: the same run mends it."
-                raise PredictionFileError(f"{path}:{number} cannot be used: {error}.{torn}") from error
+                raise ResumeError(f"{path}:{number} cannot be used: {error}.{torn}") from error
             if prediction.key in lines:
-                raise PredictionFileError(
+                raise ResumeError(
                     f"{path}:{number} has the key {prediction.key!r} of line {lines[prediction.key]} again. Take one "
                     "of them out."
                 )
             lines[prediction.key] = number
             predictions.append(prediction)
     if header is None:
-        raise PredictionFileError(f"{path} is empty: it has no header, so there are no predictions in it.")
+        raise ResumeError(f"{path} is empty: it has no header, so there are no predictions in it.")
     return header, predictions
 
 
@@ -298,7 +294,7 @@ class PredictionWriter:
         done (`set[str]`): keys of the predictions that are there.
 
     Raises:
-        PredictionFileError: If the file belongs to another run, is damaged, or is in use.
+        ResumeError: If the file belongs to another run, is damaged, or is in use.
         OSError: If it cannot be written.
     """
 
@@ -313,20 +309,25 @@ class PredictionWriter:
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.done: set[str] = set()
-        self._file = self._locked()
+        self._file = EntryFile(self.path)
         try:
             if overwrite:
                 os.truncate(self.path, 0)
-            self._repair(tell)
+            repair(self.path, tell, "that prediction is made again")
             if self.path.stat().st_size == 0:
-                self._append(header.to_json())
+                self._file.append(header.to_json())
                 return
-            found, predictions = read_predictions(self.path)
-            _compare(found, header, self.path)
+            written, predictions = read_predictions(self.path)
+            check_same(
+                written.to_json(),
+                {"settings": header.settings, "data": header.data},
+                self.path,
+                "Give the same as then, another output, or --overwrite to start anew.",
+            )
             self.done = {entry.key for entry in predictions if not (retry_failed and entry.error)}
             if len(self.done) < len(predictions):
                 tell(f"{len(predictions) - len(self.done)} predictions failed before; they are tried again.")
-                self._replace([found.to_json(), *(it.to_json() for it in predictions if it.key in self.done)])
+                self._replace(written, [entry for entry in predictions if entry.key in self.done])
         except BaseException:
             self.close()
             raise
@@ -335,9 +336,9 @@ class PredictionWriter:
         """Append a line, all of it or nothing.
 
         Raises:
-            OSError: If it cannot be written, as on a full disk.
+            UnfinishedError: If it cannot be written, as on a full disk.
         """
-        self._append(prediction.to_json())
+        self._file.append(prediction.to_json())
         self.done.add(prediction.key)
 
     def sort(self, keys: Iterable[str]) -> None:
@@ -346,7 +347,7 @@ class PredictionWriter:
         places = {key: place for place, key in enumerate(keys)}
         ordered = sorted(predictions, key=lambda prediction: places[prediction.key])
         if ordered != predictions:
-            self._replace([header.to_json(), *(prediction.to_json() for prediction in ordered)])
+            self._replace(header, ordered)
 
     def close(self) -> None:
         self._file.close()
@@ -357,38 +358,8 @@ class PredictionWriter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _locked(self) -> AppendedFile:
-        try:
-            return AppendedFile.locked(self.path)
-        except FileInUseError as error:
-            raise PredictionFileError(
-                f"Another run is writing to {self.path}. Wait for its end, or give another output."
-            ) from error
-
-    def _repair(self, tell: Callable[[str], None]) -> None:
-        with open(self.path, "rb") as file:
-            data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            tell(
-                f"Repaired {self.path.name}: its last line was not written to the end ({len(data) - whole} bytes); "
-                "that prediction is made again."
-            )
-            os.truncate(self.path, whole)
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        self._file.write(_line(row))
-
-    def _replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        # Nobody else writes: who opens the new file meanwhile finds the predictions of this run, and a lock soon.
-        write_whole(self.path, b"".join(map(_line, rows)))
-        self._file.close()
-        self._file = self._locked()
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    # Half a surrogate pair, as in file names that are no UTF-8, becomes an escape.
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+    def _replace(self, header: Header, predictions: Iterable[Prediction]) -> None:
+        self._file.replace([header.to_json(), *(prediction.to_json() for prediction in predictions)])
 
 
 def _parse(line: bytes) -> Any:
@@ -398,26 +369,6 @@ def _parse(line: bytes) -> Any:
         raise ValueError(f"the line is no JSON ({error})") from error
 
 
-def _compare(found: Header, wanted: Header, path: Path) -> None:
-    changes = []
-    for part in ("settings", "data"):
-        # As JSON has them: a tuple comes back as a list.
-        before, now = (json.loads(json.dumps(dict(getattr(header, part)))) for header in (found, wanted))
-        changes += [
-            f"{part}: {name} was {_shown(before.get(name))}, now it is {_shown(now.get(name))}"
-            for name in dict.fromkeys((*before, *now))
-            if before.get(name) != now.get(name)
-        ]
-    if changes:
-        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
-        raise PredictionFileError(
-            f"{path} was made by another run. {'; '.join(changes[:4])}{more}. Give the same as then, another output, "
-            "or --overwrite to start anew."
-        )
-
-
 def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -158,7 +158,7 @@ def run_predictions(
         The path of the finished file, its lines in the order of the dataset.
 
     Raises:
-        PredictionFileError: If the file belongs to another run, is damaged or in use.
+        ResumeError: If the file belongs to another run, is damaged or in use.
         EvaluationError: If something could not be described and `on_error` is "raise".
         DataError: If the dataset is empty, or cannot be read.
     """

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...data.records import Record
+from ...resuming import ResumeError, differences, read_manifest, write_json
 from ..predictions import Describer, read_predictions
 from ..run import QUESTIONS, describe_data, run_predictions
 from .adapters import AdapterDescriber, DescribeAnything
@@ -335,11 +336,11 @@ def run_table(
         predictions, note = folder / PREDICTIONS, folder / ROW
         wanted = {"row": row.settings, "data": data["fingerprint"]}
         label = f"Row {number} of {len(rows)}, {row.name}"
-        found = _read_note(note)
-        finished = {name: found.get(name) for name in wanted} == wanted and predictions.is_file()
+        before = _read_note(note)
+        finished = not differences(before, wanted) and predictions.is_file()
         if finished and not (retry_failed and _has_errors(predictions)):
             tell(f"{label}: finished before.")
-            results.append(RowResult(row, predictions, served=found.get("served", {})))
+            results.append(RowResult(row, predictions, served=before.get("served", {})))
             continue
         tell(f"{label}: asked.")
         describer: Any = None
@@ -360,7 +361,7 @@ def run_table(
                 **options,
             )
             served = dict(getattr(describer, "served", {}))
-            note.write_text(json.dumps({**wanted, "served": served}, indent=2) + "\n", encoding="utf-8")
+            write_json(note, {**wanted, "served": served})
         except Exception as caught:
             error = describe_error(caught)
             tell(f"{label}: {error}")
@@ -379,7 +380,6 @@ def _has_errors(predictions: Path) -> bool:
 
 def _read_note(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_manifest(path)
+    except (OSError, ResumeError):  # the row is asked, and finds its predictions
         return {}
-    return found if isinstance(found, dict) else {}
