@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
+from finecaption_hf.resuming import ResumeError
 from finecaption_hf.training.ablation import (
     CONFIGURATIONS,
     ablate,
@@ -188,7 +189,7 @@ def test_result_that_was_made_in_another_way_is_refused(done: Any, setting: Reci
     given = {what: changes[what]}
     if what == "stages":
         recipe, given = replace(setting, stages=(replace(EVERYTHING, learning_rate=1.0),)), {}
-    with pytest.raises(StageError, match=f"was made with {what} .* now it is .* another --output"):
+    with pytest.raises(ResumeError, match=rf"another command\. {what}: [\w: ]+ was .* now it is .* another --output"):
         run(recipe, folder, Judge(), **given)
     with pytest.raises(StageError, match=f"Runs with different {what}"):
         summarise([results[0], {**results[1], "made_with": {**results[1]["made_with"], what: "other"}}])
@@ -302,7 +303,7 @@ def test_command_judges_by_a_metric_on_described_regions(setting: Recipe, tmp_pa
     assert "Color" in values and all(0 <= value <= 100 for value in values.values())
     assert (folder / "predictions.jsonl").is_file()
     refused = command(*given, *options, *which, "--scenes", 1)
-    assert refused.exit_code == 2 and "was made with judged_on" in refused.stderr
+    assert refused.exit_code == 2 and "another command. judged_on: " in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,12 @@ def test_a_file_takes_its_name_when_all_of_it_is_there(tmp_path: Path) -> None:
 
 # --- manifests -------------------------------------------------------------------------------------------------------
 
-MANIFEST = {"input": {"name": "a", "size": (2, 3)}, "options": {"seed": 0, "top": {"p": 1.0}}, "path": "/a" * 70}
+MANIFEST = {
+    "input": {"name": "a", "size": (2, 3)},
+    "options": {"seed": 0, "top": {"p": 1.0}},
+    "path": "/a" * 70,
+    "stages": [{"name": "one", "rate": 1}],
+}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,10 @@ MANIFEST = {"input": {"name": "a", "size": (2, 3)}, "options": {"seed": 0, "top"
             "top: p was 1.0, now it is 0.5; options: top: k was nothing",
         ),
         ({"input": {"size": [2, 3]}}, 'input: name was "a", now it is nothing'),
+        (
+            {"stages": [{"name": "one", "rate": 2}, {"name": "two"}]},
+            'stages: 1: rate was 1, now it is 2; stages: 2 was nothing, now it is {"name": "two"}',
+        ),
         ({"model": {"dtype": "x"}}, 'model was nothing, now it is {"dtype": "x"}'),
         ({"path": "/a" * 69 + "/b"}, r'was "(/a)+/\.\.\./a[a/]+/a", now it is "(/a)+/\.\.\./a[a/]+/b"'),
         ({name: 1 for name in "abcdefg"}, "d was nothing, now it is 1; and 3 more"),

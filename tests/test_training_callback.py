@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
-from finecaption_hf.training import STAGES, Stage, StageCallback, StageError, apply_stage
+from finecaption_hf.resuming import ResumeError
+from finecaption_hf.training import STAGES, Stage, StageCallback, StageError, StageTrainer, apply_stage
 
 TOWERS = ("vision_tower", "convnext_tower", "sam_tower")
 ALPHA = "model.vision_tower.embeddings.alpha_embedding.weight"
@@ -54,8 +55,10 @@ def arguments(folder: Path, **changes: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **values)
 
 
-def trainer_of(model: nn.Module, folder: Path, *callbacks: Any, **changes: Any) -> Trainer:
-    return Trainer(
+def trainer_of(
+    model: nn.Module, folder: Path, *callbacks: Any, kind: type[Trainer] = Trainer, **changes: Any
+) -> Trainer:
+    return kind(
         model=model,
         args=arguments(folder, **changes),
         data_collator=collate,
@@ -258,17 +261,34 @@ def test_stage_2_of_a_model_without_mask_input_is_refused() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (1, 3), (3, 1)])
 def test_checkpoint_of_another_stage_is_not_resumed(first: int, second: int, tmp_path: Path) -> None:
-    trainer_of(tiny_model(), tmp_path / "first", StageCallback(STAGES[first])).train()
-    trainer = trainer_of(tiny_model(), tmp_path / "second", StageCallback(STAGES[second]), max_steps=2)
+    trainer_of(tiny_model(), tmp_path, StageCallback(STAGES[first])).train()
     message = f"checkpoint of stage '{STAGES[first].name}' and cannot be resumed in stage '{STAGES[second].name}'"
-    with pytest.raises(StageError, match=message):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-1"))
+    for folder in (True, str(tmp_path / "checkpoint-1")):
+        trainer = trainer_of(tiny_model(), tmp_path, StageCallback(STAGES[second]), kind=StageTrainer, max_steps=2)
+        with pytest.raises(ResumeError, match=message):
+            trainer.train(resume_from_checkpoint=folder)
+    # The stock trainer tells nothing of it before it loads the optimizer.
+    trainer = trainer_of(tiny_model(), tmp_path, StageCallback(STAGES[second]), max_steps=2)
+    with pytest.raises(ValueError, match="optimizer"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("kind", [Trainer, StageTrainer])
+def test_stage_that_trains_something_else_by_now_is_not_resumed(kind: type[Trainer], tmp_path: Path) -> None:
+    stage = Stage(name="own", trains=("model.adapter.linear_1.*",), learning_rate=1e-3)
+    other = Stage(name="own", trains=("model.adapter.linear_2.*",), learning_rate=1e-3)
+    trainer_of(tiny_model(), tmp_path, StageCallback(stage)).train()
+    trainer = trainer_of(tiny_model(), tmp_path, StageCallback(other), kind=kind, max_steps=2)
+    with pytest.raises(
+        ResumeError, match=r'trains was \["model.adapter.linear_1.\*"\], now it is .*Resume with the same'
+    ):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_checkpoint_that_was_written_without_a_stage_is_not_resumed(tmp_path: Path) -> None:
     trainer_of(tiny_model(), tmp_path).train()
     trainer = trainer_of(tiny_model(), tmp_path, StageCallback(STAGES[3]), max_steps=2)
-    with pytest.raises(StageError, match="not written in a stage"):
+    with pytest.raises(ResumeError, match="not written in a stage"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -286,6 +306,26 @@ def test_resumed_stage_ends_like_an_uninterrupted_one(stage: Stage, tmp_path: Pa
     expected, found = whole.state_dict(), resumed.state_dict()
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_adapters_of_a_checkpoint_elsewhere_are_found_or_missed_aloud(tmp_path: Path) -> None:
+    whole = tiny_model()
+    trainer_of(whole, tmp_path / "whole", StageCallback(LORA), max_steps=2, logging_steps=1).train()
+    # In the way of the stock trainer: a checkpoint of the same step, of another run.
+    trainer_of(
+        tiny_model(), tmp_path / "other", StageCallback(LORA), max_steps=1, logging_steps=1, learning_rate=0.1
+    ).train()
+    given = {"max_steps": 2, "logging_steps": 1}
+    for kind in (Trainer, StageTrainer):
+        resumed = tiny_model()
+        trainer = trainer_of(resumed, tmp_path / "other", StageCallback(LORA), kind=kind, **given)
+        if kind is Trainer:
+            with pytest.raises(ResumeError, match=r"is not .*other/checkpoint-1, .*Use .*StageTrainer"):
+                trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+        else:
+            trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+            expected, found = whole.state_dict(), resumed.state_dict()
+            assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 @pytest.mark.hub

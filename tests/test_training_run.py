@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from waiting import exit_code
 
 from finecaption_hf.cli import app
+from finecaption_hf.resuming import ResumeError
 from finecaption_hf.training.recipes import Recipe
 from finecaption_hf.training.run import open_data, train
 from finecaption_hf.training.stages import STAGES, Stage, StageError
@@ -271,7 +272,7 @@ def test_finished_stages_are_skipped_and_an_interrupted_one_continues(row: tuple
     assert_equal(weights(output / "3-everything"), expected)
 
 
-@pytest.mark.parametrize("damage", ["no record", "short file", "missing file"])
+@pytest.mark.parametrize("damage", ["no seal", "short file", "missing file"])
 def test_torn_checkpoint_is_skipped_with_a_message(
     setting: Recipe, uninterrupted: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -280,7 +281,7 @@ def test_torn_checkpoint_is_skipped_with_a_message(
     shutil.rmtree(output / "final")
     shutil.rmtree(output / "checkpoint-7")
     torn = output / "checkpoint-6"
-    if damage == "no record":
+    if damage == "no seal":
         (torn / "stage.json").unlink()
     elif damage == "short file":
         content = (torn / "optimizer.pt").read_bytes()
@@ -289,7 +290,7 @@ def test_torn_checkpoint_is_skipped_with_a_message(
         (torn / "rng_state.pth").unlink()
     told: list[str] = []
     train(setting, output, options=OPTIONS, tell=told.append)
-    reason = {"no record": "has no stage.json", "short file": "bytes instead of", "missing file": "is missing"}[damage]
+    reason = {"no seal": "has no stage.json", "short file": "bytes instead of", "missing file": "is missing"}[damage]
     assert any("Skipping checkpoint-6" in line and reason in line for line in told)
     assert any("Continuing from" in line and "checkpoint-4" in line for line in told)
     assert_equal(weights(output), weights(uninterrupted))
@@ -301,14 +302,14 @@ def test_torn_checkpoint_is_skipped_with_a_message(
 def test_folder_of_another_run_is_not_continued(row: tuple[Recipe, Path], setting: Recipe, tmp_path: Path) -> None:
     recipe, output = row
     other = replace(recipe, stages=tuple(replace(stage, learning_rate=0.5) for stage in recipe.stages))
-    with pytest.raises(StageError, match="was begun with stage"):
+    with pytest.raises(ResumeError, match=r"another command\. stage: learning_rate was .*, now it is 0\.5"):
         train(other, output, options=OPTIONS)
-    with pytest.raises(StageError, match="was begun with data"):
+    with pytest.raises(ResumeError, match="data: records was"):
         train(replace(recipe, data={"records": "other.jsonl"}), output, options=OPTIONS)
-    with pytest.raises(StageError, match="is not empty"):
+    with pytest.raises(ResumeError, match="is not empty"):
         train(recipe, output, options=OPTIONS, resume=False)
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(StageError, match="did not write"):
+    with pytest.raises(ResumeError, match="did not write"):
         train(setting, tmp_path, options=OPTIONS)
     assert (tmp_path / "checkpoint-3").is_dir()
 

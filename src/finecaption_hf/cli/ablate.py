@@ -94,6 +94,7 @@ def ablate(
     from transformers.utils.logging import disable_progress_bar
 
     from ..data.records import DataError
+    from ..resuming import ResumeError
     from ..training.stages import StageError
 
     logging.basicConfig(format="%(message)s")
@@ -113,7 +114,7 @@ def ablate(
                 tell=lambda line: typer.echo(line, err=True),
             )
         written = ablation.write_report(ablation.read_results(output), output, label)
-    except (StageError, DataError, OSError) as error:
+    except (StageError, ResumeError, DataError, OSError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
     typer.echo((output / "ablation.md").read_text(encoding="utf-8"))

@@ -103,6 +103,7 @@ def train(
     from transformers.utils.logging import disable_progress_bar
 
     from ..data.records import DataError
+    from ..resuming import ResumeError
 
     # Of several processes, one speaks.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
@@ -111,7 +112,7 @@ def train(
     disable_progress_bar()  # of loading and saving weights; the one of training stays
     try:
         run(plan, output, options=options, resume=resume)
-    except (StageError, DataError, OSError) as error:
+    except (StageError, ResumeError, DataError, OSError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
 

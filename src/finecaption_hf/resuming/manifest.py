@@ -61,11 +61,19 @@ def check_same(
 
 
 def _changes(name: str, then: Any, now: Any) -> Iterator[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in dict.fromkeys((*then, *now)):
-            yield from _changes(f"{name}: {key}" if name else key, then.get(key), now.get(key))
+    before, after = _parts(then), _parts(now)
+    if before is not None and after is not None:
+        for key in dict.fromkeys((*before, *after)):
+            yield from _changes(f"{name}: {key}" if name else key, before.get(key), after.get(key))
     elif then != now:
         yield f"{name} was {_shown(then)}, now it is {_shown(now)}"
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """Those of an object by name, of a list of objects by number, from 1."""
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        return {str(number): part for number, part in enumerate(value, start=1)}
+    return value if isinstance(value, dict) else None
 
 
 def _shown(value: Any) -> str:

@@ -15,8 +15,15 @@ if TYPE_CHECKING:
     from .callback import StageCallback, apply_stage
     from .dataset import WholeImageDataset
     from .run import train
+    from .trainer import StageTrainer
 
-_LAZY = {"StageCallback": "callback", "apply_stage": "callback", "WholeImageDataset": "dataset", "train": "run"}
+_LAZY = {
+    "StageCallback": "callback",
+    "StageTrainer": "trainer",
+    "WholeImageDataset": "dataset",
+    "apply_stage": "callback",
+    "train": "run",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +34,14 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-__all__ = ["STAGES", "Stage", "StageCallback", "StageError", "WholeImageDataset", "apply_stage", "find_stage", "train"]
+__all__ = [
+    "STAGES",
+    "Stage",
+    "StageCallback",
+    "StageError",
+    "StageTrainer",
+    "WholeImageDataset",
+    "apply_stage",
+    "find_stage",
+    "train",
+]

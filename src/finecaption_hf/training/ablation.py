@@ -22,8 +22,8 @@ import torch
 from ..captioning import load
 from ..configuration_finecaption import FineCaptionConfig
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
+from ..resuming import check_same, read_manifest, whole_file, write_json
 from .arguments import num_processes
-from .checkpoints import write_atomically
 from .recipes import Recipe
 from .run import absolute, split_revision, train
 from .stages import Stage, StageError
@@ -102,7 +102,8 @@ def ablate(
         The results, in the order of `configurations` and `seeds`.
 
     Raises:
-        StageError: If the start lacks a tower, a result was made in another way, or training refuses.
+        StageError: If the start lacks a tower, or training refuses.
+        ResumeError: If a result was made in another way.
     """
     unknown = [name for name in configurations if name not in CONFIGURATIONS]
     if unknown or not configurations or not seeds:
@@ -240,20 +241,13 @@ def _run(
     begun = folder / "made_with.json"
     for known in (path, begun):
         if known.is_file():
-            written = json.loads(known.read_text(encoding="utf-8"))
-            before = written["made_with"] if known == path else written
-            differing = [name for name in made_with if before.get(name) != made_with[name]]
-            if differing:
-                name = differing[0]
-                raise StageError(
-                    f"{folder} was made with {name} {json.dumps(before.get(name))}; now it is "
-                    f"{json.dumps(made_with[name])}. Give another --output, or the command with which it was begun."
-                )
+            written = read_manifest(known)
+            check_same(written["made_with"] if known == path else written, made_with, folder)
             if known == path:
                 tell(f"{title}, seed {seed}: finished before")
                 return written
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(begun, json.dumps(made_with, indent=2) + "\n")
+    write_json(begun, made_with)
 
     started = time.time()
     start_folder, training = folder / "start", folder / "training"
@@ -276,7 +270,7 @@ def _run(
         **judge(model, processor, folder),
         "made_with": made_with,
     }
-    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     shutil.rmtree(start_folder)
     if not keep_models:
         shutil.rmtree(training)
@@ -429,8 +423,9 @@ def draw(summary: Mapping[str, Any], path: str | os.PathLike[str], label: str) -
 def write_report(results: Sequence[Mapping[str, Any]], output: str | os.PathLike[str], label: str) -> list[Path]:
     """Write `ablation.json`, `ablation.md` and, with matplotlib installed, `ablation.png`; returns what was written."""
     folder, summary = Path(output), summarise(results)
-    write_atomically(folder / "ablation.json", json.dumps(summary, indent=2) + "\n")
-    write_atomically(folder / "ablation.md", to_markdown(summary))
+    write_json(folder / "ablation.json", summary)
+    with whole_file(folder / "ablation.md") as file:
+        file.write(to_markdown(summary).encode())
     written = [folder / "ablation.json", folder / "ablation.md"]
     try:
         draw(summary, folder / "ablation.png", label)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..resuming import ResumeError
 from .stages import LANGUAGE_MODEL_LINEAR, Stage, StageError
 
 ADAPTER_FOLDER = "adapter"
@@ -59,15 +60,15 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
     """Continue from saved adapters.
 
     Raises:
-        StageError: If the file is missing or holds other tensors than the model's.
+        ResumeError: If the file is missing or holds other tensors than the model's.
     """
     path = folder / _WEIGHTS
     if not path.is_file():
-        raise StageError(f"{path} is missing, so the adapters cannot be continued.")
+        raise ResumeError(f"{path} is missing, so the adapters cannot be continued.")
     saved, own = load_file(path), dict(model.named_parameters())
     wanted = set(adapter_state(model))
     if saved.keys() != wanted:
-        raise StageError(
+        raise ResumeError(
             f"{path} holds {len(saved)} tensors and the stage {len(wanted)}, or others. Was target_modules changed?"
         )
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """The stage-aware callback of the stock `transformers.Trainer`."""
 
-import inspect
 import json
 import logging
 from collections.abc import Mapping
@@ -11,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..resuming import SEAL, ResumeError, read_seal
 from .adapters import ADAPTER_FOLDER, add_adapters, has_adapters, load_adapters, save_adapters, save_merged
-from .checkpoints import RECORD, check_same_stage, read_record, write_record
+from .checkpoints import check_same_stage, seal_checkpoint
 from .stages import Stage, StageError
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,9 @@ _COLUMNS = ("tensors", "all_tensors", "values", "all_values")
 class StageCallback(TrainerCallback, ExportableState):
     """Makes a stock `Trainer` train one stage: `Trainer(..., callbacks=[StageCallback(STAGES[2])])`.
 
-    It freezes and checks before the optimizer exists, logs what trains, declares every checkpoint whole with a record
-    of its stage (`stage.json`, written last), and refuses to resume a checkpoint of another stage. One `Trainer` trains
+    It freezes and checks before the optimizer exists, logs what trains, seals every checkpoint with its stage
+    (`stage.json`, written last), and refuses to resume a checkpoint of another stage: a `StageTrainer` before anything
+    is loaded, a stock `Trainer` unless the optimizer, which it loads first, does not fit either. One `Trainer` trains
     one stage; the next starts from `from_pretrained`.
 
     Args:
@@ -107,14 +109,15 @@ class StageCallback(TrainerCallback, ExportableState):
 
     Raises:
         StageError: In `Trainer(...)` where the stage does not fit the model or an optimizer already exists; in
-            `Trainer.train` where the callback was added after construction, something changed what trains, or the
-            checkpoint is of another stage.
+            `Trainer.train` where the callback was added after construction, or something changed what trains.
+        ResumeError: In `Trainer.train` where the checkpoint is of another stage, or not of a stage.
     """
 
     def __init__(self, stage: Stage | Mapping[str, Any]) -> None:
         self.stage = stage if isinstance(stage, Stage) else Stage.from_dict(stage)
         self.table: list[TrainableRow] = []
         self._names: set[str] | None = None
+        self._resumed: Path | None = None
         self._use_cache: dict[str, Any] = {}  # of the configuration and of the language model's, before training
 
     def state(self) -> dict[str, Any]:
@@ -144,13 +147,16 @@ class StageCallback(TrainerCallback, ExportableState):
             "": getattr(model.config, "use_cache", None),
             "text_config": getattr(model.config.text_config, "use_cache", None),
         }
-        model.register_load_state_dict_pre_hook(self._check_resumed)
 
-    def _check_resumed(self, *_: Any) -> None:
-        """Refuse another stage's checkpoint before its optimizer, which would not fit, ends in an error of torch."""
-        folder = _resumed_folder()
-        if folder is not None and (folder / RECORD).is_file():
-            check_same_stage(read_record(folder), self.stage, folder)
+    def resumes(self, folder: Path | None) -> None:
+        """Take note of the checkpoint that the trainer is about to load; `None` if it starts anew.
+
+        Raises:
+            ResumeError: If it is torn, or of another stage.
+        """
+        if folder is not None and (folder / SEAL).is_file():
+            check_same_stage(read_seal(folder)["stage"], self.stage, folder)
+        self._resumed = folder
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -175,10 +181,10 @@ class StageCallback(TrainerCallback, ExportableState):
         written = state.stateful_callbacks.get(type(self).__name__) if state.stateful_callbacks else None
         where = f"The checkpoint of step {state.global_step}"
         if not isinstance(written, dict):
-            raise StageError(f"{where} was not written in a stage. Start a new stage from it with from_pretrained.")
-        check_same_stage(written["args"], self.stage, where)
+            raise ResumeError(f"{where} was not written in a stage. Start a new stage from it with from_pretrained.")
+        check_same_stage(written["args"]["stage"], self.stage, where)
         if self.stage.peft is not None:
-            folder = _resumed_folder() or Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            folder = self._resumed or _own_checkpoint(args, state)
             load_adapters(model, folder / ADAPTER_FOLDER)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -188,7 +194,7 @@ class StageCallback(TrainerCallback, ExportableState):
             torch.distributed.barrier()  # every process has written its part
         if args.should_save:
             self.complete(kwargs["model"], folder)
-            write_record(folder, self.stage, args.learning_rate, state.global_step, args.world_size)
+            seal_checkpoint(folder, self.stage, args.learning_rate, state.global_step, args.world_size)
 
     def complete(self, model: Any, folder: Path) -> None:
         """Make what `Trainer.save_model` wrote a folder that loads and generates like any other checkpoint."""
@@ -221,15 +227,17 @@ def _trainable_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _resumed_folder() -> Path | None:
-    """The folder that `Trainer.train` was told to resume, where it is one of the callers.
+def _own_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """The folder that a stock `Trainer` resumes, if it is one that it wrote itself: it tells callbacks no other.
 
-    It tells callbacks nothing of it before the optimizer is loaded, so this reads the argument where it stands.
+    Raises:
+        ResumeError: If it is not.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        folder = frame.f_locals.get("resume_from_checkpoint")
-        if isinstance(folder, str) and frame.f_code.co_name in ("_load_from_checkpoint", "_inner_training_loop"):
-            return Path(folder)
-        frame = frame.f_back
-    return None
+    folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    path = folder / TRAINER_STATE_NAME
+    if not path.is_file() or TrainerState.load_from_json(str(path)).log_history != state.log_history:
+        raise ResumeError(
+            f"The checkpoint that is resumed is not {folder}, and Trainer does not tell where its adapters lie. Use "
+            "finecaption_hf.training.StageTrainer, which does."
+        )
+    return folder

@@ -1,6 +1,5 @@
 """Stages one after the other, each continued where it was interrupted."""
 
-import json
 import logging
 import os
 import shutil
@@ -11,20 +10,22 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch.utils.data import Dataset, Subset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from ..captioning import load
 from ..card_finecaption import ORIGIN, HubError
 from ..data import MixedDataset, Record, open_dataset
 from ..data.collator import RegionCollator
 from ..hub_finecaption import keep_origin
+from ..resuming import ResumeError, check_same, read_manifest, read_seal, write_json
 from .arguments import build_arguments
 from .callback import StageCallback
-from .checkpoints import last_checkpoint, read_record, write_atomically, write_record
+from .checkpoints import last_checkpoint, seal_checkpoint
 from .dataset import WholeImageDataset
 from .recipes import Recipe
 from .samples import SampleCallback
 from .stages import Stage, StageError, with_given_data
+from .trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def train(
         `Path`: the checkpoint of the last stage.
 
     Raises:
-        StageError: If a stage does not fit the model, or the folder holds another run.
+        StageError: If a stage does not fit the model.
+        ResumeError: If the folder holds another run.
         DataError: If a record cannot be used.
     """
     output = Path(output)
@@ -65,7 +67,7 @@ def train(
     if not recipe.data:
         raise StageError("There is no data to train on. Give --data, or data in the recipe.")
     if not resume and output.is_dir() and any(output.iterdir()):
-        raise StageError(f"{output} is not empty. Leave --no-resume out to continue it, or give another folder.")
+        raise ResumeError(f"{output} is not empty. Leave --no-resume out to continue it, or give another folder.")
     model = os.path.abspath(recipe.model) if os.path.isdir(recipe.model) else recipe.model
     several = len(recipe.stages) > 1
     origin = model
@@ -75,7 +77,7 @@ def train(
         title = f"Stage {number} of {len(recipe.stages)}, {stage.name}"
         if (folder / FINAL).is_dir():
             _check_run(folder, _description(recipe, stage, origin))
-            read_record(folder / FINAL)
+            read_seal(folder / FINAL)
             tell(f"{title}: finished before, see {folder / FINAL}")
         else:
             tell(f"{title}: starts from {model}")
@@ -108,13 +110,13 @@ def _train_stage(
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         _check_run(folder, description)
-        write_atomically(folder / _RUN, json.dumps(description, indent=2) + "\n")
+        write_json(folder / _RUN, description)
         last_checkpoint(folder, stage, tell, discard=True)
     _wait(args)
     checkpoint = last_checkpoint(folder, stage, logger.debug, discard=False)
     if checkpoint is not None:
         tell(f"Continuing from {checkpoint}")
-        before = read_record(checkpoint)["num_processes"]
+        before = read_seal(checkpoint)["num_processes"]
         if before != args.world_size:
             tell(f"It was written by {before} processes, now there are {args.world_size}: random numbers will differ.")
 
@@ -126,7 +128,7 @@ def _train_stage(
     callbacks: list[Any] = [callback]
     if eval_data is not None and recipe.num_samples:
         callbacks.append(SampleCallback(processor, eval_data, recipe.num_samples))
-    trainer = Trainer(
+    trainer = StageTrainer(
         model=model,
         args=args,
         data_collator=RegionCollator(processor, load_image=Record.load, max_tokens=recipe.max_tokens),
@@ -139,7 +141,7 @@ def _train_stage(
     _write_final(trainer, callback, stage, folder)
 
 
-def _write_final(trainer: Trainer, callback: StageCallback, stage: Stage, folder: Path) -> None:
+def _write_final(trainer: StageTrainer, callback: StageCallback, stage: Stage, folder: Path) -> None:
     """The folder appears when all of it is written, so that there is no half-finished stage."""
     args, partial = trainer.args, folder / f"{FINAL}.partial"
     if args.should_save and partial.exists():
@@ -151,7 +153,7 @@ def _write_final(trainer: Trainer, callback: StageCallback, stage: Stage, folder
         # It names folders of this machine and is not needed to use the model.
         (partial / "training_args.bin").unlink(missing_ok=True)
         callback.complete(trainer.model, partial)
-        write_record(partial, stage, args.learning_rate, trainer.state.global_step, args.world_size)
+        seal_checkpoint(partial, stage, args.learning_rate, trainer.state.global_step, args.world_size)
         os.replace(partial, folder / FINAL)
     _wait(args)
 
@@ -265,20 +267,12 @@ def _check_run(folder: Path, description: Mapping[str, Any]) -> None:
     """Refuse to continue another run.
 
     Raises:
-        StageError: If model, stage or data differ, or the folder holds checkpoints of which nothing is known.
+        ResumeError: If model, stage or data differ, or the folder holds checkpoints of which nothing is known.
     """
-    path = folder / _RUN
-    if not path.is_file():
-        if folder.is_dir() and any(folder.glob("checkpoint-*")):
-            raise StageError(f"{folder} holds checkpoints that this command did not write. Give another --output.")
-        return
-    written = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in description.items():
-        if json.loads(json.dumps(value)) != written[name]:
-            raise StageError(
-                f"{folder} was begun with {name} {json.dumps(written[name])}; now it is {json.dumps(value)}. Give "
-                "another --output, or run the command with which it was begun."
-            )
+    if (folder / _RUN).is_file():
+        check_same(read_manifest(folder / _RUN), description, folder)
+    elif folder.is_dir() and any(folder.glob("checkpoint-*")):
+        raise ResumeError(f"{folder} holds checkpoints that this command did not write. Give another --output.")
 
 
 __all__: Sequence[str] = ["train"]

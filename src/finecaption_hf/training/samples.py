@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..captioning import caption_regions
+from ..resuming import whole_file
 
 
 class SampleCallback(TrainerCallback):
@@ -32,8 +33,9 @@ class SampleCallback(TrainerCallback):
         if not state.is_world_process_zero or not path.is_file():
             return
         # Steps that an interrupted run did after its last checkpoint come again.
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, state.global_step)]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = path.read_bytes().splitlines(keepends=True)
+        with whole_file(path) as file:
+            file.writelines(line for line in lines if _is_before(line, state.global_step))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = kwargs["model"]
@@ -76,7 +78,7 @@ def _path(args: TrainingArguments) -> Path:
     return Path(args.output_dir) / "samples.jsonl"
 
 
-def _is_before(line: str, step: int) -> bool:
+def _is_before(line: bytes, step: int) -> bool:
     try:
         return json.loads(line)["step"] <= step
     except ValueError:

@@ -19,7 +19,7 @@ _TRAINING = {"num_train_epochs": 1, "lr_scheduler_type": "cosine", "warmup_steps
 
 
 class StageError(ValueError):
-    """A stage that does not fit the model, the trainer or the checkpoint."""
+    """A stage that cannot be meant, or does not fit the model or the trainer."""
 
 
 @dataclass(frozen=True)
