@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from os import PathLike
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import evaluate
 import numpy as np
 
-from .bertscore import ROBERTA_LARGE
 from .errors import MetricError
 from .scores import METRICS, CaptionScorer, checked_captions
 
@@ -45,40 +44,19 @@ class RegionCaptionMetrics(evaluate.Metric):
 
     Args:
         metrics: of `METRICS`.
-        tokenizer, bertscore_model, bertscore_layer, bertscore_baseline, java, device, batch_size: as for
-            `score_captions`.
-        **options: those of `evaluate.Metric`, such as `keep_in_memory`, `cache_dir`, `num_process`.
+        **options: those of `CaptionScorer`, and those of `evaluate.Metric`, such as `keep_in_memory`, `cache_dir`,
+            `num_process`.
 
     Raises:
         MetricError: If a metric or tokenizer is unknown, or something is missing that one of them needs.
     """
 
-    def __init__(
-        self,
-        metrics: Sequence[str] = METRICS,
-        *,
-        tokenizer: Literal["ptb", "python"] = "ptb",
-        bertscore_model: str | PathLike[str] = ROBERTA_LARGE,
-        bertscore_layer: int | None = None,
-        bertscore_baseline: float | None = None,
-        java: str | PathLike[str] | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
-        **options: Any,
-    ) -> None:
+    def __init__(self, metrics: Sequence[str] = METRICS, **options: Any) -> None:
         # Declared here because the base class, which sets them, has no types.
         self.filelocks: list[Any] | None
         self.file_paths: list[str] | None
-        self._scorer = CaptionScorer(
-            metrics,
-            tokenizer=tokenizer,
-            bertscore_model=bertscore_model,
-            bertscore_layer=bertscore_layer,
-            bertscore_baseline=bertscore_baseline,
-            java=java,
-            device=device,
-            batch_size=batch_size,
-        )
+        scoring = {field.name for field in fields(CaptionScorer) if field.kw_only}
+        self._scorer = CaptionScorer(metrics, **{name: options.pop(name) for name in scoring & options.keys()})
         super().__init__(**options)
 
     def _info(self) -> evaluate.MetricInfo:

