@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
-from finecaption_hf.resuming import ResumeError
-from finecaption_hf.training.ablation import (
+from finecaption_hf.evaluation.ablation import (
     CONFIGURATIONS,
     ablate,
     ablated,
@@ -25,6 +24,7 @@ from finecaption_hf.training.ablation import (
     to_markdown,
     write_report,
 )
+from finecaption_hf.resuming import ResumeError
 from finecaption_hf.training.recipes import Recipe, read_recipe
 from finecaption_hf.training.stages import STAGES, Stage, StageError
 
@@ -70,10 +70,9 @@ def test_configuration_has_its_parts_of_the_start_a_fresh_adapter_and_no_alpha(n
 
 
 def test_start_without_a_tower_is_refused() -> None:
-    start = tiny_model(use_sam=False)
-    assert ablated(start, CONFIGURATIONS["mask-convnext"], 0).config.use_convnext
     with pytest.raises(StageError, match=r"use_sam=false\. Start from a checkpoint that has every tower"):
-        ablated(start, CONFIGURATIONS["mask-both"], 0)
+        ablated(tiny_model(use_sam=False), CONFIGURATIONS["mask-both"], 0)
+    assert ablated(tiny_model(use_sam=False), CONFIGURATIONS["mask-convnext"], 0).config.use_convnext
 
 
 def names_of(configuration: str) -> list[str]:
@@ -138,32 +137,23 @@ def done(setting: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, run(setting, folder, judge), judge
 
 
-def test_every_configuration_and_seed_is_trained_judged_and_kept(done: Any) -> None:
+def test_every_configuration_and_seed_is_trained_judged_kept_and_not_done_again(done: Any, setting: Recipe) -> None:
     folder, results, judge = done
-    assert sorted(judge.folders) == [f"{name}/seed-{seed}" for name in ("clip", "mask-both") for seed in (0, 1)]
-    # One seed of every configuration before the next seed.
-    assert judge.folders[:2] == ["clip/seed-0", "mask-both/seed-0"]
-    assert [(it["configuration"], it["seed"], it["model_mask"]) for it in results] == [
-        ("clip", 0, False),
-        ("clip", 1, False),
-        ("mask-both", 0, True),
-        ("mask-both", 1, True),
-    ]
+    # One seed of every configuration before the next seed; results in the order of configurations.
+    runs = [f"{name}/seed-{seed}" for seed in (0, 1) for name in ("clip", "mask-both")]
+    assert judge.folders == runs
+    order = [(it["configuration"], it["seed"], it["model_mask"]) for it in results]
+    assert order == [("clip", 0, False), ("clip", 1, False), ("mask-both", 0, True), ("mask-both", 1, True)]
     assert read_results(folder) == results
     assert len({it["values"]["Color"] for it in results}) == 4
+    assert all(it["trained_stages"] == ["everything"] and it["parameters"] > 0 for it in results)
     files = {path.name for path in folder.rglob("*") if path.is_file()}
     assert files == {"result.json", "made_with.json"}  # no weights
-    assert all(it["trained_stages"] == ["everything"] and it["parameters"] > 0 for it in results)
-
-
-def test_finished_runs_are_not_done_again_and_new_ones_are(done: Any, setting: Recipe, tmp_path: Path) -> None:
-    folder, results, _ = done
     again = Judge()
     assert run(setting, folder, again) == results and again.folders == []
-    assert (folder / "clip" / "seed-0" / "result.json").is_file()
-    (folder / "mask-both" / "seed-1" / "result.json").rename(tmp_path / "moved.json")
+    (folder / runs[3] / "result.json").unlink()
     repeated = run(setting, folder, again)
-    assert again.folders == ["mask-both/seed-1"]
+    assert again.folders == runs[3:]
     assert repeated[3]["values"] == results[3]["values"]  # the same weights, from the same seed
 
 
@@ -184,13 +174,10 @@ def test_interrupted_run_goes_on_after_its_training(setting: Recipe, tmp_path: P
 @pytest.mark.parametrize("what", ["options", "judged_on", "stages"])
 def test_result_that_was_made_in_another_way_is_refused(done: Any, setting: Recipe, what: str) -> None:
     folder, results, _ = done
-    changes: dict[str, Any] = {"options": {**OPTIONS, "max_steps": 3}, "judged_on": {"test": 2}, "stages": None}
-    recipe = setting
-    given = {what: changes[what]}
-    if what == "stages":
-        recipe, given = replace(setting, stages=(replace(EVERYTHING, learning_rate=1.0),)), {}
+    changes: dict[str, Any] = {"options": {**OPTIONS, "max_steps": 3}, "judged_on": {"test": 2}}
+    recipe = replace(setting, stages=(replace(EVERYTHING, learning_rate=1.0),)) if what == "stages" else setting
     with pytest.raises(ResumeError, match=rf"another command\. {what}: [\w: ]+ was .* now it is .* another --output"):
-        run(recipe, folder, Judge(), **given)
+        run(recipe, folder, Judge(), **{what: changes[what]} if what in changes else {})
     with pytest.raises(StageError, match=f"Runs with different {what}"):
         summarise([results[0], {**results[1], "made_with": {**results[1]["made_with"], what: "other"}}])
 
@@ -246,15 +233,6 @@ def test_table_has_means_and_students_intervals_over_seeds() -> None:
     assert "| CLIP to + mask | 0.200 ± 0.000 |" in text
 
 
-@pytest.mark.parametrize(("count", "quantile"), [(2, 12.7062), (5, 2.7764), (11, 2.2281), (31, 2.0423)])
-def test_intervals_use_students_quantiles(count: int, quantile: float) -> None:
-    """Published values of t at 0.975."""
-    values = [float(number % 2) for number in range(count)]
-    found = summarise([result("clip", seed, value, 0) for seed, value in enumerate(values)])["table"]["Color"]["clip"]
-    deviation = torch.tensor(values, dtype=torch.float64).std().item()
-    assert found["half_width"] == pytest.approx(quantile * deviation / count**0.5, rel=2e-3)
-
-
 def test_report_is_table_numbers_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = write_report(RESULTS, tmp_path, "exact answers")
     assert [path.name for path in written] == ["ablation.json", "ablation.md", "ablation.png"]
@@ -271,38 +249,37 @@ def command(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["ablate", *map(str, arguments)])
 
 
-def test_command_trains_scores_on_scenes_and_draws(setting: Recipe, tmp_path: Path) -> None:
-    data = setting.data["records"]
-    given = ("--output", tmp_path, "--model", setting.model, "--data", data, "--scenes", 1, "--device", "cpu")
+def short_run(setting: Recipe, output: Path, *arguments: object) -> Any:
+    given = ("--output", output, "--model", setting.model, "--data", setting.data["records"], "--device", "cpu")
     options = ("--max-steps", 1, "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 1)
-    which = ("--configuration", "clip", "--configuration", "mask", "--seeds", 1, "--dataloader-num-workers", 0)
-    found = command(*given, *options, *which)
-    assert found.exit_code == 0, found.output
-    assert "| question | CLIP | + mask |" in found.output and "| Color |" in found.output
+    return command(*given, *options, "--seeds", 1, "--dataloader-num-workers", 0, *arguments)
+
+
+def test_command_trains_scores_on_scenes_and_draws(setting: Recipe, tmp_path: Path) -> None:
+    ran = short_run(setting, tmp_path, "--scenes", 1, "--configuration", "clip", "--configuration", "mask")
+    assert ran.exit_code == 0, ran.output
+    assert "| question | CLIP | + mask |" in ran.output and "| Color |" in ran.output
     assert (tmp_path / "ablation.png").is_file()
     scored = json.loads((tmp_path / "mask" / "seed-0" / "result.json").read_text())
     assert scored["scenes"] == 1 and scored["split"] == "test" and "values" in scored
     table = (tmp_path / "ablation.md").read_text()
     (tmp_path / "ablation.md").unlink()
-    again = command(*given, "--report-only")
-    assert again.exit_code == 0 and (tmp_path / "ablation.md").read_text() == table
+    assert command("--output", tmp_path, "--report-only").exit_code == 0
+    assert (tmp_path / "ablation.md").read_text() == table
 
 
 def test_command_judges_by_a_metric_on_described_regions(setting: Recipe, tmp_path: Path) -> None:
     held_out = write_records(tmp_path / "test", 2, seed=1, whole=False)
-    output = tmp_path / "out"
-    given = ("--output", output, "--model", setting.model, "--data", setting.data["records"], "--device", "cpu")
-    options = ("--max-steps", 1, "--per-device-train-batch-size", 1, "--gradient-accumulation-steps", 1)
-    which = ("--configuration", "mask", "--seeds", 1, "--dataloader-num-workers", 0)
-    found = command(*given, *options, *which, "--eval-data", held_out, "--metric", "rouge_l")
-    assert found.exit_code == 0, found.output
+    output, only = tmp_path / "out", ("--configuration", "mask")
+    ran = short_run(setting, output, *only, "--eval-data", held_out, "--metric", "rouge_l")
+    assert ran.exit_code == 0, ran.output
     folder = output / "mask" / "seed-0"
     values = json.loads((folder / "result.json").read_text())["values"]
     report = json.loads((folder / "report.json").read_text())
     assert values == {row["name"]: row["metrics"]["rouge_l"]["value"] for row in report["by_attribute"]}
     assert "Color" in values and all(0 <= value <= 100 for value in values.values())
     assert (folder / "predictions.jsonl").is_file()
-    refused = command(*given, *options, *which, "--scenes", 1)
+    refused = short_run(setting, output, *only, "--scenes", 1)
     assert refused.exit_code == 2 and "another command. judged_on: " in refused.stderr
 
 

@@ -2,14 +2,11 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .common import Device, errors_in_one_line
-
-if TYPE_CHECKING:
-    from ..training.ablation import Judge
 
 
 class Metric(str, Enum):
@@ -76,18 +73,17 @@ def ablate(
         given: dict[str, Any] = {"model": model, "data": None if data is None else _data(data, images)}
         plan = replace(plan, **{name: value for name, value in given.items() if value is not None})
 
-        from ..training import ablation
+        from ..evaluation import ablation
         from ..training.arguments import parse_options
 
         options = parse_options(ctx.args)
         chosen = tuple(configurations or ablation.CONFIGURATIONS)
-        judge: Judge
         if eval_data is None:
             judged_on: dict[str, Any] = {"scenes": scenes, "seed": scenes_seed, "split": "test"}
-            judge, label = _scene_judge(scenes, scenes_seed), "exact answers on held-out scenes"
+            judge, label = ablation.scene_judge(scenes, scenes_seed), "exact answers on held-out scenes"
         else:
             judged_on = {"data": str(eval_data.resolve()), "metric": metric.value}
-            judge, label = _metric_judge(eval_data, metric.value), metric.value
+            judge, label = ablation.metric_judge(eval_data, metric.value), metric.value
 
     import logging
 
@@ -128,46 +124,3 @@ def _data(texts: list[str], images: list[str] | None) -> dict[str, Any]:
     from .train import OnError, with_options
 
     return with_options(named_paths(texts, "--data"), images, OnError.stop)
-
-
-def _scene_judge(number: int, seed: int) -> "Judge":
-    """Exact answers by free generation."""
-
-    def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
-        from ..scenes.scoring import score_scenes
-
-        found = score_scenes(model, processor, number, seed=seed)
-        return {"values": found.pop("accuracy"), **found}
-
-    return judge
-
-
-def _metric_judge(data: Path, metric: str) -> "Judge":
-    """A metric by attribute; predictions and the report of `finecaption evaluate` stay in the run's folder."""
-    from ..data import open_dataset
-    from ..evaluation.metrics import CaptionScorer
-
-    # What is missing shows before anything is trained.
-    dataset = open_dataset(data)
-    score = CaptionScorer([metric.removesuffix("_4")])
-
-    def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
-        from ..evaluation.evaluating import PREDICTIONS, report_on
-        from ..evaluation.finecaption import FineCaptionDescriber
-        from ..evaluation.run import run_predictions
-
-        name = "/".join(folder.parts[-2:])
-        path = run_predictions(
-            FineCaptionDescriber(model, processor, name=name),
-            dataset,
-            folder / PREDICTIONS,
-            data_name=str(data),
-            questions=processor.questions,
-        )
-        report = report_on(path, folder, score=score, dataset=dataset)
-        by_attribute = {row["name"]: row["metrics"] for row in report["by_attribute"]}
-        shown = "meteor_segments" if metric == "meteor" else metric
-        values = {name: metrics[shown]["value"] for name, metrics in by_attribute.items()}
-        return {"values": values, "signature": report["signature"]}
-
-    return judge

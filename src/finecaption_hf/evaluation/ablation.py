@@ -21,12 +21,23 @@ import torch
 
 from ..captioning import load
 from ..configuration_finecaption import FineCaptionConfig
+from ..data import open_dataset
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
 from ..resuming import check_same, read_manifest, whole_file, write_json
-from .arguments import num_processes
-from .recipes import Recipe
-from .run import absolute, split_revision, train
-from .stages import Stage, StageError
+from ..scenes.scoring import score_scenes
+from ..training.arguments import num_processes
+from ..training.recipes import Recipe
+from ..training.run import absolute, split_revision, train
+from ..training.stages import Stage, StageError
+from .evaluating import PREDICTIONS, report_on
+from .finecaption import FineCaptionDescriber
+from .metrics import CaptionScorer
+from .run import run_predictions
+
+try:
+    from scipy.stats import t as students_t
+except ImportError as error:
+    raise ImportError('Ablations need scipy. Run: pip install "finecaption-hf[evaluation]"') from error
 
 if TYPE_CHECKING:
     from ..processing_finecaption import FineCaptionProcessor
@@ -38,7 +49,7 @@ _ALPHA = "model.vision_tower.embeddings.alpha_embedding."
 _ADAPTER = "model.adapter."
 _ALL = "mean of all"
 
-Judge = Callable[["FineCaptionForConditionalGeneration", "FineCaptionProcessor", Path], Mapping[str, Any]]
+Judge = Callable[[FineCaptionForConditionalGeneration, "FineCaptionProcessor", Path], Mapping[str, Any]]
 """(model, processor, folder of the run) -> what is written into the result; `values` has a number for each question."""
 
 
@@ -300,6 +311,44 @@ def _write_start(recipe: Recipe, folder: Path, configuration: Configuration, see
     return stages
 
 
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+def scene_judge(number: int, seed: int) -> Judge:
+    """Exact answers, by free generation, on held-out rendered scenes from `seed` on."""
+
+    def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
+        scored = score_scenes(model, processor, number, seed=seed)
+        return {"values": scored.pop("accuracy"), **scored}
+
+    return judge
+
+
+def metric_judge(data: Path, metric: str) -> Judge:
+    """A metric by attribute; predictions and the report of `finecaption evaluate` stay in the run's folder.
+
+    Args:
+        data: described regions.
+        metric: its name in reports.
+
+    Raises:
+        DataError, MetricError: If there is no such data, or something is missing that the metric needs.
+    """
+    dataset = open_dataset(data)
+    score = CaptionScorer([metric.removesuffix("_4")])
+
+    def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
+        describer = FineCaptionDescriber(model, processor, name="/".join(folder.parts[-2:]))
+        predictions = folder / PREDICTIONS
+        run_predictions(describer, dataset, predictions, data_name=str(data), questions=processor.questions)
+        report = report_on(predictions, folder, score=score, dataset=dataset)
+        shown = "meteor_segments" if metric == "meteor" else metric
+        values = {row["name"]: row["metrics"][shown]["value"] for row in report["by_attribute"]}
+        return {"values": values, "signature": report["signature"]}
+
+    return judge
+
+
 # --- table and plot ---------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +404,6 @@ _STEPS = (
     ("mask-convnext", "mask-both"),
     ("mask-sam", "mask-both"),
 )
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
@@ -363,10 +411,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
         return {"mean": None, "half_width": None, "values": []}
     width = None
     if len(values) > 1:
-        # From 10 degrees of freedom on by the first terms of its expansion around the normal quantile, to 0.01.
-        freedom = len(values) - 1
-        quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96 + 2.372 / freedom + 2.823 / freedom**2
-        width = round(quantile * stdev(values) / len(values) ** 0.5, 6)
+        width = round(float(students_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5, 6)
     return {"mean": round(mean(values), 6), "half_width": width, "values": values}
 
 
