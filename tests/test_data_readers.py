@@ -535,6 +535,13 @@ def test_array_in_pieces_equals_the_whole(values: list[Any], chunk: int, indent:
     stream.end()
 
 
+def test_long_strings_may_be_cut_anywhere() -> None:
+    value = ['\\"' * 20, "\\" * 41, {"a" * 50 + '"': "é" * 30}]
+    data = json.dumps(value).encode()
+    for chunk in range(1, len(data) + 1):
+        assert list(JsonStream(io.BytesIO(data), "x", chunk_bytes=chunk).elements()) == value
+
+
 @settings(deadline=None, derandomize=True)
 @given(st.dictionaries(st.text(), json_values, max_size=4), st.integers(1, 40), st.integers(0, 15))
 def test_object_in_pieces_equals_the_whole(values: dict[str, Any], chunk: int, skipped: int) -> None:

@@ -1,7 +1,8 @@
 """JSON files of any size, one element at a time, parsed by the standard library.
 
-A SAX-like parser would do, too, but each number of each polygon would be an event; here an element is parsed in C as
-soon as all of it is in memory, and nesting, lengths and numbers of hostile files are bounded.
+An element is parsed in C as soon as all of it is in memory; nesting, lengths and numbers of hostile files are bounded.
+ijson 3.6 was tried: its fast backend turns half a surrogate pair into "?", refuses whole numbers of more than 64 bits,
+and takes all memory where arrays are nested 100,000 deep.
 """
 
 import codecs
@@ -109,8 +110,8 @@ class JsonStream:
             except RecursionError as error:
                 raise self._broken("it is nested too deeply") from error
             except json.JSONDecodeError as error:
-                open_string = error.msg.startswith("Unterminated string")
-                if self._ended or not (open_string or error.pos >= len(self._text) - _MARGIN):
+                is_cut = error.pos >= len(self._text) - _MARGIN or _is_open_string(self._text, error.pos)
+                if self._ended or not is_cut:
                     raise self._broken(error.msg) from error
             except ValueError as error:  # a constant, or a number of thousands of digits
                 raise self._broken(str(error)) from error
@@ -200,3 +201,17 @@ class JsonStream:
             self._name,
             f"the JSON is broken before byte {self._read} ({reason}); nothing after it can be read. Mend the file.",
         )
+
+
+def _is_open_string(text: str, start: int) -> bool:
+    """Whether a string begins there that does not end in the text."""
+    if text[start] != '"':
+        return False
+    end = start
+    while (end := text.find('"', end + 1)) >= 0:
+        first = end
+        while text[first - 1] == "\\":
+            first -= 1
+        if (end - first) % 2 == 0:  # not a quote that a backslash escapes
+            return False
+    return True
