@@ -169,7 +169,7 @@ def _progress(is_main: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
         return
     if not console.is_terminal:
-        yield _Lines()
+        yield _ProgressLines()
         return
     columns = (
         TextColumn("regions"),
@@ -191,7 +191,7 @@ def _progress(is_main: bool) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-class _Lines:
+class _ProgressLines:
     def __init__(self) -> None:
         self.first: tuple[float, int] | None = None
         self.last = 0.0

@@ -93,7 +93,7 @@ def train(
         plan = replace(plan, **{name: value for name, value in given.items() if value is not None})
 
         from ..training.arguments import parse_options
-        from ..training.run import train as run
+        from ..training.runner import train as run
 
         options = parse_options(ctx.args)
 

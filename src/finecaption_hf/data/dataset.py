@@ -23,7 +23,7 @@ from .records import DataError, Record
 _CACHE_VERSION = 1
 
 
-class _Lines:
+class _FileRows:
     """The rows of a JSONL file, of which only the places are kept."""
 
     def __init__(self, path: Path, places: Iterator[Place], has_where: bool) -> None:
@@ -50,7 +50,7 @@ class _Lines:
         return Record.from_json(row, where, store=store)
 
 
-class _Rows:
+class _DatasetRows:
     """The rows of a `datasets.Dataset`."""
 
     def __init__(self, reader: RecordReader, places: Iterator[Place]) -> None:
@@ -75,7 +75,7 @@ class RecordDataset(torch.utils.data.Dataset[Record]):
 
     def __init__(
         self,
-        rows: _Lines | _Rows,
+        rows: _FileRows | _DatasetRows,
         num_regions: "array[int]",
         *,
         images: ImageStore | None,
@@ -167,12 +167,12 @@ def open_dataset(
     )
     num_regions: array[int] = array("q")
     num_rejected, rejects_path = 0, reader.rejects_path
-    rows: _Lines | _Rows
+    rows: _FileRows | _DatasetRows
     if reader.format == "datasets":
-        rows = _Rows(reader, _places(reader, num_regions))
+        rows = _DatasetRows(reader, _places(reader, num_regions))
         num_rejected = reader.num_rejected
     elif reader.format == "jsonl":
-        rows = _Lines(Path(reader.source), _places(reader, num_regions), has_where=False)
+        rows = _FileRows(Path(reader.source), _places(reader, num_regions), has_where=False)
         num_rejected = reader.num_rejected
     else:
         folder = _converted(reader, cache)
@@ -186,7 +186,7 @@ def open_dataset(
         for message in counts["warnings"]:
             warnings.warn(message.replace("{rejects}", str(rejects_path)), stacklevel=2)
         lines = read_records(folder / "records.jsonl", "jsonl", images=reader.images)
-        rows = _Lines(folder / "records.jsonl", _places(lines, num_regions), has_where=True)
+        rows = _FileRows(folder / "records.jsonl", _places(lines, num_regions), has_where=True)
     if not num_regions:
         raise DataError(reader.name, f"it holds no record that can be used ({num_rejected} were rejected).")
     return RecordDataset(

@@ -27,7 +27,7 @@ from ..resuming import check_same, read_manifest, whole_file, write_json
 from ..scenes.scoring import score_scenes
 from ..training.arguments import num_processes
 from ..training.recipes import Recipe
-from ..training.run import absolute, split_revision, train
+from ..training.runner import absolute, split_revision, train
 from ..training.stages import Stage, StageError
 from .evaluating import PREDICTIONS, report_on
 from .finecaption import FineCaptionDescriber

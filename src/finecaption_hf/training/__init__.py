@@ -14,7 +14,7 @@ from .stages import STAGES, Stage, StageError, find_stage
 if TYPE_CHECKING:
     from .callback import StageCallback, apply_stage
     from .dataset import WholeImageDataset
-    from .run import train
+    from .runner import train
     from .trainer import StageTrainer
 
 _LAZY = {
@@ -22,7 +22,7 @@ _LAZY = {
     "StageTrainer": "trainer",
     "WholeImageDataset": "dataset",
     "apply_stage": "callback",
-    "train": "run",
+    "train": "runner",
 }
 
 

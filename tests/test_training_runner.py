@@ -24,7 +24,7 @@ from waiting import exit_code
 from finecaption_hf.cli import app
 from finecaption_hf.resuming import ResumeError
 from finecaption_hf.training.recipes import Recipe
-from finecaption_hf.training.run import open_data, train
+from finecaption_hf.training.runner import open_data, train
 from finecaption_hf.training.stages import STAGES, Stage, StageError
 
 OPTIONS = {
@@ -40,7 +40,7 @@ OPTIONS = {
 # A server that has imported everything once: starting a process anew would take most of the time.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["finecaption_hf.training.run", "finecaption_hf.modeling_finecaption", "training_data"]
+    ["finecaption_hf.training.runner", "finecaption_hf.modeling_finecaption", "training_data"]
 )
 
 
