@@ -230,23 +230,18 @@ def test_failed_predictions_are_tried_again_on_request_and_stand_in_their_place(
     assert run(path, dataset, retry_failed=True) == whole
 
 
-def test_other_data_is_not_gone_on_with(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    run(path, open_dataset(write_data(tmp_path / "one", ROWS)))
+def test_other_data_is_not_gone_on_with_and_a_limit_keeps_the_keys(tmp_path: Path) -> None:
+    path, dataset = tmp_path / "p.jsonl", open_dataset(write_data(tmp_path / "one", ROWS))
+    everything = run(path, dataset)
     changed = json.loads(json.dumps(ROWS))
     changed[4]["regions"][0]["mask"]["box_xyxy"][0] = 2
     with pytest.raises(ResumeError, match="data: fingerprint was"):
         run(path, open_dataset(write_data(tmp_path / "two", changed)))
-    with pytest.raises(ResumeError, match="data: records was 5, now it is 2"):
-        run(path, open_dataset(tmp_path / "one" / "records.jsonl"), limit=2)
+    with pytest.raises(ResumeError, match="data: records was 5, now it is 3"):
+        run(path, dataset, limit=3)
+    assert run(tmp_path / "some.jsonl", dataset, limit=3) == everything[:5]
     with pytest.raises(DataError, match="holds no record"):
         run(tmp_path / "q.jsonl", [])
-
-
-def test_a_limit_keeps_the_keys(tmp_path: Path) -> None:
-    dataset = open_dataset(write_data(tmp_path, ROWS))
-    everything = run(tmp_path / "all.jsonl", dataset)
-    assert run(tmp_path / "some.jsonl", dataset, limit=3) == everything[:5]
 
 
 def test_a_describer_that_leaves_questions_out_is_found_out(tmp_path: Path) -> None:

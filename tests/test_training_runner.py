@@ -272,26 +272,17 @@ def test_finished_stages_are_skipped_and_an_interrupted_one_continues(row: tuple
     assert_equal(weights(output / "3-everything"), expected)
 
 
-@pytest.mark.parametrize("damage", ["no seal", "short file", "missing file"])
-def test_torn_checkpoint_is_skipped_with_a_message(
-    setting: Recipe, uninterrupted: Path, tmp_path: Path, damage: str
-) -> None:
+def test_torn_checkpoint_is_skipped_with_a_message(setting: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(uninterrupted, output)
     shutil.rmtree(output / "final")
-    shutil.rmtree(output / "checkpoint-7")
-    torn = output / "checkpoint-6"
-    if damage == "no seal":
-        (torn / "stage.json").unlink()
-    elif damage == "short file":
-        content = (torn / "optimizer.pt").read_bytes()
-        (torn / "optimizer.pt").write_bytes(content[:-100])
-    else:
-        (torn / "rng_state.pth").unlink()
+    (output / "checkpoint-7" / "stage.json").unlink()
+    optimizer = output / "checkpoint-6" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-100])
     told: list[str] = []
     train(setting, output, options=OPTIONS, tell=told.append)
-    reason = {"no seal": "has no stage.json", "short file": "bytes instead of", "missing file": "is missing"}[damage]
-    assert any("Skipping checkpoint-6" in line and reason in line for line in told)
+    assert any("Skipping checkpoint-7" in line and "has no stage.json" in line for line in told)
+    assert any("Skipping checkpoint-6" in line and "optimizer.pt has" in line for line in told)
     assert any("Continuing from" in line and "checkpoint-4" in line for line in told)
     assert_equal(weights(output), weights(uninterrupted))
 
