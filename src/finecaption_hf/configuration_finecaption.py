@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import transformers
 from packaging.version import Version
-from transformers.utils import logging
+from transformers import logging
 
 MIN_TRANSFORMERS = "5.19"
 TESTED_TRANSFORMERS = "5.24"
