@@ -191,6 +191,10 @@ def test_nothing_to_do_raises(setting: Recipe, tmp_path: Path, monkeypatch: pyte
         run(replace(setting, model=None), tmp_path, Judge())
     with pytest.raises(StageError, match="holds no finished run"):
         read_results(tmp_path)
+    with monkeypatch.context() as patches:
+        patches.setitem(sys.modules, "scipy.stats", None)
+        with pytest.raises(ImportError, match="need scipy: pip install"):
+            run(setting, tmp_path, Judge())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(StageError, match="one process"):
         run(setting, tmp_path, Judge())

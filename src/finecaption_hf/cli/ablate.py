@@ -110,7 +110,7 @@ def ablate(
                 tell=lambda line: typer.echo(line, err=True),
             )
         written = ablation.write_report(ablation.read_results(output), output, label)
-    except (StageError, ResumeError, DataError, OSError) as error:
+    except (StageError, ResumeError, DataError, ImportError, OSError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
     typer.echo((output / "ablation.md").read_text(encoding="utf-8"))

@@ -34,11 +34,6 @@ from .finecaption import FineCaptionDescriber
 from .metrics import CaptionScorer
 from .run import run_predictions
 
-try:
-    from scipy.stats import t as students_t
-except ImportError as error:
-    raise ImportError('Ablations need scipy. Run: pip install "finecaption-hf[evaluation]"') from error
-
 if TYPE_CHECKING:
     from ..processing_finecaption import FineCaptionProcessor
 
@@ -115,6 +110,7 @@ def ablate(
     Raises:
         StageError: If the start lacks a tower, or training refuses.
         ResumeError: If a result was made in another way.
+        ImportError: If scipy is missing, which the intervals need.
     """
     unknown = [name for name in configurations if name not in CONFIGURATIONS]
     if unknown or not configurations or not seeds:
@@ -129,6 +125,7 @@ def ablate(
         raise StageError(
             "An ablation is one process. To share the work, start several, each with its own configurations or seeds."
         )
+    _students_t(1)  # what is missing shows before anything trains
     # No matter in which order runs are done: one seed of all configurations after the other, so that each stretch of
     # time ends with something to compare.
     results = {}
@@ -406,12 +403,21 @@ _STEPS = (
 )
 
 
+def _students_t(freedom: int) -> float:
+    """The quantile at 0.975."""
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise ImportError('Intervals of an ablation need scipy: pip install "finecaption-hf[evaluation]"') from error
+    return float(t.ppf(0.975, freedom))
+
+
 def _spread(values: list[float]) -> dict[str, Any]:
     if not values:
         return {"mean": None, "half_width": None, "values": []}
     width = None
     if len(values) > 1:
-        width = round(float(students_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5, 6)
+        width = round(_students_t(len(values) - 1) * stdev(values) / len(values) ** 0.5, 6)
     return {"mean": round(mean(values), 6), "half_width": width, "values": values}
 
 
