@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finecaption_hf import EMBEDDED_CHECKPOINT, register
-from finecaption_hf.captioning import load
+from finecaption_hf.asking import FineCaptionDescriber, load
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, FACETS, QUESTIONS, VIEWPOINTS, triples
 from finecaption_hf.scenes.attributes import OBJECT_FACETS, PERSON_FACETS, SPLIT_FACETS
@@ -166,12 +166,13 @@ def card(model: FineCaptionForConditionalGeneration, score: dict[str, Any], trai
 
 def measure(model: Any, processor: Any, scenes: int) -> dict[str, Any]:
     """The score of attributes, with the one of sentences under its own name."""
-    score = score_scenes(model, processor, scenes)
+    describer = FineCaptionDescriber(model, processor)
+    score = score_scenes(describer, scenes)
     if score["regions"] < MIN_REGIONS:
         raise ValueError(
             f"{scenes} scenes have {score['regions']} regions, fewer than {MIN_REGIONS}. Give more --scenes."
         )
-    sentences = score_scenes(model, processor, scenes, names=SENTENCES)
+    sentences = score_scenes(describer, scenes, names=SENTENCES)
     score["sentences"] = {key: sentences[key] for key in ("accuracy", "intervals_95", "counts", "both_of_a_pair")}
     return score
 

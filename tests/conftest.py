@@ -137,7 +137,7 @@ def real_regions() -> list[RealRegion]:
 def embedded() -> tuple[Any, Any]:
     """Model and processor of the checkpoint that comes with the package, on the CPU. Treat them as read-only."""
     from finecaption_hf import EMBEDDED_CHECKPOINT
-    from finecaption_hf.captioning import load
+    from finecaption_hf.asking import load
 
     if not (EMBEDDED_CHECKPOINT / "config.json").is_file():
         pytest.fail(f"The embedded checkpoint is missing from {EMBEDDED_CHECKPOINT}; it belongs to the repository.")

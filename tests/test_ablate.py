@@ -12,7 +12,7 @@ from tiny import tiny_model
 from training_data import write_checkpoint, write_records
 from typer.testing import CliRunner
 
-from finecaption_hf.captioning import load
+from finecaption_hf.asking import load
 from finecaption_hf.cli import app
 from finecaption_hf.evaluation.ablation import (
     CONFIGURATIONS,

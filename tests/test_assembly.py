@@ -22,8 +22,8 @@ from transformers import (
     SamModel,
 )
 
+from finecaption_hf.asking import load
 from finecaption_hf.assembly import assemble
-from finecaption_hf.captioning import load
 from finecaption_hf.towers_finecaption import convert_normalisation
 
 pytestmark = pytest.mark.hub

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPVisionModel
 from typer.testing import CliRunner
 
+from finecaption_hf.asking import load
 from finecaption_hf.assembly import AssemblyError, assemble, plan, sources
 from finecaption_hf.assembly.configs import language_config, part_dtype
 from finecaption_hf.assembly.writer import ShardWriter
-from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
 

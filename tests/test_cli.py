@@ -17,11 +17,10 @@ from PIL import Image
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from finecaption_hf import MaskError, __version__
-from finecaption_hf.captioning import caption_regions, load
+from finecaption_hf import __version__
+from finecaption_hf.asking import FineCaptionDescriber, load
 from finecaption_hf.cli import app
 from finecaption_hf.drawing import MIN_SIDE
-from finecaption_hf.engine_finecaption import BranchEngine
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, accepted, is_right, render_scene
 
@@ -166,20 +165,6 @@ def test_every_real_region_in_every_form_through_the_command_line(
             assert list(record["answers"]) == ["region"] and record["answers"]["region"], option
 
 
-@pytest.mark.hub
-def test_every_real_region_in_every_form_through_python(embedded: Any, real_regions: list[RealRegion]) -> None:
-    model, processor = embedded
-    assert len(real_regions) == NUM_REGIONS
-    for path, regions in by_picture(real_regions).items():
-        image = Image.open(path)
-        for region in regions:
-            for forms in (python_forms(region), python_box_forms(region)):
-                # One batch, so that rows with equal inputs are computed alike.
-                answers = caption_regions(model, processor, image, forms, "region", max_new_tokens=8)
-                assert answers[0][0]
-                assert answers == [answers[0]] * len(forms), path
-
-
 # --- captions --------------------------------------------------------------------------------------------------------
 
 
@@ -247,13 +232,13 @@ def test_records_are_those_of_the_pipeline_for_the_same_seed(embedded: Any) -> N
 def test_picture_is_prepared_and_encoded_once_with_a_global_question_too(
     embedded: Any, monkeypatch: pytest.MonkeyPatch, regions: tuple[object, ...], prefixes: int
 ) -> None:
-    monkeypatch.setattr("finecaption_hf.cli.caption_picture.load_checkpoint", lambda *_: embedded)
+    monkeypatch.setattr("finecaption_hf.asking.loading.load", lambda *_, **__: embedded)
     made: list[Any] = []
     prepared: list[Any] = []
     preprocess = FineCaptionImageProcessor.preprocess
 
-    def make(*args: Any, **kwargs: Any) -> BranchEngine:
-        made.append(BranchEngine(*args, **kwargs))
+    def make(*args: Any, **kwargs: Any) -> FineCaptionDescriber:
+        made.append(FineCaptionDescriber(*args, **kwargs))
         prepared.clear()  # prompts are tokenized with pictures of their own
         return made[-1]
 
@@ -261,7 +246,7 @@ def test_picture_is_prepared_and_encoded_once_with_a_global_question_too(
         prepared.append(images)
         return preprocess(self, images, *args, **kwargs)
 
-    monkeypatch.setattr("finecaption_hf.pipeline_finecaption.BranchEngine", make)
+    monkeypatch.setattr("finecaption_hf.asking.loading.FineCaptionDescriber", make)
     monkeypatch.setattr(FineCaptionImageProcessor, "preprocess", prepare)
     run_caption(EXAMPLE_PICTURE, *regions, "--task", "region", "--task", "global", "--attribute", "color")
     (engine,) = made
@@ -316,45 +301,8 @@ def test_mask_fits_the_picture_as_it_is_displayed(embedded: Any, tmp_path: Path)
     Image.fromarray(mask).save(tmp_path / "mask.png")
     (record,) = run_caption(tmp_path / "portrait.jpg", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png")
     assert record["box_xyxy"] == [10, 100, 30, 110]
-    model, processor = embedded
-    assert caption_regions(model, processor, tmp_path / "portrait.jpg", mask, "region", max_new_tokens=8)[0][0]
-
-
-@pytest.mark.hub
-def test_tokens_at_once_leave_captions_unchanged(embedded: Any) -> None:
-    model, processor = embedded
-    image = Image.open(EXAMPLE_PICTURE)
-    masks = [Image.open(EXAMPLE_MASK), None, [5, 5, 90, 90]]
-    questions = ["color", "region", "What is this?"]
-    alone = caption_regions(model, processor, image, masks, questions, max_batch_tokens=1)
-    together = caption_regions(model, processor, image, masks, questions)
-    assert [len(answers) for answers in together] == [3, 3, 3]
-    assert alone == together
-
-
-def test_one_reference_is_one_region(embedded: Any) -> None:
-    model, processor = embedded
-    reference = {"box_xyxy": [5, 5, 90, 90]}
-    alone = caption_regions(model, processor, EXAMPLE_PICTURE, reference, ["color"])
-    assert alone == caption_regions(model, processor, EXAMPLE_PICTURE, [reference], "color")
-
-
-def test_captions_without_a_question_raise(embedded: Any) -> None:
-    model, processor = embedded
-    with pytest.raises(ValueError, match="No question was given"):
-        caption_regions(model, processor, EXAMPLE_PICTURE, None, [])
-
-
-def test_region_outside_of_the_picture_raises(embedded: Any) -> None:
-    model, processor = embedded
-    with pytest.raises(MaskError, match="outside"):
-        caption_regions(model, processor, EXAMPLE_PICTURE, {"box_xyxy": [300, 300, 400, 400]}, "region")
-
-
-def test_model_of_another_kind_raises(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValueError, match="type 'llama', not 'finecaption'"):
-        load(tmp_path)
+    (same,) = embedded[0].as_pipeline(embedded[1])(tmp_path / "portrait.jpg", mask, "region", max_new_tokens=8)
+    assert same == record
 
 
 def test_device_that_cannot_be_used_raises(embedded: Any) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from waiting import exit_code
 
-from finecaption_hf.captioning import load
+from finecaption_hf.asking import FineCaptionDescriber, load, load_describer
 from finecaption_hf.cli import app, caption_dataset
 from finecaption_hf.describing import (
     Options,
@@ -42,7 +42,7 @@ from finecaption_hf.describing import (
 from finecaption_hf.resuming import EntryFile, model_fingerprint
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["finecaption_hf.describing", "finecaption_hf.captioning"])
+PROCESSES.set_forkserver_preload(["finecaption_hf.describing", "finecaption_hf.asking"])
 OPTIONS = {"max_new_tokens": 5, "batch_size": 1}
 LOST, UNFINISHED, REFUSED = 7, 8, 9
 
@@ -65,7 +65,9 @@ def write_rows(folder: Path, num_images: int, regions: int = 1) -> Path:
 
 
 def describe(checkpoint: Any, source: Any, output: Path, questions: Any = "color", **options: Any) -> Result:
-    return describe_dataset(lambda: checkpoint, open_inputs(source), output, questions, Options(**OPTIONS | options))
+    max_batch_tokens = options.pop("max_batch_tokens", None)
+    describer = FineCaptionDescriber(*checkpoint, max_batch_tokens=max_batch_tokens)
+    return describe_dataset(lambda: describer, open_inputs(source), output, questions, Options(**OPTIONS | options))
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -129,12 +131,13 @@ def test_regions_have_their_own_questions_and_the_whole_image_is_asked_about_onc
 ) -> None:
     asked = []
 
-    class Noting(run.BranchEngine):
-        def answer(self, vision: Any, requests: Any, **options: Any) -> Any:
-            asked.extend(request.question for of_region in requests for request in of_region)
-            return super().answer(vision, requests, **options)
+    stream = FineCaptionDescriber.stream
 
-    monkeypatch.setattr(run, "BranchEngine", Noting)
+    def noting(self: Any, prepared: Any, requests: Any, **options: Any) -> Any:
+        asked.extend(request.name for of_region in requests for request in of_region)
+        return stream(self, prepared, requests, **options)
+
+    monkeypatch.setattr(FineCaptionDescriber, "stream", noting)
     rows = [json.loads(line) for line in write_rows(tmp_path, 2, 3).read_text().splitlines()]
     rows[1]["questions"] = ["shape", "Is it new?"]
     rows[4]["questions"] = "global"
@@ -182,11 +185,13 @@ def test_what_fails_has_a_line_and_the_rest_is_described(embedded: Any, tmp_path
     result = command("--input", source, "--output", tmp_path / "out.jsonl", "--attribute", "color", "--batch-size", 4)
     assert result.exit_code == 1, result.output
     found = records(tmp_path / "out.jsonl")
-    assert ["error" in record for record in found] == [True, False, False, True, False, True, True, True]
-    errors = {number: found[number]["error"] for number in (0, 3, 5, 6, 7)}
-    types = ["ValueError", "MaskError", "DataError", "DataError", "DataError"]
+    assert ["error" in record for record in found] == [False, False, False, True, False, True, True, True]
+    errors = {number: found[number]["error"] for number in (3, 5, 6, 7)}
+    types = ["MaskError", "DataError", "DataError", "DataError"]
     assert [error["type"] for error in errors.values()] == types
-    assert "<image>" in errors[0]["message"]
+    # Of a region whose question cannot be asked, the others are.
+    (why,) = found[0]["errors"].values()
+    assert why["type"] == "NotAnswered" and "<image>" in why["message"] and list(found[0]["answers"]) == ["Color"]
     assert "rows.jsonl:6: the line is no JSON" in errors[5]["message"]
     assert "image '3.png'" in errors[6]["message"]
     assert all("answers" not in found[number] and "box_xyxy" not in found[number] for number in errors)
@@ -213,7 +218,8 @@ def test_failed_regions_are_described_once_their_cause_is_mended(
     prepare = run._Worker.prepare
     monkeypatch.setattr(run._Worker, "prepare", lambda self, item: prepared.append(item.name) or prepare(self, item))
     inputs, options = open_inputs(source), Options(**OPTIONS)
-    result = describe_dataset(lambda: embedded, inputs, output, "color", options, retry_failed=True)
+    describer = FineCaptionDescriber(*embedded)
+    result = describe_dataset(lambda: describer, inputs, output, "color", options, retry_failed=True)
     assert (result.failed, prepared) == (0, ["3.png"])
     assert output.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
 
@@ -330,7 +336,7 @@ class Nursery:
 
 def _serve(connection: Any) -> None:
     os.setpgrp()
-    checkpoint = load(device="cpu")
+    describer = load_describer(device="cpu")
     while (job := connection.recv()) is not None:
         count, victim = job.get("count", 1), job["victim"]
         port = str(free_port())
@@ -340,7 +346,7 @@ def _serve(connection: Any) -> None:
             if not children[-1]:
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
                 os.environ["MASTER_PORT"] = port
-                os._exit(_run(checkpoint, job, victim in (None, rank)))
+                os._exit(_run(describer, job, victim in (None, rank)))
         if isinstance(job["kill"], float):
             time.sleep(job["kill"])
             for child in children if victim is None else [children[victim]]:
@@ -348,7 +354,7 @@ def _serve(connection: Any) -> None:
         connection.send([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 
 
-def _run(checkpoint: Any, job: dict[str, Any], is_victim: bool) -> int:
+def _run(describer: Any, job: dict[str, Any], is_victim: bool) -> int:
     # After a fork torch makes its pool anew at the first use, which must not be by two threads at once.
     torch.set_num_threads(1)
     if isinstance(job["kill"], int) and is_victim:
@@ -359,7 +365,7 @@ def _run(checkpoint: Any, job: dict[str, Any], is_victim: bool) -> int:
     def load_here() -> Any:
         if job.get("without_weights") == int(os.environ["RANK"]):
             raise OSError("the weights are not here")
-        return checkpoint
+        return describer
 
     counted: list[int] = []
     try:
@@ -604,7 +610,9 @@ def test_wrong_use_ends_in_one_line_before_a_model_is_loaded(
 ) -> None:
     write_rows(tmp_path, 1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("finecaption_hf.captioning.load", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "finecaption_hf.asking.load_describer", lambda *args, **kwargs: pytest.fail("a model was loaded")
+    )
     before = sorted(tmp_path.iterdir())
     result = command(*arguments)
     assert result.exit_code == 2, result.output

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
-from finecaption_hf.captioning import caption_regions
+from finecaption_hf.asking import FineCaptionDescriber, ask
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, MATERIALS, QUESTIONS, accepted, is_right, render_scene
 from finecaption_hf.scenes.scoring import score_scenes
 
@@ -19,7 +19,7 @@ REQUIRED = {name: 0.8 if name == "Materials/Texture" else 0.9 for name in ATTRIB
 @pytest.fixture(scope="module")
 def score(embedded: Any) -> dict[str, Any]:
     """Seeds far from those of the card (0 to 499)."""
-    return score_scenes(*embedded, 40, seed=100_000)
+    return score_scenes(FineCaptionDescriber(*embedded), 40, seed=100_000)
 
 
 def test_held_out_combinations_are_answered_by_free_generation(score: dict[str, Any]) -> None:
@@ -39,13 +39,13 @@ def test_another_mask_on_the_same_picture_gives_the_other_regions_answer(score: 
 
 
 def test_answers_follow_the_mask_and_nothing_else(embedded: Any) -> None:
-    model, processor = embedded
     scene = render_scene(200_001, split="test", num_regions=3)
     image = Image.fromarray(scene.image)
     order = [2, 0, 1, 0]
-    given = caption_regions(model, processor, image, [scene.masks[i] for i in order], "Category Name")
-    for texts, index in zip(given, order, strict=True):
-        assert is_right(texts[0], accepted(scene, index)["Category Name"])
+    records = ask(FineCaptionDescriber(*embedded), image, [scene.masks[i] for i in order], "Category Name")
+    given = [record["answers"]["Category Name"] for record in records]
+    for text, index in zip(given, order, strict=True):
+        assert is_right(text, accepted(scene, index)["Category Name"])
     assert given[1] == given[3]
 
 

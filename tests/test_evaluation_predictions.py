@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from evaluation_data import StubDescriber, box, prediction, record, region, write_data
 
-from finecaption_hf.captioning import caption_regions
+from finecaption_hf.asking import FineCaptionDescriber as Asked
+from finecaption_hf.asking import ask
 from finecaption_hf.data import DataError, open_dataset
 from finecaption_hf.evaluation import (
     Description,
@@ -270,8 +271,8 @@ def test_finecaption_says_what_it_says_without_a_runner(tmp_path: Path, embedded
     asked = next(walk(scenes))
     for part in asked.regions:
         names = [branch.name for branch in part.branches]
-        (said,) = caption_regions(model, processor, asked.record.load(), [part.region.mask], names, max_new_tokens=6)
-        assert [found[branch.key].prediction for branch in part.branches] == said
+        (alone,) = ask(Asked(model, processor), asked.record.load(), [part.region.mask], names, max_new_tokens=6)
+        assert [found[branch.key].prediction for branch in part.branches] == list(alone["answers"].values())
     assert all(it.log_prob is not None and it.log_prob <= 0 for it in found.values())
 
 

@@ -56,7 +56,7 @@ def test_an_upload_in_parts_that_is_cut_in_a_part_is_completed_by_the_retry(hub,
 
 LOAD = """
 import sys
-from finecaption_hf.captioning import load
+from finecaption_hf.asking import load
 from safetensors.torch import load_file
 
 model, processor = load(sys.argv[1], device="cpu")

@@ -13,7 +13,7 @@ from hub_server import Client, HubServer
 from safetensors.torch import load_file
 
 import finecaption_hf
-from finecaption_hf.captioning import load
+from finecaption_hf.asking import load
 from finecaption_hf.hub import HubError, renew
 from finecaption_hf.training.checkpoints import read_record, write_record
 from finecaption_hf.training.stages import STAGES

@@ -12,7 +12,7 @@ from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer, reach
 from safetensors import safe_open
 
 import finecaption_hf
-from finecaption_hf.captioning import caption_regions, load
+from finecaption_hf.asking import ask, load_describer
 from finecaption_hf.hub_finecaption import keep_origin
 from finecaption_hf.scenes.writing import write_scenes
 from finecaption_hf.training.arguments import build_arguments
@@ -103,8 +103,9 @@ def test_two_generations_are_trained_from_the_hub_pushed_and_loaded_again(hub, c
 
     # What was pushed answers as what was trained; each generation has weights of its own.
     for answers, run in ((one["answers"], "one"), (two["answers"], "two")):
-        model, processor = load(tmp_path / "runs" / run / "final", device="cpu")
-        assert caption_regions(model, processor, tmp_path / "photo.png", BOX, ["color", "region"]) == [answers]
+        describer = load_describer(tmp_path / "runs" / run / "final", device="cpu")
+        (record,) = ask(describer, tmp_path / "photo.png", BOX, ["color", "region"])
+        assert list(record["answers"].values()) == answers
     files = {repo: hub.model(repo).at("main").files for repo in ("me/one", "you/two")}
     weights = {content["model.safetensors"] for content in files.values()}
     assert len(weights | {(TINY / "model.safetensors").read_bytes()}) == 3

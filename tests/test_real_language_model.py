@@ -19,8 +19,8 @@ from PIL import Image
 from tiny import tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from finecaption_hf.asking import load
 from finecaption_hf.assembly import assemble
-from finecaption_hf.captioning import load
 from finecaption_hf.scenes import answers, render_scene
 
 pytestmark = pytest.mark.slow

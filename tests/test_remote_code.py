@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import __version__
 
 import finecaption_hf
-from finecaption_hf.captioning import load
+from finecaption_hf.asking import load
 from finecaption_hf.scenes import accepted, is_right, render_scene
 
 pytestmark = pytest.mark.hub
@@ -27,6 +27,7 @@ PACKAGE = Path(finecaption_hf.__file__).parent
 HUB_FILES = {
     f"{name}_finecaption.py"
     for name in (
+        "asking",
         "branch_attention",
         "engine",
         "card",
@@ -39,7 +40,6 @@ HUB_FILES = {
         "pipeline",
         "processing",
         "prompts",
-        "records",
         "towers",
     )
 }

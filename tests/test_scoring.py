@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from describers import StubDescriber
 from PIL import Image
 
+from finecaption_hf.engine_finecaption import BranchRequest
+from finecaption_hf.masks_finecaption import RegionMask
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, QUESTIONS, Scene, accepted, render_scene
 from finecaption_hf.scenes.scoring import score_scenes, wilson
 
 N = 10
-Request = tuple[Image.Image, Any, str]
 
 
 @pytest.fixture(scope="module")
@@ -23,34 +25,32 @@ def scene_of(image: Image.Image, scenes: list[Scene]) -> Scene:
     return next(scene for scene in scenes if np.array_equal(scene.image, np.asarray(image)))
 
 
-def index_of(mask: np.ndarray | None, scene: Scene) -> int:
-    return 0 if mask is None else next(i for i, known in enumerate(scene.masks) if np.array_equal(known, mask))
+def index_of(region: RegionMask, scene: Scene) -> int:
+    if region.is_whole:
+        return 0
+    return next(i for i, known in enumerate(scene.masks) if np.array_equal(known, region.pixels))
 
 
 @pytest.fixture
-def asked(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """What the scoring asks; the answers are right, in the last wording, in capitals and with a full stop."""
-    noted: list[Request] = []
+def oracle(scenes: list[Scene]) -> StubDescriber:
+    """Its answers are right, in the last wording, in capitals and with a full stop."""
 
-    def oracle(model: Any, processor: Any, requests: list[Request], **_: Any) -> list[str]:
-        noted.extend(requests)
-        told = []
-        for image, mask, name in requests:
-            scene = scene_of(image, scenes)
-            told.append(accepted(scene, index_of(mask, scene))[name][-1].upper() + ".")
-        return told
+    def say(picture: Image.Image, region: RegionMask, request: BranchRequest) -> str:
+        scene = scene_of(picture, scenes)
+        noted.append((scene, index_of(region, scene)))
+        return accepted(scene, index_of(region, scene))[str(request.name)][-1].upper() + "."
 
-    monkeypatch.setattr("finecaption_hf.scenes.scoring.caption_pairs", oracle)
-    return noted
+    noted: list[tuple[Scene, int]] = []
+    return StubDescriber(say, questions=QUESTIONS, noted=noted)
 
 
-def score(**options: Any) -> dict[str, Any]:
-    return score_scenes(None, None, N, **options)  # type: ignore[arg-type]
+def score(oracle: StubDescriber, **options: Any) -> dict[str, Any]:
+    return score_scenes(oracle, N, **options)
 
 
-def test_right_answers_in_any_wording_count(scenes: list[Scene], asked: list[Request]) -> None:
+def test_right_answers_in_any_wording_count(scenes: list[Scene], oracle: StubDescriber) -> None:
     done: list[int] = []
-    result = score(names=tuple(QUESTIONS), on_scene=done.append)
+    result = score(oracle, names=tuple(QUESTIONS), on_scene=done.append)
     told = [accepted(scene, index) for scene in scenes for index in range(len(scene.regions))]
     assert set(result["accuracy"].values()) == {1.0}
     assert set(result["both_of_a_pair"].values()) == {1.0} and set(result["differing"].values()) == {1.0}
@@ -61,15 +61,15 @@ def test_right_answers_in_any_wording_count(scenes: list[Scene], asked: list[Req
     assert (result["scenes"], result["regions"], result["split"], result["size"]) == (N, len(told), "test", 256)
     assert done[-1] == N
     # The global caption is asked once a scene, about the whole picture, and no other without its mask.
-    assert [mask is None for _, mask, name in asked] == [name == "global" for *_, name in asked]
+    assert [it.is_whole for it, _ in oracle.asked] == [request.name == "global" for _, request in oracle.asked]
     assert "global" not in result["both_of_a_pair"]
 
 
-def test_answers_that_ignore_the_mask_are_right_for_no_pair(scenes: list[Scene], asked: list[Request]) -> None:
+def test_answers_that_ignore_the_mask_are_right_for_no_pair(scenes: list[Scene], oracle: StubDescriber) -> None:
     """Without masks, the answers known here are those of each first region."""
     name = "Associative Visual Effect"
-    result = score(names=(name,), use_mask=False)
-    assert all(mask is None for _, mask, _ in asked)
+    result = score(oracle, names=(name,), use_mask=False)
+    assert all(region.is_whole for region, _ in oracle.asked)
     effects = [[region.facets["effect"] for region in scene.regions] for scene in scenes]
     right = [effect == of_scene[0] for of_scene in effects for effect in of_scene]
     assert result["accuracy"][name] == round(sum(right) / len(right), 4)
@@ -77,12 +77,11 @@ def test_answers_that_ignore_the_mask_are_right_for_no_pair(scenes: list[Scene],
     assert result["both_of_a_pair"][name] == result["differing"][name] == 0
 
 
-def test_attributes_are_asked_where_they_apply(asked: list[Request], scenes: list[Scene]) -> None:
-    score()
-    assert {name for *_, name in asked} <= set(ATTRIBUTE_NAMES)
-    for image, mask, name in asked:
-        scene = scene_of(image, scenes)
-        assert name in accepted(scene, index_of(mask, scene))
+def test_attributes_are_asked_where_they_apply(oracle: StubDescriber, scenes: list[Scene]) -> None:
+    score(oracle)
+    assert {request.name for _, request in oracle.asked} <= set(ATTRIBUTE_NAMES)
+    for (scene, index), (_, request) in zip(oracle.settings["noted"], oracle.asked, strict=True):
+        assert request.name in accepted(scene, index)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_attributes_are_asked_where_they_apply(asked: list[Request], scenes: lis
 )
 def test_scoring_nothing_or_the_unknown_raises(n: int, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score_scenes(None, None, n, names=names)  # type: ignore[arg-type]
+        score_scenes(StubDescriber(), n, names=names)
 
 
 def test_wilson_interval_equals_published_values() -> None:

@@ -41,9 +41,9 @@ from transformers import (
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 from typer.testing import CliRunner
 
+from finecaption_hf.asking import load
 from finecaption_hf.assembly.plan import _tower_fields
 from finecaption_hf.assembly.sources import Source
-from finecaption_hf.captioning import load
 from finecaption_hf.cli import app
 from finecaption_hf.engine_finecaption import BranchEngine
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, fit_within

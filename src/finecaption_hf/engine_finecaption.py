@@ -46,6 +46,7 @@ from .branch_attention_finecaption import (
     length_limit,
     use_branch_attention,
 )
+from .image_processing_finecaption import join_vision
 from .prompts_finecaption import PromptEncoder, find_question
 
 logger = logging.get_logger(__name__)
@@ -57,13 +58,14 @@ class BranchRequest:
 
     Args:
         question: a name that the processor knows, or a question in own words.
-        max_new_tokens: the longest answer; `None` means what the model's generation configuration says, else 64.
+        max_new_tokens: the longest answer; `None` means `BranchEngine.max_new_tokens`.
         temperature: 0 takes the likeliest token; above 0 tokens are drawn from the distribution at this temperature.
         top_p: draw from the likeliest tokens that together have this probability.
         repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely (as in
             `transformers`); `None` means what the generation configuration says, else none.
         stop_strings: the answer ends before the first of these.
         seed: of the draws; a branch draws the same tokens whatever else is answered with it.
+        name: the task or attribute that the question stands for, where it has a name.
 
     Raises:
         ValueError: If a value makes no sense.
@@ -76,6 +78,7 @@ class BranchRequest:
     repetition_penalty: float | None = None
     stop_strings: tuple[str, ...] = ()
     seed: int = 0
+    name: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, str) or not self.question.strip():
@@ -103,13 +106,15 @@ class BranchAnswer:
         token_ids: as they were generated, with the token that ends the answer.
         log_probs: where asked for, the natural logarithm of each token's probability in the model's own distribution
             (before temperature, top_p and penalty).
-        finish_reason: `"end"`, `"stop_string"` or `"length"`; `None` while the answer goes on.
+        finish_reason: `"end"`, `"stop_string"`, `"length"` or `"error"`; `None` while the answer goes on.
+        error: why there is no answer.
     """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] | None = None
     finish_reason: str | None = None
+    error: str | None = None
 
 
 class BranchUpdate(NamedTuple):
@@ -331,6 +336,8 @@ class BranchEngine:
             half of the free memory takes. When memory runs out nevertheless, it is halved, and work goes on.
 
     Attributes:
+        max_new_tokens (`int`): the longest answer where a request says nothing: that of the model's generation
+            configuration, else 64.
         fallback_reason (`str`, *optional*): why the plain way is used, since construction or in the last call.
         counts (`Counter[str]`): of `images` and `regions` encoded, `prefixes` and `branches` computed, `steps`, and
             `cache_bytes`, the most memory that keys and values took.
@@ -347,6 +354,7 @@ class BranchEngine:
         self.model = model
         self.processor = processor
         self.max_batch_tokens = max_batch_tokens
+        self.max_new_tokens: int = model.generation_config.max_new_tokens or 64
         self.counts: Counter[str] = Counter()
         self.seconds: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
         ends = model.generation_config.eos_token_id
@@ -390,6 +398,26 @@ class BranchEngine:
                 f"Branches are decoded in the plain way, each with a prefix of its own, which is much slower. {reason}"
             )
 
+    # --- a describer, see AskedImage ---
+
+    @property
+    def questions(self) -> Mapping[str, str]:
+        """The names of tasks and attributes that are known, with their questions."""
+        questions: Mapping[str, str] = self.processor.questions
+        return questions
+
+    def prepare(self, picture: Any, regions: Sequence[Any], **options: Any) -> dict[str, Any]:
+        """See `prepare_regions`."""
+        return prepare_regions(self.processor.image_processor, picture, regions, **options)
+
+    def refusal(self, question: str) -> str | None:
+        """Why a question cannot be asked; `None` where it can."""
+        try:
+            self.question_ids(question)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def answer(
         self, vision: Mapping[str, Any], requests: Sequence[Sequence[BranchRequest | str]], *, log_probs: bool = False
     ) -> list[list[BranchAnswer]]:
@@ -402,7 +430,7 @@ class BranchEngine:
     @torch.inference_mode()
     def stream(
         self,
-        vision: Mapping[str, Any],
+        vision: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         requests: Sequence[Sequence[BranchRequest | str]],
         *,
         log_probs: bool = False,
@@ -413,7 +441,7 @@ class BranchEngine:
         Args:
             vision: what the processor's image processor gives for I images and B regions; moved to the model's device
                 and converted to its dtype here. `high_res_features` (I, C, h, w), from `get_high_res_features`, may
-                stand in the place of `high_res_pixel_values`.
+                stand in the place of `high_res_pixel_values`. Several lots of images are joined.
             requests: for each of the B regions those about it; a text stands for a request with default settings.
             log_probs: whether answers have log-probabilities.
             partial: whether answers come with every new token (in the plain way only once they are finished).
@@ -425,7 +453,7 @@ class BranchEngine:
             ValueError: If requests and regions differ in number, or a question holds a special token.
             torch.OutOfMemoryError: If memory does not suffice for a single branch.
         """
-        images = _Images(self, vision)
+        images = _Images(self, vision if isinstance(vision, Mapping) else join_vision(vision))
         if len(requests) != images.num_regions:
             raise ValueError(
                 f"There are requests for {len(requests)} regions, but vision holds {images.num_regions}. Give a list "
@@ -478,7 +506,7 @@ class BranchEngine:
             index,
             request,
             self.question_ids(request.question),
-            request.max_new_tokens or config.max_new_tokens or 64,
+            request.max_new_tokens or self.max_new_tokens,
             request.repetition_penalty or config.repetition_penalty or 1.0,
             [] if log_probs else None,
         )
@@ -849,6 +877,35 @@ class _Images:
         self._features = {image: features for image, features in self._features.items() if image in images}
 
 
+def prepare_regions(
+    image_processor: Any, picture: Any, regions: Sequence[Any], high_res_features: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """What the engine needs of a picture and its regions.
+
+    Args:
+        image_processor (`FineCaptionImageProcessor`): the checkpoint's.
+        picture: as it takes it.
+        regions: B region references.
+        high_res_features (1, C, h, w), *optional*: of the picture, which then is not prepared at high resolution.
+    """
+    if high_res_features is None:
+        return dict(image_processor(picture, masks=list(regions), return_tensors="pt"))
+    vision = image_processor(picture, masks=list(regions), return_tensors="pt", high_res_size=None)
+    return {**vision, "high_res_features": high_res_features}
+
+
+@torch.no_grad()
+def encode_picture(model: Any, image_processor: Any, picture: Any) -> torch.Tensor | None:
+    """What the high-resolution towers say of a picture, (1, C, h, w); `None` where the model has none."""
+    prepared = image_processor(picture, do_mask=False, return_tensors="pt")
+    if "high_res_pixel_values" not in prepared:
+        return None
+    features: torch.Tensor = model.get_high_res_features(
+        prepared["high_res_pixel_values"].to(model.device, model.dtype)
+    )
+    return features
+
+
 def _free_main_memory() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -863,4 +920,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
 
 
-__all__ = ["BranchAnswer", "BranchEngine", "BranchRequest", "BranchUpdate"]
+__all__ = [
+    "BranchAnswer",
+    "BranchEngine",
+    "BranchRequest",
+    "BranchUpdate",
+    "encode_picture",
+    "prepare_regions",
+]

@@ -367,7 +367,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
             ValueError: If `image` is none, or has no pixels.
         """
         if isinstance(image, Image.Image):
-            picture = torch.from_numpy(_pil_to_rgb(image)).permute(2, 0, 1)
+            picture = torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)
         elif isinstance(image, (np.ndarray, torch.Tensor)):
             picture = _array_to_rgb(image, input_data_format)
         else:
@@ -510,8 +510,12 @@ def _flatten_images(images: Any) -> list[Any]:
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
-def _pil_to_rgb(image: Image.Image) -> np.ndarray:
-    """A PIL image of any mode -> a uint8 array of shape (H, W, 3), upright, transparent pixels laid on white."""
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode -> one in RGB, turned by its EXIF orientation, transparent pixels laid on white.
+
+    Raises:
+        ValueError: If it has no pixels.
+    """
     if 0 in image.size:
         raise ValueError(f"An image of {image.height}x{image.width} (height x width) arrived. It has no pixels.")
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -522,7 +526,8 @@ def _pil_to_rgb(image: Image.Image) -> np.ndarray:
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _array_to_rgb(image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:

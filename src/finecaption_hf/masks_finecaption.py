@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 
 __all__ = [
     "MaskError",
+    "RegionMask",
     "as_mask",
     "decode_mask",
     "decode_rle",
@@ -80,6 +81,35 @@ class MaskError(ValueError):
     """A region reference that cannot be turned into a region; the message says what to do about it."""
 
 
+class RegionMask:
+    """A region of an image that was checked once. Whatever takes a reference takes it as it is.
+
+    Args:
+        reference: as for `as_mask`; a `RegionMask` of that size is shared, not copied.
+        height, width (`int`): size of the image, (H, W) in pixels.
+
+    Attributes:
+        pixels (`np.ndarray` of shape `(H, W)`): bool, with at least one True.
+        is_whole (`bool`): whether the whole image was meant: the reference was `None`.
+        box_xyxy (`tuple[int, int, int, int]`): the smallest box around it, in pixels, right and lower end exclusive.
+        area (`int`): its number of pixels.
+
+    Raises:
+        MaskError: As `as_mask`.
+    """
+
+    def __init__(self, reference: Any, height: int, width: int) -> None:
+        self.is_whole: bool = reference is None or (_is_checked(reference) and reference.is_whole)
+        self.pixels = as_mask(reference, height, width)
+        self.box_xyxy = _box(self.pixels)
+        self.area = int(np.count_nonzero(self.pixels))
+
+
+def _is_checked(reference: Any) -> bool:
+    # By name: of code that lies beside weights the library may load this file twice, with two classes.
+    return type(reference).__name__ == RegionMask.__name__
+
+
 def as_mask(reference: Any, height: int, width: int) -> _BoolArray:
     """Turn one region reference into a binary mask at the image's size.
 
@@ -97,11 +127,13 @@ def as_mask(reference: Any, height: int, width: int) -> _BoolArray:
             - GeoJSON `{"type": "Polygon" | "MultiPolygon", "coordinates": ...}`: rings after the first of a polygon are
               holes.
             - str: a CompositionCap blob, see `decode_mask`. A str is never a path.
+            - `RegionMask`: one that was checked before.
         height (`int`): Height of the image in pixels.
         width (`int`): Width of the image in pixels.
 
     Returns:
-        `np.ndarray` of shape `(H, W)`, bool, C-contiguous, with at least one True; shares no memory with `reference`.
+        `np.ndarray` of shape `(H, W)`, bool, C-contiguous, with at least one True; shares no memory with `reference`,
+        unless that is a `RegionMask`.
 
     Raises:
         MaskError: If the reference has another form, size or value range, or holds no pixel of the image.
@@ -114,6 +146,13 @@ def as_mask(reference: Any, height: int, width: int) -> _BoolArray:
     height, width = _check_size(height, width)
     if reference is None:
         return np.ones((height, width), dtype=np.bool_)
+    if _is_checked(reference):
+        if reference.pixels.shape != (height, width):
+            raise MaskError(
+                f"The region is one of an image of {'x'.join(map(str, reference.pixels.shape))}, but this one is "
+                f"{height}x{width} (height x width). Read its reference for this image."
+            )
+        return reference.pixels
     if isinstance(reference, str):
         return decode_mask(reference, height, width)
     if isinstance(reference, dict):
@@ -130,11 +169,11 @@ def is_region_reference(x: Any) -> bool:
         x: Anything. Only its form is looked at; `as_mask` judges the content.
 
     Returns:
-        `bool`: True for `None`, str, dict, PIL images, and arrays or tensors of shape (H, W), (1, H, W) or (H, W, 1).
-        False for everything else, lists and tuples among it: a bare box or polygon is a reference for `as_mask` only,
-        since where several regions are given a list is a container.
+        `bool`: True for `None`, str, dict, PIL images, `RegionMask`s, and arrays or tensors of shape (H, W), (1, H, W)
+        or (H, W, 1). False for everything else, lists and tuples among it: a bare box or polygon is a reference for
+        `as_mask` only, since where several regions are given a list is a container.
     """
-    if x is None or isinstance(x, (str, dict, Image.Image)):
+    if x is None or isinstance(x, (str, dict, Image.Image)) or _is_checked(x):
         return True
     if isinstance(x, (list, tuple)) or not hasattr(x, "__array__"):
         return False
@@ -292,7 +331,10 @@ def mask_to_box(mask: Any) -> tuple[int, int, int, int]:
     Raises:
         MaskError: If the mask is empty, not 2-D or not binary.
     """
-    region = _array_region(mask, None)
+    return _box(_array_region(mask, None))
+
+
+def _box(region: _BoolArray) -> tuple[int, int, int, int]:
     columns = np.flatnonzero(region.any(axis=0))
     rows = np.flatnonzero(region.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

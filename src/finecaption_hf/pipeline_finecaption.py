@@ -1,13 +1,12 @@
 """`pipeline("region-captioning")`: images with regions, and questions about them -> a record of each region.
 
-Dimension letters: B regions that the engine gets, R regions of one image, H W pixels of an image as displayed, C h w
-channels and cells of the high-resolution towers' features. A region reference is whatever `as_mask` takes.
+Dimension letters: R regions of one image, H W pixels of an image as displayed, C h w channels and cells of the
+high-resolution towers' features. A region reference is whatever `as_mask` takes.
 """
 
-import itertools
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,11 @@ from .configuration_finecaption import FineCaptionConfig
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .engine_finecaption import BranchEngine, BranchRequest
-from .image_processing_finecaption import flatten_regions
+from .asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about, stream_answers
+from .engine_finecaption import BranchEngine, BranchRequest, encode_picture, prepare_regions
+from .image_processing_finecaption import FineCaptionImageProcessor, flatten_regions, upright_rgb
 from .masks_finecaption import is_region_reference
 from .prompts_finecaption import resolve_questions
-from .records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
 
 TASK = "region-captioning"
 
@@ -34,30 +33,116 @@ class ImageError(ValueError):
     """What was given as an image cannot be read as one."""
 
 
-@dataclass(frozen=True)
-class _Item:
-    """One image of a call, as given. `questions` are its own; `None` means those of the call.
+# --- pictures and regions as users give them -------------------------------------------------------------------------
 
-    `high_res_features` (1, C, h, w) are what the high-resolution towers say of it, where that is known already.
+
+def read_picture(image: Any) -> Image.Image:
+    """Whatever the image processor takes as an image -> RGB, upright, transparent pixels on white.
+
+    Raises:
+        ImageError: If it cannot be read.
     """
+    name = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+    processor = FineCaptionImageProcessor()
+    try:
+        opened = processor.fetch_images(image if name is None else name)
+        if isinstance(opened, Image.Image):
+            return upright_rgb(opened)
+        return Image.fromarray(processor.process_image(opened).permute(1, 2, 0).cpu().numpy())
+    except Exception as error:  # decoders of damaged files and clients of networks raise nearly anything
+        reason = str(error)[:500]
+        if name is not None and not name.startswith(("http:", "https:", "data:")) and not os.path.exists(name):
+            reason = "there is no such file"
+        shown = f"A {type(image).__name__}" if name is None else repr(name[:200])
+        raise ImageError(f"{shown} cannot be read as an image: {reason}") from error
 
-    image_index: int
-    image: Any
-    regions: Any
-    questions: str | Sequence[str] | None = None
-    high_res_features: torch.Tensor | None = None
+
+def read_item(
+    prepare: Callable[..., Any],
+    known: Mapping[str, str],
+    item: Mapping[str, Any],
+    questions: str | Sequence[str] = "region",
+    **decoding: Any,
+) -> AskedImage:
+    """An image of a call, as `items_of` gives it -> the image with its regions, prepared.
+
+    Args:
+        prepare: the describer's.
+        known: the names of questions that it knows.
+        item: its own questions come before `questions`.
+        questions: see `resolve_questions`.
+        **decoding: for `BranchRequest`.
+    """
+    asked = resolve_questions(questions if item["questions"] is None else item["questions"], known)
+    references = _references(item["regions"])
+    index = item["index"]
+    regions = [
+        AskedRegion(requests_about(asked.items(), (index, number), (index, None), **decoding), {"region_index": number})
+        for number in range(len(references))
+    ]
+    picture: Image.Image | Exception | None = None
+    try:
+        picture = read_picture(item["image"]) if references else None
+    except ImageError as error:
+        picture = error
+    options = {name: item[name] for name in ("high_res_features",) if name in item}
+    return AskedImage.prepare(prepare, picture, references, regions, index, **options)
 
 
-@dataclass
-class _PreparedImage:
-    """An image, its position in the call, and the records of its regions."""
+def items_of(images: Any, regions: Any) -> Any:
+    """The images of a call with their regions and places: one item, a list, a dataset or a generator of items.
 
-    image_index: int
-    regions: RegionRecords
+    Raises:
+        ValueError: If images and regions do not go together.
+    """
+    if isinstance(images, list | tuple):
+        per_image = [None] * len(images) if regions is None else regions
+        is_container = isinstance(per_image, list | tuple) or getattr(per_image, "ndim", 0) >= 3
+        if not is_container or len(per_image) != len(images):
+            raise ValueError(
+                f"The regions of {len(images)} images are a {type(regions).__name__}"
+                f"{f' of {len(regions)}' if isinstance(regions, Sized) else ''}. Give a list with one entry per image: "
+                "a region reference, a list of them, or None for the whole image."
+            )
+        return [_item(index, image, entry) for index, (image, entry) in enumerate(zip(images, per_image))]
+    is_one = isinstance(
+        images, str | bytes | bytearray | os.PathLike | Mapping | Image.Image | np.ndarray | torch.Tensor
+    )
+    is_dataset = hasattr(images, "__getitem__") and hasattr(images, "__len__")
+    if is_one or not (is_dataset or isinstance(images, Iterable)):
+        return _item(0, images, regions)
+    if regions is not None:
+        raise ValueError(
+            f"Regions were given beside a {type(images).__name__}. Put them into its items: "
+            "{'image': .., 'regions': ..}."
+        )
+    if is_dataset:
+        return _NumberedItems(images)
+    return (_item(index, image, None) for index, image in enumerate(images))
+
+
+def _item(index: int, image: Any, regions: Any) -> dict[str, Any]:
+    if not isinstance(image, Mapping):
+        return {"index": index, "image": image, "regions": regions, "questions": None}
+    if "image" not in image or not image.keys() <= {"image", "regions", "questions"}:
+        raise ValueError(
+            f"A dict with the keys {', '.join(map(repr, image))} arrived as image {index}. Give 'image', and if need "
+            "be 'regions' and 'questions', and nothing else."
+        )
+    if regions is not None:
+        raise ValueError(f"The regions of image {index} were given beside a dict. Put them into it.")
+    return {"index": index, "image": image["image"]} | {name: image.get(name) for name in ("regions", "questions")}
+
+
+def _references(regions: Any) -> list[Any]:
+    """The region references of one image."""
+    if not is_region_reference(regions) and isinstance(regions, Sized) and len(regions) == 0:
+        return []
+    return flatten_regions(regions, None, 1, is_list=False)[0]
 
 
 class _NumberedItems(Dataset):
-    """The items of a dataset, with their positions."""
+    """The items of a dataset, with their places."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -65,8 +150,11 @@ class _NumberedItems(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> _Item:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return _item(index, self.dataset[index], None)
+
+
+# --- the library's pipeline ------------------------------------------------------------------------------------------
 
 
 class _PerImage(Iterator[list[dict[str, Any]]]):
@@ -167,10 +255,9 @@ class RegionCaptioningPipeline(Pipeline):
         """
         if questions is not None:
             kwargs["questions"] = questions
-        items = self._with_features(_items(images, regions), high_res_features)
+        items = self._with_features(items_of(images, regions), high_res_features)
         return super().__call__(items, **kwargs) if items else []
 
-    @torch.no_grad()
     def encode(self, image: Any) -> torch.Tensor | None:
         """Run the high-resolution towers on an image, once for several calls about it.
 
@@ -184,14 +271,7 @@ class RegionCaptioningPipeline(Pipeline):
         Raises:
             ImageError: If the image cannot be read.
         """
-        image_processor = self.processor.image_processor
-        prepared = image_processor(
-            self._read_image(image), input_data_format="channels_first", do_mask=False, return_tensors="pt"
-        )
-        if "high_res_pixel_values" not in prepared:
-            return None
-        pixels = prepared["high_res_pixel_values"].to(self.model.device, self.model.dtype)
-        return self.model.get_high_res_features(pixels)
+        return encode_picture(self.model, self.processor.image_processor, read_picture(image))
 
     def stream(
         self,
@@ -223,8 +303,8 @@ class RegionCaptioningPipeline(Pipeline):
         if questions is not None:
             kwargs["questions"] = questions
         preprocess_params, forward_params, _ = self._sanitize_parameters(**kwargs)
-        items = self._with_features(_items(images, regions), high_res_features)
-        is_one = isinstance(items, _Item)
+        items = self._with_features(items_of(images, regions), high_res_features)
+        is_one = isinstance(items, dict)
         batches = self._batches(
             [items] if is_one else items,
             0 if is_one else self._num_workers or 0 if num_workers is None else num_workers,
@@ -268,43 +348,20 @@ class RegionCaptioningPipeline(Pipeline):
                 self._engine(max_batch_tokens).question_ids(text)
         elif max_batch_tokens is not None:
             self._engine(max_batch_tokens)
-        steps = {"questions": questions}, {"log_probs": log_probs, "max_batch_tokens": max_batch_tokens, **options}
+        steps = {"questions": questions, **options}, {"log_probs": log_probs, "max_batch_tokens": max_batch_tokens}
         preprocess, forward = ({name: value for name, value in step.items() if value is not None} for step in steps)
         return preprocess, forward, {}
 
-    def preprocess(self, item: _Item, questions: str | Sequence[str] = "region") -> _PreparedImage:
+    def preprocess(self, item: Mapping[str, Any], **options: Any) -> AskedImage:
         """Read one image and its regions; what cannot be read ends in records of errors."""
-        asked = questions if item.questions is None else item.questions
-        names = tuple(resolve_questions(asked, self.processor.questions))
-        references = _references(item.regions)
-        picture, size = None, (0, 0)
-        if references:
-            try:
-                picture = self._read_image(item.image)
-                size = (picture.shape[1], picture.shape[2])
-            except ImageError as error:
-                references = [error] * len(references)
-        regions = RegionRecords.prepare(
-            self.processor.image_processor,
-            picture,
-            size,
-            references,
-            [names] * len(references),
-            high_res_features=item.high_res_features,
-            input_data_format="channels_first",
-        )
-        return _PreparedImage(item.image_index, regions)
+        prepare = functools.partial(prepare_regions, self.processor.image_processor)
+        return read_item(prepare, self.processor.questions, item, **options)
 
     def _forward(
-        self, images: list[_PreparedImage], log_probs: bool = False, max_batch_tokens: int | None = None, **options: Any
+        self, images: list[AskedImage], log_probs: bool = False, max_batch_tokens: int | None = None
     ) -> list[list[dict[str, Any]]]:
-        told = {}
-        vision, branches, requests = _ask(images, options)
-        if vision is not None:
-            answers = self._engine(max_batch_tokens).answer(vision, requests, log_probs=log_probs)
-            told = dict(zip(itertools.chain(*branches), itertools.chain(*answers)))
-        write_answers([image.regions for image in images], told, log_probs)
-        return [image.regions.records for image in images]
+        answer_all(self._engine(max_batch_tokens), images, log_probs=log_probs)
+        return [image.records(log_probs) for image in images]
 
     def postprocess(self, model_outputs: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
         return model_outputs
@@ -321,7 +378,7 @@ class RegionCaptioningPipeline(Pipeline):
         batches = self._batches(inputs, num_workers, batch_size, preprocess_params)
         return _PerImage(batches, lambda images: self.postprocess(self.forward(images, **forward_params)))
 
-    def run_single(self, inputs: _Item, *params: dict[str, Any]) -> list[dict[str, Any]]:
+    def run_single(self, inputs: Mapping[str, Any], *params: dict[str, Any]) -> list[dict[str, Any]]:
         return next(self.get_iterator([inputs], 0, 1, *params))
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -334,7 +391,7 @@ class RegionCaptioningPipeline(Pipeline):
         """
         if high_res_features is None:
             return items
-        if not isinstance(items, _Item):
+        if not isinstance(items, dict):
             raise ValueError(
                 "high_res_features are of one image, but several arrived. Call once per image, or leave them out."
             )
@@ -349,7 +406,7 @@ class RegionCaptioningPipeline(Pipeline):
                 f"high_res_features are a {type(high_res_features).__name__} of shape {shape}; this model's are a "
                 f"tensor of shape {needed}. Give what `encode` returns for the image."
             )
-        return replace(items, high_res_features=high_res_features)
+        return {**items, "high_res_features": high_res_features}
 
     def _batches(self, items: Any, num_workers: int, batch_size: int, preprocess_params: dict[str, Any]) -> DataLoader:
         """Lists of up to `batch_size` prepared images. The library's own way pads them to one tensor."""
@@ -361,35 +418,10 @@ class RegionCaptioningPipeline(Pipeline):
         return DataLoader(prepared, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
 
     def _stream(
-        self,
-        batches: Iterable[list[_PreparedImage]],
-        partial: bool,
-        log_probs: bool = False,
-        max_batch_tokens: int | None = None,
-        **options: Any,
+        self, batches: Iterable[list[AskedImage]], max_batch_tokens: int | None = None, **options: Any
     ) -> Iterator[dict[str, Any]]:
         for images in batches:
-            for image in images:
-                for record in image.regions.records:
-                    if "error" in record:
-                        yield {"image_index": image.image_index, **record}
-            vision, branches, requests = _ask(images, options)
-            if vision is None:
-                continue
-            engine = self._engine(max_batch_tokens)
-            for update in engine.stream(vision, requests, log_probs=log_probs, partial=partial):
-                number, region_index, name = branches[update.region][update.branch]
-                for index in images[number].regions.good if region_index is None else [region_index]:
-                    piece = {
-                        "image_index": images[number].image_index,
-                        "region_index": index,
-                        "question": name,
-                        "text": update.answer.text,
-                        "finish_reason": update.answer.finish_reason,
-                    }
-                    if log_probs:
-                        piece["log_probs"] = list(update.answer.log_probs or ())
-                    yield piece
+            yield from stream_answers(self._engine(max_batch_tokens), images, **options)
 
     def _engine(self, max_batch_tokens: int | None) -> BranchEngine:
         """The engine with this budget; it is kept, since it learns the processor's prompts on construction."""
@@ -399,80 +431,5 @@ class RegionCaptioningPipeline(Pipeline):
             )
         return self._engines[max_batch_tokens]
 
-    def _read_image(self, image: Any) -> torch.Tensor:
-        """Whatever the image processor takes as an image -> `(3, H, W)`, uint8, upright.
 
-        Raises:
-            ImageError: If it cannot be read.
-        """
-        image_processor = self.processor.image_processor
-        name = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-        try:
-            return image_processor.process_image(image_processor.fetch_images(image if name is None else name))
-        except Exception as error:  # decoders of damaged files and clients of networks raise nearly anything
-            reason = str(error)[:500]
-            if name is not None and not name.startswith(("http:", "https:", "data:")) and not os.path.exists(name):
-                reason = "there is no such file"
-            shown = f"A {type(image).__name__}" if name is None else repr(name[:200])
-            raise ImageError(f"{shown} cannot be read as an image: {reason}") from error
-
-
-def _ask(images: Sequence[_PreparedImage], options: Mapping[str, Any]) -> Any:
-    """See `ask`; what is drawn follows from the seed and the branch's place in the call."""
-
-    def request(branch: AskedBranch) -> BranchRequest:
-        place = (images[branch.image].image_index, branch.region, branch.name)
-        return BranchRequest(branch.name, **{**options, "seed": derived_seed(options.get("seed", 0), *place)})
-
-    return ask([image.regions for image in images], request)
-
-
-def _references(regions: Any) -> list[Any]:
-    """The region references of one image."""
-    if not is_region_reference(regions) and isinstance(regions, Sized) and len(regions) == 0:
-        return []
-    return flatten_regions(regions, None, 1, is_list=False)[0]
-
-
-def _items(images: Any, regions: Any) -> Any:
-    """The images of a call with their regions and positions: one item, a list, a dataset or a generator of items."""
-    if isinstance(images, list | tuple):
-        per_image = [None] * len(images) if regions is None else regions
-        is_container = isinstance(per_image, list | tuple) or getattr(per_image, "ndim", 0) >= 3
-        if not is_container or len(per_image) != len(images):
-            raise ValueError(
-                f"The regions of {len(images)} images are a {type(regions).__name__}"
-                f"{f' of {len(regions)}' if isinstance(regions, Sized) else ''}. Give a list with one entry per image: "
-                "a region reference, a list of them, or None for the whole image."
-            )
-        return [_item(index, image, entry) for index, (image, entry) in enumerate(zip(images, per_image))]
-    is_one = isinstance(
-        images, str | bytes | bytearray | os.PathLike | Mapping | Image.Image | np.ndarray | torch.Tensor
-    )
-    is_dataset = hasattr(images, "__getitem__") and hasattr(images, "__len__")
-    if is_one or not (is_dataset or isinstance(images, Iterable)):
-        return _item(0, images, regions)
-    if regions is not None:
-        raise ValueError(
-            f"Regions were given beside a {type(images).__name__}. Put them into its items: "
-            "{'image': .., 'regions': ..}."
-        )
-    if is_dataset:
-        return _NumberedItems(images)
-    return (_item(index, image, None) for index, image in enumerate(images))
-
-
-def _item(image_index: int, image: Any, regions: Any) -> _Item:
-    if not isinstance(image, Mapping):
-        return _Item(image_index, image, regions)
-    if "image" not in image or not image.keys() <= {"image", "regions", "questions"}:
-        raise ValueError(
-            f"A dict with the keys {', '.join(map(repr, image))} arrived as image {image_index}. Give 'image', and if "
-            "need be 'regions' and 'questions', and nothing else."
-        )
-    if regions is not None:
-        raise ValueError(f"The regions of image {image_index} were given beside a dict. Put them into it.")
-    return _Item(image_index, image["image"], image.get("regions"), image.get("questions"))
-
-
-__all__ = ["ImageError", "RegionCaptioningPipeline"]
+__all__ = ["ImageError", "RegionCaptioningPipeline", "items_of", "read_item", "read_picture"]

@@ -80,6 +80,11 @@ def normalise_name(name: str) -> str:
     return re.sub(r"[\s_/,&-]+", "_", name.casefold()).strip("_")
 
 
+def is_global(name: str) -> bool:
+    """Whether a question is the one about the whole image, whatever the regions."""
+    return normalise_name(name) == "global"
+
+
 def find_question(name: str, questions: Mapping[str, str]) -> str | None:
     """The instruction of a task or attribute, `None` where no name matches. See `normalise_name` for what matters."""
     wanted = normalise_name(name)

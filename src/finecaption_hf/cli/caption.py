@@ -124,8 +124,14 @@ def caption(
     device: Device = None,
     dtype: DtypeOption = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest caption, in tokens.", rich_help_panel=_ANSWERS)
-    ] = 128,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest answer, in tokens.",
+            show_default="the checkpoint's, else 64",
+            rich_help_panel=_ANSWERS,
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(help="0: the likeliest token; above it tokens are drawn.", rich_help_panel=_ANSWERS)
     ] = 0.0,

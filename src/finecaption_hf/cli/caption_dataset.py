@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .common import Dtype, load_checkpoint
+from .common import Dtype, check_attributes, load_describer
 
 if TYPE_CHECKING:
     from ..describing import Result
@@ -68,11 +68,9 @@ def caption_dataset(
         return typer.Exit(code)
 
     def load() -> Any:
-        checkpoint, processor = load_checkpoint(model, device, dtype)
-        for kind, name in questions:
-            if kind == "attribute" and name.strip().casefold() != "all":
-                processor.question(name)  # with an error that lists the names
-        return checkpoint, processor
+        describer = load_describer(model, device, dtype, max_batch_tokens=options["max_batch_tokens"])
+        check_attributes(questions, describer.questions)
+        return describer
 
     started = time.monotonic()
     counted: list[tuple[int, int]] = []
@@ -98,8 +96,7 @@ def caption_dataset(
                 inputs,
                 output,
                 [value for _, value in questions],
-                Options(**options),
-                model_name=model or "",
+                Options(**{name: value for name, value in options.items() if name != "max_batch_tokens"}),
                 overwrite=overwrite,
                 retry_failed=retry_failed,
                 num_workers=num_workers,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import Dtype, errors_in_one_line, load_checkpoint
+from .common import Dtype, check_attributes, errors_in_one_line, load_describer
 from .picture_regions import GivenRegion, read_regions
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def caption_picture(
         refine, everything, segmenter, max_regions, model, device, dtype, out, as_json: the options of that name.
     """
     with errors_in_one_line():
+        from ..asking import ask, check_questions
         from ..engine_finecaption import BranchRequest
 
         # What can be found out before a model is loaded comes first.
@@ -55,15 +56,14 @@ def caption_picture(
         _check_regions([kind for kind, _ in given], refine, everything, segmenter, max_regions)
         picture = _open_picture(image)
         regions = read_regions(given, picture, refine)
-        checkpoint, processor = load_checkpoint(model, device, dtype)
-        for kind, name in questions:
-            if kind == "attribute" and name.strip().casefold() != "all":
-                processor.question(name)  # with an error that lists the names
-        describe = checkpoint.as_pipeline(processor, questions=[name for _, name in questions], **options)
+        describer = load_describer(model, device, dtype, max_batch_tokens=options.pop("max_batch_tokens"))
+        check_attributes(questions, describer.questions)
+        asked = [name for _, name in questions]
+        check_questions(describer, asked)
         masks, features = _find(
-            checkpoint, processor, picture, regions, segmenter, device, dtype, everything, max_regions
+            describer.model, describer.processor, picture, regions, segmenter, device, dtype, everything, max_regions
         )
-    records = describe(picture, masks, high_res_features=features)
+    records = ask(describer, picture, masks, asked, high_res_features=features, **options)
     if as_json:
         typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
     else:

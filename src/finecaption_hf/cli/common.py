@@ -1,7 +1,7 @@
 """What several commands share: options, loading, and how wrong input ends."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +11,7 @@ import typer
 from .. import EMBEDDED_CHECKPOINT
 
 if TYPE_CHECKING:
-    from ..modeling_finecaption import FineCaptionForConditionalGeneration
-    from ..processing_finecaption import FineCaptionProcessor
+    from ..asking import FineCaptionDescriber
 
 
 class Dtype(str, Enum):
@@ -40,10 +39,11 @@ def errors_in_one_line() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def load_checkpoint(
-    model: str | None, device: str | None, dtype: Dtype | None
-) -> "tuple[FineCaptionForConditionalGeneration, FineCaptionProcessor]":
-    from ..captioning import load
+def load_describer(
+    model: str | None, device: str | None, dtype: Dtype | None, **options: Any
+) -> "FineCaptionDescriber":
+    """What answers questions; `options` are those of `asking.load_describer`."""
+    from .. import asking
 
     if model is None and not EMBEDDED_CHECKPOINT.is_dir():
         raise FileNotFoundError(
@@ -53,7 +53,21 @@ def load_checkpoint(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return load(model, device=device, dtype=None if dtype is None else dtype.value)
+    return asking.load_describer(model, device=device, dtype=None if dtype is None else dtype.value, **options)
+
+
+def check_attributes(questions: Sequence[tuple[str, str]], known: Mapping[str, str]) -> None:
+    """Refuse an attribute that is none.
+
+    Args:
+        questions: (option, value) as they were given.
+        known: the names that there are.
+    """
+    from ..prompts_finecaption import resolve_question
+
+    for kind, name in questions:
+        if kind == "attribute" and name.strip().casefold() != "all":
+            resolve_question(name, known)  # with an error that lists the names
 
 
 def parse_json(text: str, where: str) -> Any:

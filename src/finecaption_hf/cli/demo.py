@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Device, DtypeOption, Model, errors_in_one_line, load_checkpoint
+from .common import Device, DtypeOption, Model, errors_in_one_line, load_describer
 
 
 def demo(
@@ -33,7 +33,8 @@ def demo(
         # Not imported here: `demo.app` has to say first that gradio must not call home.
         if find_spec("gradio") is None:
             raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
-        checkpoint, processor = load_checkpoint(model, device, dtype)
+        describer = load_describer(model, device, dtype)
+        checkpoint, processor = describer.model, describer.processor
         from ..demo.app import build_demo, launch_demo
         from ..segmentation import open_segmenter_for
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .common import Device, DtypeOption, Model, errors_in_one_line, load_checkpoint
+from .common import Device, DtypeOption, Model, errors_in_one_line, load_describer
 from .evaluate_diagnostics import ACCURACY, check_names, diagnose
 from .evaluate_table import compare_models
 
@@ -235,7 +235,8 @@ def evaluate(
         predictions = from_predictions
         loaded = processor = None
         if predictions is None or asks_model:
-            loaded, processor = load_checkpoint(model, device, dtype)
+            opened = load_describer(model, device, dtype)
+            loaded, processor = opened.model, opened.processor
         if predictions is None:
             assert dataset is not None
             from ..evaluation.finecaption import FineCaptionDescriber

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .common import Device, DtypeOption, Json, Model, errors_in_one_line, load_checkpoint
+from .common import Device, DtypeOption, Json, Model, errors_in_one_line, load_describer
 
 app = typer.Typer(help="Rendered scenes, whose right answers are known.", no_args_is_help=True)
 
@@ -98,22 +98,20 @@ def score(
         from ..scenes.rendering import check_arguments
 
         check_arguments(seed, size, split.value, regions)
-        checkpoint, processor = load_checkpoint(model, device, dtype)
+        describer = load_describer(model, device, dtype, max_batch_tokens=max_batch_tokens)
 
     from ..scenes.scoring import score_scenes
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("scenes", total=n)
         result = score_scenes(
-            checkpoint,
-            processor,
+            describer,
             n,
             seed=seed,
             size=size,
             split=split.value,
             names=asked,
             num_regions=regions,
-            max_batch_tokens=max_batch_tokens,
             use_mask=not no_mask,
             on_scene=lambda done: progress.update(bar, completed=done),
         )

@@ -223,9 +223,9 @@ def to_rgb(picture: Image.Image, where: str = "image") -> Image.Image:
     Raises:
         DataError: If its data is damaged.
     """
-    from ..image_processing_finecaption import _pil_to_rgb  # one rule for training and for inference
+    from ..image_processing_finecaption import upright_rgb  # one rule for training and for inference
 
     try:
-        return Image.fromarray(_pil_to_rgb(picture))
+        return upright_rgb(picture)
     except Exception as error:  # see decode_image; EXIF data may be damaged, too
         raise DataError(where, f"it cannot be decoded ({error}).") from error

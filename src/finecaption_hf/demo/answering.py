@@ -18,8 +18,7 @@ from PIL import Image
 from .. import __version__
 from ..drawing import COLORS
 from ..masks_finecaption import as_mask, encode_rle, mask_to_box
-from ..prompts_finecaption import resolve_questions
-from ..records_finecaption import is_global
+from ..prompts_finecaption import is_global, resolve_questions
 from .uploads import MAX_QUESTION_LENGTH, MAX_QUESTIONS, MAX_REGIONS, UploadError
 
 
@@ -230,7 +229,7 @@ def python_snippet(asked: AskedPicture, model: str | None) -> str:
     options = "".join(f", {name}={value!r}" for name, value in asked.options.items())
     source = "" if model is None else repr(model)
     return (
-        "from finecaption_hf.captioning import load\n\n"
+        "from finecaption_hf.asking import load\n\n"
         f"model, processor = load({source})\n"
         "describe = model.as_pipeline(processor)\n"
         f"regions = [\n{regions},\n]\n"

@@ -89,7 +89,7 @@ def build_demo(
     """The app, not yet started.
 
     Args:
-        model, processor: as `captioning.load` returns them.
+        model, processor: as `asking.load` returns them.
         name: of the checkpoint, for the snippet and the download; `None` means the embedded one.
         on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
             run in another process: arguments and results are copied, and pictures are encoded for each request.

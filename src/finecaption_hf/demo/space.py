@@ -29,7 +29,7 @@ import spaces  # before torch: on ZeroGPU it makes it speak of a GPU before ther
 
 import torch
 
-from finecaption_hf.captioning import load
+from finecaption_hf.asking import load
 from finecaption_hf.demo.app import build_demo, launch_demo
 from finecaption_hf.demo.zerogpu import on_zero_gpu
 from finecaption_hf.segmentation import open_segmenter, open_segmenter_for

@@ -1,8 +1,9 @@
 """Captions for whole datasets: images read ahead of the model, one line per region, and work that survives a stop.
 
->>> from finecaption_hf.captioning import load
+>>> from finecaption_hf.asking import load_describer
 >>> from finecaption_hf.describing import Options, describe_dataset, open_inputs
->>> result = describe_dataset(load, open_inputs("regions.jsonl"), "captions.jsonl", ["color", "dense"], Options(seed=1))
+>>> inputs = open_inputs("regions.jsonl")
+>>> result = describe_dataset(load_describer, inputs, "captions.jsonl", ["color", "dense"], Options(seed=1))
 """
 
 from ..resuming import ResumeError, UnfinishedError

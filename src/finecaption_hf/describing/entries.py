@@ -27,7 +27,7 @@ class Result:
     """What a finished output holds.
 
     Attributes:
-        regions, failed (`int`): lines, and those among them that hold an error.
+        regions, failed (`int`): lines, and those among them that hold an error, of the region or of a question.
         places (`list[str]`): the first failures with their reasons.
     """
 
@@ -148,7 +148,7 @@ class Entries:
         with open(self.output, "rb") as file:
             for batch, count in enumerate(self.region_counts):
                 records = [json.loads(file.readline()) for _ in range(count)]
-                if not any("error" in record for record in records):
+                if not any("error" in record or "errors" in record for record in records):
                     self.append(batch, records)
 
     def newly_finished(self) -> int:
@@ -316,7 +316,7 @@ class _Tally:
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.regions += 1
-        error = record.get("error")
+        error = record.get("error") or next(iter(record.get("errors", {}).values()), None)
         if error is None:
             return
         self.failed += 1

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -12,28 +12,27 @@ import torch
 import transformers
 
 from .. import __version__
+from ..asking import Describer, check_questions
+from ..asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..data.records import DataError
-from ..engine_finecaption import BranchEngine, BranchRequest
+from ..engine_finecaption import BranchRequest
 from ..prompts_finecaption import resolve_questions
-from ..records_finecaption import AskedBranch, RegionRecords, ask, derived_seed, write_answers
-from ..resuming import UnfinishedError, model_fingerprint
+from ..resuming import UnfinishedError
 from .entries import Entries, Result
 from .inputs import ImageInput, RegionInputs
 from .processes import Processes
 
 _FORMAT = 1
 
-Checkpoint = tuple[Any, Any]
-"""A model and its processor."""
-
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the texts, besides model, input and questions.
+    """What decides the texts, besides describer, input and questions.
 
     Attributes:
-        max_new_tokens, temperature, top_p, seed, log_probs, max_batch_tokens: as for the engine. What is drawn follows
-            from the seed, the position of the region in the input, and the question.
+        max_new_tokens, temperature, top_p, seed: as for `BranchRequest`. What is drawn follows from the seed, the
+            position of the region in the input, and the question.
+        log_probs (`bool`): whether records hold the log-probability of each token.
         batch_size (`int`): images that are described together.
     """
 
@@ -42,27 +41,26 @@ class Options:
     top_p: float = 1.0
     seed: int = 0
     log_probs: bool = False
-    max_batch_tokens: int | None = None
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        self.request("region", 0)
+        BranchRequest("region", **self.decoding)
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}. Give at least 1.")
 
-    def request(self, question: str, position: int) -> BranchRequest:
-        seed = derived_seed(self.seed, position, question)
-        return BranchRequest(question, self.max_new_tokens, self.temperature, self.top_p, seed=seed)
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """For `BranchRequest`."""
+        return {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
 
 
 def describe_dataset(
-    load: Callable[[], Checkpoint],
+    load: Callable[[], Describer],
     inputs: RegionInputs,
     output: Any,
     questions: str | Sequence[str] = "region",
     options: Options = Options(),
     *,
-    model_name: str = "",
     overwrite: bool = False,
     retry_failed: bool = False,
     num_workers: int = 4,
@@ -73,12 +71,11 @@ def describe_dataset(
     """Describe all regions; called again after an interruption, it goes on.
 
     Args:
-        load: gives model and processor. It is called after the output and the input were checked.
+        load: gives what answers, such as `load_describer`. It is called after the output and the input were checked.
         inputs: see `open_inputs`.
         output: the JSONL file to make, with one line per region in the input's order; see docs/captioning.md.
-        questions: about regions that have none of their own: names that the processor knows, own words, `"all"`.
+        questions: about regions that have none of their own: names that the describer knows, own words, `"all"`.
         options: what decides the texts.
-        model_name: for the manifest.
         overwrite: forget what was finished, and replace the output at the end.
         retry_failed: if the output is finished, describe the regions again that could not be described.
         num_workers: threads that read pictures ahead of the model.
@@ -117,10 +114,9 @@ def describe_dataset(
         worker = _loaded(load, questions, options, processes)
 
         def begin() -> Result | list[int]:
-            model = worker.model
-            manifest["model"] = {"fingerprint": model_fingerprint(model, worker.processor), "dtype": str(model.dtype)}
+            manifest["model"] = dict(worker.describer.settings)
             manifest["questions"] = worker.asked
-            about = {"input": inputs.name, "model": model_name, "finecaption_hf": __version__}
+            about = {"input": inputs.name, "model": worker.describer.name, "finecaption_hf": __version__}
             versions = {"transformers": transformers.__version__, "torch": torch.__version__}
             if not overwrite and (finished := entries.check(manifest)) is not None:
                 if not (retry_failed and finished.failed):
@@ -181,13 +177,13 @@ class _Batches:
 
 
 def _loaded(
-    load: Callable[[], Checkpoint], questions: str | Sequence[str], options: Options, processes: Processes
+    load: Callable[[], Describer], questions: str | Sequence[str], options: Options, processes: Processes
 ) -> "_Worker":
     """What turns images into records; where it fails in one process, all of them end, and the main one can say why."""
     failure: Exception | None = None
     try:
-        model, processor = load()
-        worker = _Worker(model, processor, resolve_questions(questions, processor.questions), options)
+        describer = load()
+        worker = _Worker(describer, check_questions(describer, questions), options)
     except (ImportError, OSError, ValueError) as error:
         failure = error
     for rank, reason in enumerate(processes.gather(None if failure is None else str(failure), lambda: None)):
@@ -220,94 +216,39 @@ def _read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@dataclass
-class _Prepared:
-    """An image as the input has it, the records of its regions, and the texts of the questions about each."""
-
-    item: ImageInput
-    regions: RegionRecords
-    texts: list[list[str]]
-
-
 class _Worker:
     """Turns images with regions into records."""
 
-    def __init__(self, model: Any, processor: Any, asked: Mapping[str, str], options: Options) -> None:
-        self.model = model
-        self.processor = processor
-        self.asked = dict(asked)
+    def __init__(self, describer: Describer, asked: dict[str, str], options: Options) -> None:
+        self.describer = describer
+        self.asked = asked
         self.options = options
-        self.engine = BranchEngine(model, processor, max_batch_tokens=options.max_batch_tokens)
-        self._refused: dict[str, str | None] = {}
-        for text in self.asked.values():
-            if reason := self._reason_against(text):
-                raise ValueError(reason)
 
-    def prepare(self, item: ImageInput) -> _Prepared:
+    def prepare(self, item: ImageInput) -> AskedImage:
         """Read an image and its regions; runs in threads."""
-        asked = [
-            self.asked if region.questions is None else resolve_questions(region.questions, self.processor.questions)
-            for region in item.regions
-        ]
-        picture, size = None, (0, 0)
-        unreadable: DataError | None = None
+        picture: Any = None
         if any(region.error is None for region in item.regions):
             try:
                 picture = item.load()
-                size = (picture.height, picture.width)
             except DataError as error:
-                unreadable = error
-        references = []
+                picture = error
+        # What is drawn for the whole image follows from the position of its first region, in whichever part it is.
+        first = item.regions[0].position - item.regions[0].region_index
+        references, regions = [], []
         for region in item.regions:
-            reference = region.error or unreadable
+            asked = self.asked
+            if region.questions is not None:
+                asked = resolve_questions(region.questions, self.describer.questions)
+            requests = requests_about(asked.items(), (region.position,), (first,), **self.options.decoding)
+            head = {"image": item.name, **(region.ids or {}), "region_index": region.region_index}
+            regions.append(AskedRegion(requests, head))
             try:
-                references.append(item.reference(region) if reference is None else reference)
+                references.append(item.reference(region) if region.error is None else region.error)
             except DataError as error:
-                references.append(error)
-        heads = [
-            {"image": item.name, **(region.ids or {}), "region_index": region.region_index} for region in item.regions
-        ]
-        names = [list(of_region) for of_region in asked]
-        regions = RegionRecords.prepare(self.processor.image_processor, picture, size, references, names, heads)
-        return _Prepared(item, regions, [list(of_region.values()) for of_region in asked])
+                references.append(picture if isinstance(picture, DataError) else error)
+        return AskedImage.prepare(self.describer.prepare, picture, references, regions)
 
-    def answer(self, images: Sequence[_Prepared]) -> list[dict[str, Any]]:
+    def answer(self, images: Sequence[AskedImage]) -> list[dict[str, Any]]:
         """The records of all regions of a batch."""
-        for image in images:
-            self._refuse_questions(image)
-        regions = [image.regions for image in images]
-
-        def request(branch: AskedBranch) -> BranchRequest:
-            return self.options.request(branch.name, _position(images[branch.image].item, branch.region))
-
-        told = {}
-        vision, branches, requests = ask(regions, request)
-        if vision is not None:
-            answers = self.engine.answer(vision, requests, log_probs=self.options.log_probs)
-            told = dict(zip(itertools.chain(*branches), itertools.chain(*answers), strict=True))
-        write_answers(regions, told, self.options.log_probs)
-        return [record for image in regions for record in image.records]
-
-    def _refuse_questions(self, image: _Prepared) -> None:
-        """A question that cannot be asked fails its region, not the batch."""
-        for index in image.regions.good:
-            reason = next(filter(None, map(self._reason_against, image.texts[index])), None)
-            if reason is not None:
-                image.regions.fail(index, ValueError(reason))
-
-    def _reason_against(self, text: str) -> str | None:
-        # Not in the threads that prepare: fast tokenizers are not made for several at once.
-        if text not in self._refused:
-            try:
-                self.engine.question_ids(text)
-                self._refused[text] = None
-            except ValueError as error:
-                self._refused[text] = str(error)
-        return self._refused.get(text)
-
-
-def _position(item: ImageInput, index: int | None) -> int:
-    """Where in the input a region stands; for the whole image, its first region."""
-    if index is not None:
-        return item.regions[index].position
-    return item.regions[0].position - item.regions[0].region_index
+        answer_all(self.describer, images, log_probs=self.options.log_probs)
+        return [record for image in images for record in image.records(self.options.log_probs)]

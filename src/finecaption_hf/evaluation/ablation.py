@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..captioning import load
+from .. import asking
+from ..asking import load
 from ..configuration_finecaption import FineCaptionConfig
 from ..data import open_dataset
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
@@ -315,7 +316,7 @@ def scene_judge(number: int, seed: int) -> Judge:
     """Exact answers, by free generation, on held-out rendered scenes from `seed` on."""
 
     def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
-        scored = score_scenes(model, processor, number, seed=seed)
+        scored = score_scenes(asking.FineCaptionDescriber(model, processor), number, seed=seed)
         return {"values": scored.pop("accuracy"), **scored}
 
     return judge

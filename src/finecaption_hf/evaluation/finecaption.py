@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..asking_finecaption import derived_seed
 from ..engine_finecaption import BranchAnswer, BranchEngine, BranchRequest
 from ..prompts_finecaption import PromptEncoder
-from ..records_finecaption import derived_seed
 from ..resuming import model_fingerprint
 from .predictions import DescribeRequest, Description
 
@@ -17,7 +17,7 @@ class FineCaptionDescriber:
     """Answers through `BranchEngine`.
 
     Args:
-        model, processor: as `captioning.load` returns them.
+        model, processor: as `asking.load` returns them.
         name: of the model, for the report.
         max_new_tokens: the longest answer; `None` means what the generation configuration says, else 64.
         temperature, top_p: 0 takes the likeliest token; above 0, tokens are drawn.

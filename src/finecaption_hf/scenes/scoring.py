@@ -1,27 +1,27 @@
 """How often a model answers right on rendered scenes whose combinations it has never seen, by free generation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
-from ..captioning import caption_pairs
+from ..asking import Describer
+from ..asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
+from ..prompts_finecaption import find_question
 from .attributes import Split
 from .language import ATTRIBUTE_NAMES, QUESTIONS, accepted, is_right
-from .rendering import render_scene
+from .rendering import Scene, render_scene
 
 _SCENES_AT_ONCE = 8
 
-if TYPE_CHECKING:
-    from ..modeling_finecaption import FineCaptionForConditionalGeneration
-    from ..processing_finecaption import FineCaptionProcessor
+Key = tuple[int, int | None, str]
+"""(scene, region or `None` for the whole picture, question)"""
 
 
 def score_scenes(
-    model: "FineCaptionForConditionalGeneration",
-    processor: "FineCaptionProcessor",
+    describer: Describer,
     n: int,
     *,
     seed: int = 0,
@@ -29,7 +29,6 @@ def score_scenes(
     split: Split = "test",
     names: tuple[str, ...] = ATTRIBUTE_NAMES,
     num_regions: int | None = None,
-    max_batch_tokens: int | None = None,
     use_mask: bool = True,
     on_scene: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
@@ -38,14 +37,13 @@ def score_scenes(
     An answer is right if it is one of the wordings of the truth. A question is asked where it applies.
 
     Args:
-        model, processor: a FineCaption checkpoint.
+        describer: the model; what it does not answer is wrong.
         n: scenes; each has two or three regions.
         seed: the first scene's seed; the others follow.
         size: pixels a side of the rendered pictures.
         split: "test" shows only combinations that training holds out.
         names: the questions, of `QUESTIONS`. "global" is asked once per scene, about the whole picture.
         num_regions: as for `render_scene`.
-        max_batch_tokens: how much is held at once, see `BranchEngine`.
         use_mask: False asks every question with the whole image as region, for comparison.
         on_scene: called with the number of scenes done, for a progress bar.
 
@@ -71,15 +69,7 @@ def score_scenes(
         seeds = range(seed + start, seed + min(start + _SCENES_AT_ONCE, n))
         scenes = [render_scene(number, size=size, split=split, num_regions=num_regions) for number in seeds]
         truths = [[accepted(scene, index) for index in range(len(scene.regions))] for scene in scenes]
-        asked = [request for number in range(len(scenes)) for request in _requests(number, truths[number], names)]
-        pictures = [Image.fromarray(scene.image) for scene in scenes]
-        masks = [[scene.masks[index] for index in range(len(scene.regions))] for scene in scenes]
-        requests = [
-            (pictures[number], masks[number][index] if use_mask and index is not None else None, name)
-            for number, index, name in asked
-        ]
-        told = caption_pairs(model, processor, requests, max_new_tokens=48, max_batch_tokens=max_batch_tokens)
-        captions = dict(zip(asked, told, strict=True))
+        captions = _ask(describer, scenes, truths, names, use_mask)
         results = {key: is_right(caption, truths[key[0]][key[1] or 0][key[2]]) for key, caption in captions.items()}
         for (_, _, name), result in results.items():
             right[name].append(result)
@@ -109,14 +99,35 @@ def score_scenes(
     }
 
 
-def _requests(
-    number: int, truths: list[dict[str, tuple[str, ...]]], names: tuple[str, ...]
-) -> list[tuple[int, int | None, str]]:
-    """(scene, region or None for the whole picture, question) for all that applies to one scene."""
-    found: list[tuple[int, int | None, str]] = [(number, None, "global")] if "global" in names else []
-    for index, truth in enumerate(truths):
-        found += [(number, index, name) for name in names if name != "global" and name in truth]
-    return found
+def _ask(
+    describer: Describer,
+    scenes: Sequence[Scene],
+    truths: Sequence[Sequence[dict[str, tuple[str, ...]]]],
+    names: Sequence[str],
+    use_mask: bool,
+) -> dict[Key, str]:
+    """What the model says to all that applies to some scenes."""
+    images = []
+    keys: list[list[list[Key]]] = []
+    for number, (scene, of_scene) in enumerate(zip(scenes, truths, strict=True)):
+        rows: list[list[Key]] = [
+            [(number, index, name) for name in names if name in truth and name != "global"]
+            for index, truth in enumerate(of_scene)
+        ]
+        if "global" in names:
+            rows[0].insert(0, (number, None, "global"))
+        keys.append(rows)
+        texts = [[(name, find_question(name, describer.questions) or name) for *_, name in row] for row in rows]
+        regions = [AskedRegion(requests_about(row, (), ())) for row in texts]
+        references = [mask if use_mask else None for mask in scene.masks]
+        images.append(AskedImage.prepare(describer.prepare, Image.fromarray(scene.image), references, regions))
+    answer_all(describer, images)
+    return {
+        key: image.regions[index].text(place) or ""
+        for image, of_image in zip(images, keys, strict=True)
+        for index, row in enumerate(of_image)
+        for place, key in enumerate(row)
+    }
 
 
 def wilson(values: list[bool], z: float = 1.959964) -> tuple[float, float]:

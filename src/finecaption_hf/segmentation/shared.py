@@ -26,7 +26,7 @@ class SharedSegmenter(Segmenter):
     `model.generate`; the high-resolution towers then do not run again.
 
     Args:
-        model, processor: as `finecaption_hf.captioning.load` returns them.
+        model, processor: as `finecaption_hf.asking.load` returns them.
         sam: the `SamModel` that the tower was taken from. Its own image encoder is let go.
 
     Raises:
@@ -81,7 +81,7 @@ def open_shared_segmenter(
     """Load the rest of the SAM that a FineCaption model's tower was taken from.
 
     Args:
-        model, processor: as `finecaption_hf.captioning.load` returns them.
+        model, processor: as `finecaption_hf.asking.load` returns them.
         name: that SAM, as a folder or the id of a Hub repository; `None` means the configuration's `sam_pretrained`.
 
     Raises:
@@ -119,7 +119,7 @@ def open_segmenter_for(
     """The segmenter to use beside a captioning model: over the model's own tower where that can be.
 
     Args:
-        model, processor: as `finecaption_hf.captioning.load` returns them.
+        model, processor: as `finecaption_hf.asking.load` returns them.
         name: a segmentation model, as for `open_segmenter`. If the model's SAM tower is its encoder, it is a
             `SharedSegmenter`. `None` means the SAM that the configuration names (`sam_pretrained`); where there is
             none, or it cannot be shared, which is warned about, the classical segmenter.

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..prompts_finecaption import normalise_name
-
-GLOBAL = "global"
+from ..prompts_finecaption import is_global
 
 
 class WholeImageDataset(Dataset):
@@ -35,14 +33,14 @@ class WholeImageDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]
         record = self.dataset[index]
-        whole = tuple(region for region in record.regions if _is_global(region))
-        others = tuple(region for region in record.regions if not _is_global(region))
+        whole = tuple(region for region in record.regions if _is_whole(region))
+        others = tuple(region for region in record.regions if not _is_whole(region))
         if not whole or not others:
             return record
         chosen = np.random.default_rng((self.seed, index)).random() < self.share
         return replace(record, regions=whole if chosen else others)
 
 
-def _is_global(region: Any) -> bool:
+def _is_whole(region: Any) -> bool:
     names = (branch.name for branch in region.branches if branch.name is not None)
-    return region.mask is None and any(normalise_name(name) == GLOBAL for name in names)
+    return region.mask is None and any(map(is_global, names))

@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
-from ..captioning import load
+from ..asking import load
 from ..card_finecaption import ORIGIN, HubError
 from ..data import MixedDataset, Record, open_dataset
 from ..data.collator import RegionCollator

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..captioning import caption_regions
+from ..asking import FineCaptionDescriber
+from ..asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
+from ..prompts_finecaption import find_question
 from ..resuming import whole_file
 
 
@@ -18,13 +20,11 @@ class SampleCallback(TrainerCallback):
         processor (`FineCaptionProcessor`): of the model that trains.
         records: held-out records, by index.
         num_samples: how many records to take, from the start; of each, the first region and its first branches.
-        max_new_tokens: of a caption.
     """
 
-    def __init__(self, processor: Any, records: Any, num_samples: int, max_new_tokens: int = 48) -> None:
+    def __init__(self, processor: Any, records: Any, num_samples: int) -> None:
         self.processor = processor
         self.records = [records[index] for index in range(min(num_samples, len(records)))]
-        self.max_new_tokens = max_new_tokens
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,35 +43,42 @@ class SampleCallback(TrainerCallback):
         if not (state.is_world_process_zero or args.fsdp or args.deepspeed):
             return
         model.eval()
+        describer = FineCaptionDescriber(model, self.processor)
         lines = []
         for record in self.records:
             region = record.regions[0]
             branches = region.branches[:4]
-            questions = [branch.question or branch.name for branch in branches]
             # Drawing no random numbers, this leaves the training as it would have been.
             with torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
-                (captions,) = caption_regions(
-                    model,
-                    self.processor,
-                    record.load(),
-                    [region.mask],
-                    questions,
-                    max_new_tokens=self.max_new_tokens,
+                asked = _ask(describer, record, branches)
+            for number, branch in enumerate(branches):
+                error = asked.why_not(number)
+                lines.append(
+                    {
+                        "step": state.global_step,
+                        "record": record.where,
+                        "region": region.id,
+                        "question": branch.question or branch.name,
+                        "answer": branch.answer,
+                        "caption": asked.text(number),
+                        **({} if error is None else {"error": error}),
+                    }
                 )
-            lines += [
-                {
-                    "step": state.global_step,
-                    "record": record.where,
-                    "region": region.id,
-                    "question": question,
-                    "answer": branch.answer,
-                    "caption": caption,
-                }
-                for question, branch, caption in zip(questions, branches, captions, strict=True)
-            ]
         if state.is_world_process_zero:
             with _path(args).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _ask(describer: FineCaptionDescriber, record: Any, branches: Any) -> AskedRegion:
+    """The branches of a record's first region, asked anew."""
+    questions = [
+        (branch.name, branch.question or find_question(branch.name, describer.questions) or branch.name)
+        for branch in branches
+    ]
+    asked = AskedRegion(requests_about(questions, (), ()))
+    picture = record.load()
+    answer_all(describer, [AskedImage.prepare(describer.prepare, picture, [record.regions[0].mask], [asked])])
+    return asked
 
 
 def _path(args: TrainingArguments) -> Path:

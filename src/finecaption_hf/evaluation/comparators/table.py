@@ -127,7 +127,7 @@ class Row:
         """
         options = dict(self.options)
         if self.kind == "finecaption":
-            from ...captioning import load
+            from ...asking import load
             from ..finecaption import FineCaptionDescriber
 
             loading = {name: options.pop(name) for name in _LOADING if name in options}

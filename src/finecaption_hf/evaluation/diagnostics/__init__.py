@@ -34,7 +34,7 @@ def run_diagnostics(
     """Ask a model what its captions do not tell.
 
     Args:
-        model, processor: as `captioning.load` returns them.
+        model, processor: as `asking.load` returns them.
         dataset: records, which can be iterated again.
         which: of `DIAGNOSTICS`.
         attributes: what `consistency` asks about every region, in place of what its record has.

@@ -81,7 +81,7 @@ def attribute_consistency(
     which thing a word belongs to; so it tells how much is repeated, not whether answers contradict each other.
 
     Args:
-        model, processor: as `captioning.load` returns them.
+        model, processor: as `asking.load` returns them.
         dataset: records; their references are not used but by `truth`.
         attributes: names to ask about every region, whatever its record has.
         values: closed vocabularies by attribute, see `Values`; attributes that have none are left out and counted.

@@ -202,7 +202,7 @@ def score_answers(
     """How likely given answers are.
 
     Args:
-        model, processor: as `captioning.load` returns them.
+        model, processor: as `asking.load` returns them.
         vision: what the processor's image processor returns for B regions.
         branches: for each region its questions (names that the processor knows, or own words) with their answers.
 

@@ -100,7 +100,7 @@ def mask_sensitivity(
     bit by bit are scored once.
 
     Args:
-        model, processor: as `captioning.load` returns them.
+        model, processor: as `asking.load` returns them.
         dataset: records; their answers are scored, the first reference of each branch.
         answers: "reference", or "own" for the greedy answer that the model itself gives under the region's own mask.
         truth: where it knows right answers, all wordings decide whether two regions have different ones; elsewhere the

@@ -1,0 +1,14 @@
+"""Ask a model about regions of pictures.
+
+>>> from finecaption_hf.asking import ask, load_describer
+>>> describer = load_describer()  # the embedded checkpoint; or a folder, or a Hub id
+>>> ask(describer, "photo.jpg", [{"box_xyxy": [40, 60, 200, 180]}], ["color", "shape"])
+[{'region_index': 0, 'box_xyxy': [40, 60, 200, 180], 'area': 19200, 'answers': {'Color': ..., 'Shape': ...}}]
+"""
+
+from .asker import ask, check_questions, stream
+from .describer import Describer
+from .finecaption import FineCaptionDescriber
+from .loading import load, load_describer
+
+__all__ = ["Describer", "FineCaptionDescriber", "ask", "check_questions", "load", "load_describer", "stream"]

@@ -1,1 +1,0 @@
-../../records_finecaption.py
