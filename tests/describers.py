@@ -1,12 +1,13 @@
 """A describer for tests that need no model: it says what a function makes of picture, region and request."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from finecaption_hf.engine_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 from finecaption_hf.masks_finecaption import RegionMask
+from finecaption_hf.prompts_finecaption import ATTRIBUTES, TASKS
 
 Say = Callable[[Image.Image, RegionMask, BranchRequest], str | BranchAnswer]
 
@@ -35,7 +36,7 @@ class StubDescriber:
         self.say = say
         self.independent = independent
         self.settings = {"model": "stub", **settings}
-        self.questions = questions or {"color": "Which color?", "global": "What is in the picture?"}
+        self.questions = questions or {**TASKS, **ATTRIBUTES}
         self.stop_after = stop_after
         self.calls: list[list[tuple[RegionMask, BranchRequest]]] = []
 
@@ -65,3 +66,47 @@ class StubDescriber:
     def asked(self) -> list[tuple[RegionMask, BranchRequest]]:
         """All that was asked."""
         return [it for call in self.calls for it in call]
+
+
+class Request(NamedTuple):
+    """Questions about one region, for `describe`."""
+
+    image: Image.Image
+    mask: Any
+    questions: tuple[str, ...]
+    names: tuple[str | None, ...]
+
+
+class Told(NamedTuple):
+    """The answers to a `Request`: texts, or errors in their place."""
+
+    texts: tuple[str | None, ...]
+    errors: tuple[str | None, ...]
+
+
+def describe(describer: Any, requests: Sequence[Request]) -> Iterator[Told]:
+    """Ask a describer; in the order of the requests, each as soon as all of it is answered."""
+    prepared = [describer.prepare(it.image, [RegionMask(it.mask, it.image.height, it.image.width)]) for it in requests]
+    asked = [[BranchRequest(text, name=name) for text, name in zip(it.questions, it.names)] for it in requests]
+    found: dict[tuple[int, int], BranchAnswer] = {}
+    given = 0
+    for region, number, answer in describer.stream(prepared, asked):
+        found[region, number] = answer
+        while given < len(asked) and all((given, number) in found for number in range(len(asked[given]))):
+            of_region = [found[given, number] for number in range(len(asked[given]))]
+            texts = tuple(None if it.error is not None else it.text for it in of_region)
+            yield Told(texts, tuple(it.error for it in of_region))
+            given += 1
+
+
+def unmarkable(describer: Any) -> Any:
+    """The describer, whose referral cannot mark regions of a single pixel."""
+    mark = describer._mark
+
+    def mark_or_fail(picture: Image.Image, region: RegionMask) -> Any:
+        if region.area == 1:
+            raise ValueError("it cannot be marked")
+        return mark(picture, region)
+
+    describer._mark = mark_or_fail
+    return describer

@@ -1,43 +1,16 @@
-"""Predictions, records and a describer that are enough for tests of evaluation, without a model and without Java."""
+"""Predictions and records that are enough for tests of evaluation, without a model and without Java."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from finecaption_hf.evaluation import DescribeRequest, Description, Header, Prediction, PredictionWriter
+from finecaption_hf.evaluation import Header, Prediction, PredictionWriter
 from finecaption_hf.evaluation.metrics import Scores
 from finecaption_hf.evaluation.metrics.ngrams import bleu, bleu_counts
-
-
-class StubDescriber:
-    """Says what it was asked about which pixels, and keeps the requests of each call."""
-
-    name = "stub"
-
-    def __init__(self, *, independent: bool = False, stop_after: int | None = None, **settings: Any) -> None:
-        self.independent = independent
-        self.settings = {"model": "stub", **settings}
-        self.calls: list[list[DescribeRequest]] = []
-        self.stop_after = stop_after
-
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
-        self.calls.append(list(requests))
-        for request in requests:
-            if self.stop_after is not None:
-                self.stop_after -= 1
-                if self.stop_after < 0:
-                    raise KeyboardInterrupt
-            pixels = "all" if request.mask is None else int(request.mask.sum())
-            texts = tuple(f"{question} {pixels}" for question in request.questions)
-            yield Description(
-                tuple(None if "refuse" in text else text for text in texts),
-                tuple(None if "refuse" in text else -1.0 for text in texts),
-                tuple("it refused" if "refuse" in text else None for text in texts),
-            )
 
 
 def write_data(folder: Path, rows: Sequence[dict[str, Any]], size: tuple[int, int] = (20, 30)) -> Path:

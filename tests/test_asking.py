@@ -20,6 +20,7 @@ from finecaption_hf.engine_finecaption import BranchAnswer, BranchRequest
 
 BOX, OUTSIDE = {"box_xyxy": [2, 3, 6, 9]}, {"box_xyxy": [300, 300, 320, 320]}
 PICTURE = Image.new("RGB", (16, 12))
+QUESTIONS = {"color": "Which color?", "global": "What is in the picture?"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def describer(embedded: Any) -> FineCaptionDescriber:
 
 
 def test_describer_gets_checked_regions_and_questions_in_words_with_their_names() -> None:
-    stub = StubDescriber()
+    stub = StubDescriber(questions=QUESTIONS)
     records = ask(stub, PICTURE, [BOX, None], ["Color", "Is it new?"], max_new_tokens=7, temperature=0.5)
     assert [(it.area, it.box_xyxy, it.is_whole) for it, _ in stub.asked[::2]] == [
         (24, (2, 3, 6, 9), False),
@@ -62,7 +63,7 @@ def test_describer_gets_checked_regions_and_questions_in_words_with_their_names(
 
 
 def test_global_question_is_asked_once_a_picture_about_all_of_it() -> None:
-    stub = StubDescriber()
+    stub = StubDescriber(questions=QUESTIONS)
     found = ask(stub, [PICTURE] * 2, [[BOX, BOX], [BOX, None]], ["global", "color"], batch_size=2)
     assert len(stub.calls) == 1
     whole = [region for region, request in stub.asked if request.name == "global"]
@@ -76,7 +77,7 @@ def test_global_question_is_asked_once_a_picture_about_all_of_it() -> None:
 
 
 def test_what_is_answered_is_not_asked_again() -> None:
-    stub = StubDescriber()
+    stub = StubDescriber(questions=QUESTIONS)
     questions = requests_about([("color", "Which color?"), (None, "Is it new?")], (0,), (None,))
     regions = [AskedRegion(questions), AskedRegion(questions)]
     image = AskedImage.prepare(stub.prepare, PICTURE, [BOX, None], regions)
@@ -96,7 +97,7 @@ def test_what_is_answered_is_not_asked_again() -> None:
 
 def test_draws_follow_seed_picture_region_and_question() -> None:
     def seeds(**options: Any) -> list[int]:
-        stub = StubDescriber()
+        stub = StubDescriber(questions=QUESTIONS)
         ask(stub, [PICTURE] * 2, [[BOX, BOX]] * 2, ["global", "color", "Color?"], **options)
         return [request.seed for _, request in stub.asked]
 
@@ -117,7 +118,9 @@ def test_nothing_that_fails_is_lost(tmp_path: Path, batch_size: int) -> None:
         {"image": PICTURE, "regions": BOX, "questions": ["refuse", "What <image>?", "color"]},
         {"image": PICTURE, "regions": []},
     ]
-    first, absent, partly, nothing = ask(StubDescriber(), items, questions="color", batch_size=batch_size)
+    first, absent, partly, nothing = ask(
+        StubDescriber(questions=QUESTIONS), items, questions="color", batch_size=batch_size
+    )
     assert [record.get("error", {}).get("type") for record in first] == ["MaskError", None, "MaskError"]
     assert first[1]["answers"] == {"color": "Which color? 24"}
     assert [record["error"]["type"] for record in absent] == ["ImageError"] * 2
@@ -136,7 +139,7 @@ def test_nothing_that_fails_is_lost(tmp_path: Path, batch_size: int) -> None:
     ]
     assert nothing == []
     # A stream says the same.
-    pieces = list(stream(StubDescriber(), items, questions="color", batch_size=batch_size))
+    pieces = list(stream(StubDescriber(questions=QUESTIONS), items, questions="color", batch_size=batch_size))
     assert sorted((it["image_index"], it["region_index"]) for it in pieces if "error" in it and "text" not in it) == [
         (0, 0),
         (0, 2),
@@ -155,12 +158,12 @@ def test_questions_that_cannot_be_asked_are_refused_before_any_work() -> None:
         ("color", {"temperature": -1}, "temperature is -1"),
     ):
         for door in (ask, stream):
-            stub = StubDescriber()
+            stub = StubDescriber(questions=QUESTIONS)
             with pytest.raises(ValueError, match=message):
                 door(stub, PICTURE, BOX, questions, **options)  # type: ignore[operator]
             assert not stub.calls
     with pytest.raises(ValueError, match="several arrived"):
-        ask(StubDescriber(), [PICTURE], None, high_res_features=torch.zeros(1))
+        ask(StubDescriber(questions=QUESTIONS), [PICTURE], None, high_res_features=torch.zeros(1))
 
 
 def test_describer_that_leaves_a_question_out_is_found_out() -> None:
@@ -263,7 +266,7 @@ def test_model_of_another_kind_raises(tmp_path: Path) -> None:
 
 
 def test_decoding_has_no_default_of_its_own() -> None:
-    stub = StubDescriber()
+    stub = StubDescriber(questions=QUESTIONS)
     ask(stub, PICTURE, BOX, "color")
     ((_, request),) = stub.asked
     assert BranchRequest(request.question, seed=request.seed, name="color") == request

@@ -1,11 +1,11 @@
 """Other models: the real classes of transformers at random tiny size, asked about regions."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from describers import Request, StubDescriber, Told, describe, unmarkable
 from other_models import FAMILIES, llava_without_template, random_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText
@@ -20,7 +20,7 @@ from finecaption_hf.evaluation.comparators import (
     TransformersDescriber,
 )
 from finecaption_hf.evaluation.comparators.referral import CONVENTIONS
-from finecaption_hf.evaluation.predictions import DescribeRequest, Description
+from finecaption_hf.masks_finecaption import RegionMask
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -33,13 +33,13 @@ def region(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
     return mask
 
 
-def requests() -> list[DescribeRequest]:
+def requests() -> list[Request]:
     """Two regions and a whole picture, of different sizes, with questions of different length."""
     wide, tall = picture(60, 90), picture(80, 50, seed=1)
     return [
-        DescribeRequest(wide, region(wide, (20, 10, 70, 30)), ("What is it?", "Color?"), (None, "Color")),
-        DescribeRequest(tall, region(tall, (5, 40, 20, 70)), ("A longer question, to see padding at work.",), (None,)),
-        DescribeRequest(tall, None, ("What is it?",), (None,)),
+        Request(wide, region(wide, (20, 10, 70, 30)), ("What is it?", "Color?"), (None, "Color")),
+        Request(tall, region(tall, (5, 40, 20, 70)), ("A longer question, to see padding at work.",), (None,)),
+        Request(tall, None, ("What is it?",), (None,)),
     ]
 
 
@@ -77,9 +77,9 @@ def models() -> dict[str, tuple[Any, Any]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_gives_the_tokens_of_single_questions(family: str, models: dict[str, Any]) -> None:
     batched = Watched(*models[family], Referral("box_text"), batch_size=3)
-    descriptions = list(batched.describe(requests()))
+    descriptions = list(describe(batched, requests()))
     single = Watched(*models[family], Referral("box_text"), batch_size=1)
-    assert list(single.describe(requests())) == descriptions
+    assert list(describe(single, requests())) == descriptions
     assert batched.tokens == single.tokens
     assert [len(description.texts) for description in descriptions] == [2, 1, 1]
     assert all(error is None for description in descriptions for error in description.errors or ())
@@ -95,7 +95,7 @@ def test_answer_depends_on_picture_and_question(family: str, models: dict[str, A
 
     def tokens(image: Image.Image, question: str) -> list[int]:
         describer.tokens.clear()
-        list(describer.describe([DescribeRequest(image, mask, (question,), (None,))]))
+        list(describe(describer, [Request(image, mask, (question,), (None,))]))
         return next(iter(describer.tokens.values()))
 
     asked = tokens(image, "What is it?")
@@ -109,7 +109,7 @@ def test_greedy_answer_is_that_of_the_models_own_generate(family: str, models: d
     describer = Watched(model, processor, Referral("crop"))
     image = picture(60, 90)
     mask = region(image, (20, 10, 70, 50))
-    list(describer.describe([DescribeRequest(image, mask, ("What is it?",), (None,))]))
+    list(describe(describer, [Request(image, mask, ("What is it?",), (None,))]))
 
     text = "The image is cropped to the marked region. What is it?"
     crop = image.crop((20, 10, 70, 50))
@@ -132,7 +132,7 @@ def test_greedy_answer_is_that_of_the_models_own_generate(family: str, models: d
 def test_half_precision_answers(family: str) -> None:
     model, processor = random_model(family)
     describer = Watched(model.to(torch.bfloat16), processor, Referral("box_text"))
-    descriptions = list(describer.describe(requests()))
+    descriptions = list(describe(describer, requests()))
     assert all(error is None for description in descriptions for error in description.errors or ())
     assert describer.settings["dtype"] == "bfloat16"
 
@@ -145,7 +145,7 @@ def test_types_of_the_table_are_those_of_their_configurations(models: dict[str, 
 def test_boxes_of_qwen2_5_vl_are_in_the_pixels_that_it_sees(models: dict[str, Any]) -> None:
     describer = TransformersDescriber(*models["qwen2_5_vl"], Referral("box_text"), name="it")
     image = picture(60, 90)
-    marked = Referral("box_text").mark(image, region(image, (0, 0, 45, 60)))
+    marked = Referral("box_text").mark(image, RegionMask({"box_xyxy": [0, 0, 45, 60]}, 60, 90))
     _, rows, columns = (
         models["qwen2_5_vl"][1].image_processor([image], return_tensors="pt")["image_grid_thw"][0].tolist()
     )
@@ -156,7 +156,7 @@ def test_boxes_of_qwen2_5_vl_are_in_the_pixels_that_it_sees(models: dict[str, An
 def test_boxes_of_llava_count_from_the_corner_of_the_padded_square(models: dict[str, Any]) -> None:
     describer = Watched(*models["llava"], Referral("box_text"))
     image = picture(60, 120)
-    list(describer.describe([DescribeRequest(image, region(image, (0, 0, 60, 60)), ("Q",), (None,))]))
+    list(describe(describer, [Request(image, region(image, (0, 0, 60, 60)), ("Q",), (None,))]))
     assert list(describer.tokens) == ["The marked region is the box [0.0, 0.25, 0.5, 0.75]. Q"]
     assert describer.settings["square"] is True
 
@@ -176,7 +176,7 @@ def test_model_without_template_gets_an_image_token_and_the_prompt_as_it_is() ->
     model, processor = llava_without_template()
     prompts = Prompts(default="USER: <image>\n{referral} {question} ASSISTANT:", whole="{question}")
     describer = Watched(model.eval(), processor, Referral("contour_drawn"), prompts)
-    descriptions = list(describer.describe(requests()))
+    descriptions = list(describe(describer, requests()))
     assert all(error is None for description in descriptions for error in description.errors or ())
     assert describer.settings["prompt_example"] == (
         "USER: <image>\nThe marked region is outlined in red. {question} ASSISTANT:"
@@ -201,16 +201,16 @@ def test_boxes_that_kosmos_writes_after_phrases_are_taken_out(models: dict[str, 
     generate = model.generate
     model.generate = lambda **inputs: torch.cat([inputs["input_ids"], ids], dim=1)
     try:
-        description = next(describer.describe([DescribeRequest(picture(60, 90), None, ("Q",), (None,))]))
+        description = next(describe(describer, [Request(picture(60, 90), None, ("Q",), (None,))]))
     finally:
         model.generate = generate
-    assert description == Description(("a dog on grass",), errors=(None,))
+    assert description == Told(("a dog on grass",), (None,))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_question_that_fails_loses_no_other(batch_size: int, models: dict[str, Any]) -> None:
     describer = Watched(*models["llava"], Referral("box_text"), batch_size=batch_size)
-    expected = list(describer.describe(requests()))
+    expected = list(describe(describer, requests()))
     inputs = describer._inputs
 
     def fail(images: list[Image.Image], texts: list[str]) -> Any:
@@ -219,24 +219,24 @@ def test_question_that_fails_loses_no_other(batch_size: int, models: dict[str, A
         return inputs(images, texts)
 
     describer._inputs = fail  # type: ignore[method-assign]
-    descriptions = list(describer.describe(requests()))
-    assert descriptions[0] == Description((expected[0].texts[0], None), errors=(None, "RuntimeError: no memory left"))
+    descriptions = list(describe(describer, requests()))
+    assert descriptions[0] == Told((expected[0].texts[0], None), (None, "RuntimeError: no memory left"))
     assert descriptions[1:] == expected[1:]
 
 
 def test_region_that_cannot_be_marked_loses_no_other(models: dict[str, Any]) -> None:
-    describer = Watched(*models["llava"], Referral("crop"))
+    describer = unmarkable(Watched(*models["llava"], Referral("crop")))
     asked = requests()
-    broken = DescribeRequest(asked[0].image, np.ones((3, 3), dtype=bool), ("A?", "B?"), (None, None))
-    descriptions = list(describer.describe([asked[0], broken, asked[1]]))
+    broken = Request(asked[0].image, {"box_xyxy": [3, 3, 4, 4]}, ("A?", "B?"), (None, None))
+    descriptions = list(describe(describer, [asked[0], broken, asked[1]]))
     assert descriptions[1].texts == (None, None)
-    assert "The mask's shape is (3, 3)" in (descriptions[1].errors or ("",))[0]  # type: ignore[operator]
-    assert [descriptions[0], descriptions[2]] == list(describer.describe(asked[:2]))
+    assert descriptions[1].errors == ("ValueError: it cannot be marked",) * 2
+    assert [descriptions[0], descriptions[2]] == list(describe(describer, asked[:2]))
 
 
 def test_descriptions_come_as_soon_as_they_are_there(models: dict[str, Any]) -> None:
     describer = Watched(*models["llava"], Referral("crop"), batch_size=2)
-    made = describer.describe(requests())
+    made = describe(describer, requests())
     next(made)
     assert describer.batches == [2]
 
@@ -283,40 +283,25 @@ def test_model_is_loaded_from_a_folder_with_options_of_its_processor(tmp_path: A
     )._seen_size((60, 90))
     assert describer.settings["checkpoint"] == str(tmp_path)
     assert describer.settings["processor_options"] == smaller
-    assert all(text is not None for description in describer.describe(requests()) for text in description.texts)
+    assert all(text is not None for description in describe(describer, requests()) for text in description.texts)
 
 
 # --- filled boxes and adapters ---------------------------------------------------------------------------------------
 
 
-class Recorder:
-    """A describer that keeps what it is asked."""
-
-    name = "recorder"
-    settings = {"model": "recorder", "referral": "mask"}
-    independent = True
-
-    def __init__(self) -> None:
-        self.requests: list[DescribeRequest] = []
-
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
-        self.requests += requests
-        return iter([Description(request.questions) for request in requests])
-
-
 def test_filled_box_takes_the_place_of_the_mask_and_of_nothing_else() -> None:
-    recorder = Recorder()
+    stub = StubDescriber(referral="mask")
     image = picture(60, 90)
     mask = region(image, (20, 10, 70, 30))
     mask[15:20, 30:40] = False
-    asked = [DescribeRequest(image, mask, ("Q",), ("Color",), "key"), DescribeRequest(image, None, ("Q",), (None,))]
-    describer = FilledBoxDescriber(recorder)
-    assert list(describer.describe(asked)) == [Description(("Q",)), Description(("Q",))]
-    assert (recorder.requests[0].mask == region(image, (20, 10, 70, 30))).all()
-    assert recorder.requests[0].image is image
-    assert (recorder.requests[0].names, recorder.requests[0].key) == (("Color",), "key")
-    assert recorder.requests[1].mask is None
-    assert describer.settings == {"model": "recorder", "referral": {"kind": "filled_box", "sentence": ""}}
+    describer = FilledBoxDescriber(stub)
+    told = list(describe(describer, [Request(image, mask, ("Q",), ("Color",)), Request(image, None, ("Q",), (None,))]))
+    assert told == [Told(("Q 1000",), (None,)), Told(("Q all",), (None,))]
+    (filled, request), (whole, _) = stub.asked
+    assert (filled.pixels == region(image, (20, 10, 70, 30))).all() and whole.is_whole
+    assert request.name == "Color"
+    assert describer.settings == {"model": "stub", "referral": {"kind": "filled_box", "sentence": ""}}
+    assert (describer.questions, describer.refusal("<image>")) == (stub.questions, "a special token")
 
 
 class StandIn:
@@ -348,13 +333,13 @@ def test_describe_anything_gets_mask_picture_and_query_in_its_own_form() -> None
     image = picture(60, 90)
     mask = region(image, (20, 10, 70, 30))
     asked = [
-        DescribeRequest(image, mask, ("describe it", "please fail"), (None, None)),
-        DescribeRequest(image, None, ("the whole",), (None,)),
+        Request(image, mask, ("describe it", "please fail"), (None, None)),
+        Request(image, None, ("the whole",), (None,)),
     ]
-    descriptions = list(describer.describe(asked))
+    descriptions = list(describe(describer, asked))
     assert descriptions == [
-        Description(("<IMAGE>\nDESCRIBE IT", None), errors=(None, "RuntimeError: out of memory")),
-        Description(("<IMAGE>\nTHE WHOLE",), errors=(None,)),
+        Told(("<IMAGE>\nDESCRIBE IT", None), (None, "RuntimeError: out of memory")),
+        Told(("<IMAGE>\nTHE WHOLE",), (None,)),
     ]
     first = stand_in.calls[0]
     assert (first["mode"], first["query"], first["temperature"], first["max_new_tokens"], first["streaming"]) == (
@@ -375,7 +360,7 @@ def test_adapter_with_filled_boxes_gives_the_model_boxes() -> None:
     mask = region(image, (20, 10, 70, 30))
     mask[12, 25] = False
     describer = AdapterDescriber(DescribeAnything(stand_in), Referral("filled_box"), name="DAM")
-    list(describer.describe([DescribeRequest(image, mask, ("Q",), (None,))]))
+    list(describe(describer, [Request(image, mask, ("Q",), (None,))]))
     assert (stand_in.calls[0]["mask"] == region(image, (20, 10, 70, 30)) * 255).all()
 
 
@@ -390,8 +375,8 @@ class Texter:
 def test_adapter_of_a_model_without_masks_gets_the_text_instead() -> None:
     describer = AdapterDescriber(Texter(), Referral("box_text"), name="texter", box_format="unit")
     image = picture(60, 90)
-    asked = DescribeRequest(image, region(image, (0, 0, 45, 30)), ("What?", "nothing"), (None, None))
-    description = next(describer.describe([asked]))
+    asked = Request(image, region(image, (0, 0, 45, 30)), ("What?", "nothing"), (None, None))
+    description = next(describe(describer, [asked]))
     assert description.texts == ("(90, 60) None The marked region is the box [0.0, 0.0, 0.5, 0.5]. What?", None)
     assert (description.errors or ())[1] == "TypeError: the adapter answered with NoneType, text is needed"
 

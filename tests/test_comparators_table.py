@@ -1,12 +1,12 @@
 """Tables of models: rows are what the file says, each is a run of its own, and cited figures stay apart."""
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from describers import Request, StubDescriber, describe
 from other_models import random_model
 from PIL import Image
 from typer.testing import CliRunner
@@ -28,7 +28,8 @@ from finecaption_hf.evaluation.comparators import (
     run_table,
 )
 from finecaption_hf.evaluation.metrics import CaptionScorer
-from finecaption_hf.evaluation.predictions import DescribeRequest, Description, read_predictions
+from finecaption_hf.evaluation.predictions import read_predictions
+from finecaption_hf.prompts_finecaption import ATTRIBUTES, TASKS
 
 
 def write(folder: Path, *rows: str) -> Path:
@@ -183,8 +184,8 @@ def test_adapter_of_ones_own_is_imported_by_its_name(tmp_path: Path) -> None:
     describer = row.build()
     assert isinstance(describer, AdapterDescriber)
     image = Image.new("RGB", (10, 5))
-    asked = DescribeRequest(image, None, ("Q",), (None,))
-    assert next(describer.describe([asked])).texts == ("hi 50 P Q",)
+    asked = Request(image, None, ("Q",), (None,))
+    assert next(describe(describer, [asked])).texts == ("hi 50 P Q",)
     assert (describer.settings["checkpoint"], describer.settings["word"]) == ("m", "hi")
 
 
@@ -213,22 +214,19 @@ def test_row_of_an_endpoint_has_its_options(tmp_path: Path, monkeypatch: pytest.
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-class Stub:
-    """A describer that counts how often it is built and asked, and fails where it is told."""
-
-    independent = True
+class Stub(StubDescriber):
+    """Notes how often it is asked, and fails where it is told."""
 
     def __init__(self, row: Row, log: list[str], fail: str | None) -> None:
-        self.name, self.log, self.fail = row.name, log, fail
-        self.settings = {"model": row.name}
-        self.served = {"served-name": 1}
+        def say(picture: Any, region: Any, request: Any) -> str:
+            log.append(f"{row.name}: {request.question}")
+            if fail is not None:
+                raise RuntimeError(fail)
+            return f"{row.name} {request.question}"
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
-        for request in requests:
-            self.log += [f"{self.name}: {question}" for question in request.questions]
-            if self.fail is not None:
-                raise RuntimeError(self.fail)
-            yield Description(tuple(f"{self.name} {question}" for question in request.questions))
+        super().__init__(say, independent=True, questions={**TASKS, **ATTRIBUTES})
+        self.name, self.settings = row.name, {"model": row.name}
+        self.served = {"served-name": 1}
 
 
 def stub_rows(tmp_path: Path) -> list[Row]:

@@ -4,15 +4,16 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from describers import StubDescriber
 from PIL import Image
 from typer.testing import CliRunner
 
+from finecaption_hf.asking import FineCaptionDescriber
 from finecaption_hf.cli import app
 from finecaption_hf.data.records import Branch, Record, Region
 from finecaption_hf.evaluation.diagnostics import (
@@ -127,7 +128,7 @@ def test_scores_need_branches_of_every_region_and_answers_that_are_not_empty(emb
 
 
 def test_model_that_cannot_see_the_mask_changes_by_exactly_nothing(embedded: Any, blind: Any) -> None:
-    found = mask_sensitivity(blind, embedded[1], scene_records(3), truth=known_answers)["values"]
+    found = mask_sensitivity(FineCaptionDescriber(blind, embedded[1]), scene_records(3), truth=known_answers)["values"]
     for part in (found["all"], *found["by_question"].values()):
         for swap in SWAPS:
             if part[swap] is not None:
@@ -144,13 +145,13 @@ def test_model_without_mask_input_changes_by_exactly_nothing(embedded: Any) -> N
     model = FineCaptionForConditionalGeneration(config).eval()
     processor = copy.copy(embedded[1])
     processor.image_processor = type(processor.image_processor)(**config.image_processor_kwargs())
-    found = mask_sensitivity(model, processor, scene_records(1))["values"]["all"]
+    found = mask_sensitivity(FineCaptionDescriber(model, processor), scene_records(1))["values"]["all"]
     assert [found[swap]["value"] for swap in SWAPS] == [0] * len(SWAPS)
 
 
 @pytest.fixture(scope="module")
 def sensitivity(embedded: Any) -> dict[str, Any]:
-    return mask_sensitivity(*embedded, scene_records(8, whole=True), truth=known_answers)
+    return mask_sensitivity(FineCaptionDescriber(*embedded), scene_records(8, whole=True), truth=known_answers)
 
 
 def test_embedded_checkpoint_uses_the_mask(sensitivity: dict[str, Any]) -> None:
@@ -203,7 +204,7 @@ def test_what_a_swap_does_not_apply_to_is_counted(embedded: Any) -> None:
         "odd",
     )
     lost = Record("lost.png", alone.regions[:1], "lost")
-    found = mask_sensitivity(*embedded, [alone, odd, lost])["values"]
+    found = mask_sensitivity(FineCaptionDescriber(*embedded), [alone, odd, lost])["values"]
     branches = len(alone.regions[0].branches)
     assert found["all"]["branches"] == branches
     for name in ("other_region", "best"):
@@ -218,10 +219,10 @@ def test_what_a_swap_does_not_apply_to_is_counted(embedded: Any) -> None:
         "the mask cannot be used (MaskError)": 1,
         "the picture cannot be read (DataError)": branches,
     }
-    own = mask_sensitivity(*embedded, [alone, odd], answers="own")["values"]
+    own = mask_sensitivity(FineCaptionDescriber(*embedded), [alone, odd], answers="own")["values"]
     assert own["left_out"]["the question holds a special token"] == 1
     with pytest.raises(ValueError, match=r"No answer could be scored .* picture cannot be read"):
-        mask_sensitivity(*embedded, [lost])
+        mask_sensitivity(FineCaptionDescriber(*embedded), [lost])
 
 
 def test_image_is_encoded_once_for_all_masks(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +233,7 @@ def test_image_is_encoded_once_for_all_masks(embedded: Any, monkeypatch: pytest.
         "get_high_res_features",
         lambda self, pixels: calls.append(len(pixels)) or encode(self, pixels),
     )
-    mask_sensitivity(*embedded, scene_records(2, names=["Color", "Category Name"]))
+    mask_sensitivity(FineCaptionDescriber(*embedded), scene_records(2, names=["Color", "Category Name"]))
     assert calls == [1, 1]
 
 
@@ -242,7 +243,9 @@ def test_seed_decides_what_is_drawn(embedded: Any) -> None:
     records = [Record(r.image, tuple(Region(box, r.regions[0].branches) for box in boxes), r.id) for r in records]
 
     def measure(seed: int, max_others: int) -> dict[str, float]:
-        found = mask_sensitivity(*embedded, records, seed=seed, max_others=max_others)["values"]["all"]
+        found = mask_sensitivity(FineCaptionDescriber(*embedded), records, seed=seed, max_others=max_others)["values"][
+            "all"
+        ]
         return {swap: found[swap]["value"] for swap in ("other_region", "complement", "shuffled")}
 
     first, again, other = measure(0, 1), measure(0, 1), measure(1, 1)
@@ -258,7 +261,10 @@ def test_own_answers_can_be_scored_in_place_of_references(embedded: Any) -> None
         Record(r.image, tuple(Region(x.mask, (Branch("pink cross", "Category Name"),)) for x in r.regions), r.id)
         for r in scene_records(2)
     ]
-    wrong, own = (mask_sensitivity(*embedded, records, answers=kind)["values"]["all"] for kind in ("reference", "own"))
+    wrong, own = (
+        mask_sensitivity(FineCaptionDescriber(*embedded), records, answers=kind)["values"]["all"]
+        for kind in ("reference", "own")
+    )
     assert own["log_likelihood_per_token"]["value"] > -0.5 > wrong["log_likelihood_per_token"]["value"] + 1
 
 
@@ -267,7 +273,7 @@ def test_own_answers_can_be_scored_in_place_of_references(embedded: Any) -> None
 )
 def test_wrong_options_raise(options: dict[str, Any], message: str, embedded: Any) -> None:
     with pytest.raises(ValueError, match=message):
-        mask_sensitivity(*embedded, [], **options)
+        mask_sensitivity(FineCaptionDescriber(*embedded), [], **options)
 
 
 def patches_of(values: torch.Tensor) -> list[bytes]:
@@ -324,28 +330,10 @@ def test_every_wording_of_a_scene_says_its_value_and_captions_say_no_other(seed:
                 assert said(caption, values[name]) in (set(), told[0]), (name, caption)
 
 
-def script(monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> list[str]:
-    """An engine with answers to known questions; returns what is asked."""
-    asked: list[str] = []
-
-    class Engine:
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-
-        def answer(self, vision: Any, requests: Any) -> Any:
-            asked.extend(request.question for row in requests for request in row)
-            return [[SimpleNamespace(text=told[request.question]) for request in row] for row in requests]
-
-    monkeypatch.setattr("finecaption_hf.evaluation.diagnostics.consistency.BranchEngine", Engine)
-    return asked
-
-
-class Processor:
-    """Of the image processor nothing is needed where the engine is scripted."""
-
+def scripted(told: dict[str, str]) -> StubDescriber:
+    """A describer with answers to known questions."""
     questions = {"region": "R?", "dense": "D?", "Color": "C?", "Shape": "S?", "Hair": "H?"}
-
-    def image_processor(self, *_: Any, **__: Any) -> dict[str, Any]:
-        return {}
+    return StubDescriber(lambda picture, region, request: told[request.question], questions=questions)
 
 
 def three_attributes() -> Record:
@@ -357,12 +345,13 @@ def three_attributes() -> Record:
 VALUES = {"Color": [["red"], ["blue"]], "Shape": [["star"], ["cross"]]}
 
 
-def test_conflicts_are_found_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflicts_are_found_and_judged() -> None:
     told = {"C?": "It is red", "S?": "star", "R?": "a thing", "D?": "a blue star", "C? S?": "red"}
-    asked = script(monkeypatch, told)
+    describer = scripted(told)
     found = attribute_consistency(
-        None, Processor(), [three_attributes()], values=VALUES, truth=lambda *_: {"Color": ["red", "it is red"]}
+        describer, [three_attributes()], values=VALUES, truth=lambda *_: {"Color": ["red", "it is red"]}
     )
+    asked = [request.question for _, request in describer.asked]
     assert asked == ["C?", "S?", "R?", "D?", "C? S?"]  # Hair has no values, the sentence no question
     values = found["values"]
     forms = ("region", "dense", "2 at once")
@@ -383,7 +372,7 @@ def test_conflicts_are_found_and_judged(monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
-def test_without_vocabularies_content_words_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vocabularies_content_words_are_looked_for() -> None:
     told = {
         "C?": "It is red and white",
         "S?": "the",
@@ -392,8 +381,7 @@ def test_without_vocabularies_content_words_are_looked_for(monkeypatch: pytest.M
         "D?": "red, white, long hair",
     }
     pairs = {"C? S?": "red", "S? H?": "long"}  # the last of an odd number goes with the one before
-    script(monkeypatch, {**told, **pairs})
-    found = attribute_consistency(None, Processor(), [three_attributes()])
+    found = attribute_consistency(scripted({**told, **pairs}), [three_attributes()])
     by_question = found["values"]["by_question"]
     shares = {
         name: [by_question[name][form]["words"]["value"] for form in ("region", "dense", "2 at once")]
@@ -404,18 +392,17 @@ def test_without_vocabularies_content_words_are_looked_for(monkeypatch: pytest.M
     assert found["values"]["compared_by"] == "words" and "Synonyms" in found["notes"][0]
 
 
-def test_nothing_to_compare_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, {})
+def test_nothing_to_compare_raises() -> None:
     with pytest.raises(ValueError, match="3 because the values of the attribute are not known"):
-        attribute_consistency(None, Processor(), [three_attributes()], values={"Age Range": [["old"]]})
+        attribute_consistency(scripted({}), [three_attributes()], values={"Age Range": [["old"]]})
     with pytest.raises(ValueError, match="together is 1"):
-        attribute_consistency(None, Processor(), [], together=1)
+        attribute_consistency(scripted({}), [], together=1)
 
 
 def test_embedded_checkpoint_says_the_same_in_captions_and_alone(embedded: Any) -> None:
-    found = run_diagnostics(*embedded, scene_records(6), ["consistency"], truth=known_answers, values=known_values())[
-        "consistency"
-    ]["values"]
+    found = run_diagnostics(
+        FineCaptionDescriber(*embedded), scene_records(6), ["consistency"], truth=known_answers, values=known_values()
+    )["consistency"]["values"]
     for form in ("region", "dense"):
         assert found["all"][form]["agreement"]["value"] > 0.9
     for name in ("Color", "Shape", "Category Name"):
@@ -445,9 +432,9 @@ def scenes_of(number: int) -> list[Scene]:
     return [render_scene(SEED + seed, split="test", num_regions=2) for seed in range(number)]
 
 
-def test_unknown_diagnostic_raises() -> None:
+def test_unknown_diagnostic_raises(embedded: Any) -> None:
     with pytest.raises(ValueError, match="Unknown diagnostics: taste"):
-        run_diagnostics(None, None, [], ["taste"])
+        run_diagnostics(FineCaptionDescriber(*embedded), [], ["taste"])
 
 
 # --- exact answers ---------------------------------------------------------------------------------------------------

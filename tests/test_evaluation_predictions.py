@@ -1,25 +1,25 @@
 """Predictions on disk, and runs that go on where they were ended."""
 
+import copy
 import json
 import os
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_data import StubDescriber, box, prediction, record, region, write_data
+from describers import StubDescriber
+from evaluation_data import box, prediction, record, region, write_data
 
-from finecaption_hf.asking import FineCaptionDescriber as Asked
-from finecaption_hf.asking import ask
+from finecaption_hf.asking import FineCaptionDescriber, ask
 from finecaption_hf.data import DataError, open_dataset
 from finecaption_hf.evaluation import (
-    Description,
     Header,
     Prediction,
     PredictionWriter,
     read_predictions,
 )
-from finecaption_hf.evaluation.finecaption import FineCaptionDescriber
 from finecaption_hf.evaluation.run import EvaluationError, run_predictions, walk
 from finecaption_hf.resuming import ResumeError
 
@@ -112,14 +112,6 @@ def test_a_damaged_file_is_refused_with_the_line(tmp_path: Path, lines: list[Any
         read_predictions(path)
 
 
-def test_a_description_says_a_text_or_why_there_is_none() -> None:
-    Description(("a", None), errors=(None, "no answer"))
-    with pytest.raises(ValueError, match="either a text or an error"):
-        Description(("a", None))
-    with pytest.raises(ValueError, match="2 texts came with 1 errors"):
-        Description(("a", "b"), errors=(None,))
-
-
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 ROWS = [
@@ -134,15 +126,14 @@ ROWS = [
 
 
 def test_branches_that_ask_the_same_are_one_with_several_references(tmp_path: Path) -> None:
-    asked = list(walk(open_dataset(write_data(tmp_path, ROWS))))
-    first = asked[0].regions[0].branches
-    assert [(it.key, it.name, it.references) for it in first] == [
+    asked = [rows for _, rows in walk(open_dataset(write_data(tmp_path, ROWS)))]
+    assert [(it.key, it.name, it.references) for it in asked[0][0]] == [
         ("a.png|0|0", "Color", ("red", "dark red")),
         ("a.png|0|1", "Shape", ("round",)),
     ]
     # The same image again: its regions are counted on, so keys stay apart.
-    assert asked[2].regions[0].branches[0].key == "a.png|1|0"
-    keys = [branch.key for it in asked for part in it.regions for branch in part.branches]
+    assert asked[2][0][0].key == "a.png|1|0"
+    keys = [branch.key for rows in asked for row in rows for branch in row]
     assert len(set(keys)) == len(keys)
 
 
@@ -154,7 +145,7 @@ def run(path: Path, dataset: Any, describer: Any = None, **options: Any) -> list
 def test_predictions_say_what_was_asked_about_what(tmp_path: Path) -> None:
     dataset = open_dataset(write_data(tmp_path, ROWS))
     questions = {"Color": "Which color?", "Shape": "Which shape?", "global": "All?"}
-    found = {it.key: it for it in run(tmp_path / "p.jsonl", dataset, questions=questions)}
+    found = {it.key: it for it in run(tmp_path / "p.jsonl", dataset, StubDescriber(questions=questions))}
     first = found["a.png|0|0"]
     assert (first.prediction, first.question, first.image_id, first.region_id) == (
         "Which color? 6",
@@ -174,24 +165,34 @@ def test_what_cannot_be_described_is_a_line_with_the_reason(tmp_path: Path) -> N
     rows = [*ROWS, record("e.png", region(box(90, 90, 99, 99), ("Color", "red")), region(None, ("refuse", "no")))]
     dataset = open_dataset(write_data(tmp_path, rows))
     (tmp_path / "d.png").unlink()
-    describer = StubDescriber()
-    found = run(tmp_path / "p.jsonl", dataset, describer, questions={"Color": "C?", "Shape": "S?", "refuse": "refuse"})
+    describer = StubDescriber(questions={"Color": "C?", "Shape": "S?", "refuse": "refuse"})
+    found = run(tmp_path / "p.jsonl", dataset, describer)
     failed = {it.key: it.error for it in found if it.error is not None}
     assert len(found) == read_predictions(tmp_path / "p.jsonl")[0].data["branches"] == 10
     assert {key: error["type"] for key, error in failed.items()} == {
-        "b.png|0|0": "EvaluationError",
-        "c.png|0|1": "EvaluationError",
+        "b.png|0|0": "NotAnswered",
+        "c.png|0|1": "NotAnswered",
         "d.png|0|0": "DataError",
         "e.png|0|0": "MaskError",
-        "e.png|1|0": "NotDescribed",
+        "e.png|1|0": "NotAnswered",
     }
     assert "no question of the name 'Logo'" in failed["c.png|0|1"]["message"]
     assert "it is not there" in failed["d.png|0|0"]["message"]
     # What can be asked about the same region still is.
     assert next(it for it in found if it.key == "c.png|0|0").prediction == "C? 1"
-    with pytest.raises(EvaluationError, match=r"b.png\|0\|0: EvaluationError: .*kept"):
-        run(tmp_path / "q.jsonl", dataset, questions={"Color": "C?", "Shape": "S?"}, on_error="raise")
-    assert [it.key for it in read_predictions(tmp_path / "q.jsonl")[1]] == ["a.png|0|0", "a.png|0|1"]
+    with pytest.raises(EvaluationError, match=r"b.png\|0\|0: NotAnswered: .*kept"):
+        run(
+            tmp_path / "q.jsonl",
+            dataset,
+            StubDescriber(questions={"Color": "C?", "Shape": "S?"}),
+            on_error="raise",
+        )
+    assert [it.key for it in read_predictions(tmp_path / "q.jsonl")[1]] == ["a.png|0|0", "a.png|0|1", "b.png|1|0"]
+
+
+def seeds(describer: StubDescriber) -> list[list[int]]:
+    """Of each call; every question about every region has a seed of its own."""
+    return [[request.seed for _, request in call] for call in describer.calls]
 
 
 @pytest.mark.parametrize("independent", [False, True])
@@ -200,21 +201,21 @@ def test_a_run_that_was_ended_anywhere_ends_as_one_in_one_go(tmp_path: Path, ind
     whole = tmp_path / "whole.jsonl"
     reference = StubDescriber(independent=independent)
     run(whole, dataset, reference)
-    for stop in range(6):
+    asked = seeds(reference)
+    assert len({seed for call in asked for seed in call}) == 7
+    for stop in range(7):
         path = tmp_path / f"{stop}.jsonl"
         with pytest.raises(KeyboardInterrupt):
             run(path, dataset, StubDescriber(independent=independent, stop_after=stop))
-        kept = {it.key for it in read_predictions(path)[1]}
         describer = StubDescriber(independent=independent)
         run(path, dataset, describer)
         assert path.read_bytes() == whole.read_bytes()
-        keys = [[request.key for request in call] for call in describer.calls]
         if independent:
             # Nothing is paid for twice.
-            assert not kept & {f"{request.key}|0" for call in describer.calls for request in call}
+            assert [*chain(*seeds(describer))] == [*chain(*asked)][stop:]
         else:
             # Whole batches, at their places, so that a model gives the same texts.
-            assert all(call in [[request.key for request in it] for it in reference.calls] for call in keys)
+            assert all(call in asked for call in seeds(describer))
     describer = StubDescriber(independent=independent)
     run(whole, dataset, describer)
     assert not describer.calls
@@ -245,15 +246,6 @@ def test_other_data_is_not_gone_on_with_and_a_limit_keeps_the_keys(tmp_path: Pat
         run(tmp_path / "q.jsonl", [])
 
 
-def test_a_describer_that_leaves_questions_out_is_found_out(tmp_path: Path) -> None:
-    class Short(StubDescriber):
-        def describe(self, requests: Any) -> Any:
-            yield from list(super().describe(requests))[:-1]
-
-    with pytest.raises(RuntimeError, match="stub gave 0 texts to 1 questions"):
-        run(tmp_path / "p.jsonl", open_dataset(write_data(tmp_path, ROWS)), Short())
-
-
 # --- FineCaption -----------------------------------------------------------------------------------------------------
 
 
@@ -267,12 +259,12 @@ def scenes(tmp_path: Path) -> Any:
 def test_finecaption_says_what_it_says_without_a_runner(tmp_path: Path, embedded: Any, scenes: Any) -> None:
     model, processor = embedded
     describer = FineCaptionDescriber(model, processor, max_new_tokens=6)
-    found = {it.key: it for it in run(tmp_path / "p.jsonl", scenes, describer, questions=processor.questions)}
-    asked = next(walk(scenes))
-    for part in asked.regions:
-        names = [branch.name for branch in part.branches]
-        (alone,) = ask(Asked(model, processor), asked.record.load(), [part.region.mask], names, max_new_tokens=6)
-        assert [found[branch.key].prediction for branch in part.branches] == list(alone["answers"].values())
+    found = {it.key: it for it in run(tmp_path / "p.jsonl", scenes, describer)}
+    record, rows = next(walk(scenes))
+    for part, row in zip(record.regions, rows, strict=True):
+        names = [asked.name for asked in row]
+        (alone,) = ask(describer, record.load(), [part.mask], names)
+        assert [found[asked.key].prediction for asked in row] == list(alone["answers"].values())
     assert all(it.log_prob is not None and it.log_prob <= 0 for it in found.values())
 
 
@@ -280,15 +272,16 @@ def test_drawn_answers_do_not_depend_on_where_a_run_was_ended(tmp_path: Path, em
     model, processor = embedded
 
     def drawn(path: Path, seed: int = 3, **options: Any) -> list[Prediction]:
-        describer = FineCaptionDescriber(model, processor, max_new_tokens=4, temperature=1.5, seed=seed)
-        return run(path, scenes, describer, questions=processor.questions, batch_size=1, **options)
+        describer = FineCaptionDescriber(model, processor, max_new_tokens=4)
+        decoding = {"temperature": 1.5, "seed": seed}
+        return run(path, scenes, describer, batch_size=1, decoding=decoding, **options)
 
     whole = drawn(tmp_path / "whole.jsonl")
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "part.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
     assert drawn(tmp_path / "part.jsonl") == whole
     header, _ = read_predictions(tmp_path / "whole.jsonl")
-    assert header.settings["decoding"] == {"max_new_tokens": 4, "temperature": 1.5, "top_p": 1.0, "seed": 3}
+    assert header.settings["decoding"] == {"max_new_tokens": 4, "temperature": 1.5, "seed": 3}
     other = drawn(tmp_path / "other.jsonl", seed=4)
     assert [it.prediction for it in other] != [it.prediction for it in whole]
     with pytest.raises(ResumeError, match="decoding: seed was 3, now it is 4"):
@@ -297,9 +290,10 @@ def test_drawn_answers_do_not_depend_on_where_a_run_was_ended(tmp_path: Path, em
 
 def test_a_question_that_cannot_be_asked_fails_alone(tmp_path: Path, embedded: Any, scenes: Any) -> None:
     model, processor = embedded
-    questions = {**processor.questions, "Color": f"Which {processor.image_token}?"}
+    processor = copy.copy(processor)
+    processor.questions = {**processor.questions, "Color": f"Which {processor.image_token}?"}
     describer = FineCaptionDescriber(model, processor, max_new_tokens=4)
-    found = run(tmp_path / "p.jsonl", scenes, describer, questions=questions)
+    found = run(tmp_path / "p.jsonl", scenes, describer)
     failed = {it.name for it in found if it.error is not None}
     assert failed == {"Color"}
     assert all("special token" in it.error["message"] for it in found if it.error is not None)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from evaluation_data import StubDescriber, box, prediction, record, region, score, write_data, write_predictions
+from describers import StubDescriber
+from evaluation_data import box, prediction, record, region, score, write_data, write_predictions
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 from typer.testing import CliRunner
@@ -255,9 +256,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     class Hostile(StubDescriber):
         name = HOSTILE
 
-    describer = Hostile(prompt=HOSTILE)
+    describer = Hostile(prompt=HOSTILE, questions={HOSTILE: HOSTILE, "Color": "C?"})
     path = tmp_path / "p.jsonl"
-    run_predictions(describer, dataset, path, data_name=HOSTILE, questions={HOSTILE: HOSTILE, "Color": "C?"})
+    run_predictions(describer, dataset, path, data_name=HOSTILE)
     report_on(path, tmp_path / "report", score=score, dataset=dataset, compare_with=path, command=HOSTILE)
     return tmp_path / "report"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_data import StubDescriber, box, record, region, score, write_data
+from describers import StubDescriber
+from evaluation_data import box, record, region, score, write_data
 
 from finecaption_hf.data import open_dataset
 from finecaption_hf.evaluation.evaluating import report_on
@@ -36,7 +37,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = "a-model-with-a-long-name/" + LONG_WORD[:60]
 
     path = folder / "p.jsonl"
-    run_predictions(Named(), dataset, path, data_name="data", questions={name: f"{name}?" for name in ATTRIBUTES})
+    describer = Named(questions={name: f"{name}?" for name in ATTRIBUTES})
+    run_predictions(describer, dataset, path, data_name="data")
     columns = ["question", *(f"share of regions, way {index}" for index in range(9))]
     wide = {
         "name": "wide",

@@ -47,6 +47,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    attn_implementation: str | None = None,
     **options: Any,
 ) -> "tuple[FineCaptionForConditionalGeneration, FineCaptionProcessor]":
     """Load a FineCaption checkpoint with the classes of this package; code that lies beside the weights is not run.
@@ -56,7 +57,8 @@ def load(
         device: where the model goes; `None` means CUDA where there is one, else the CPU.
         dtype: such as `"bfloat16"`; `None` means the one in which the weights were saved.
         revision: branch, tag or commit of a Hub repository.
-        **options: further ones of the model's `from_pretrained`, such as `attn_implementation`.
+        attn_implementation: such as `"eager"`; `None` means what the library takes.
+        **options: further ones of the model's `from_pretrained`.
 
     Returns:
         The model in evaluation mode and its processor.
@@ -92,6 +94,8 @@ def load(
     cached = None if os.path.isdir(name) else try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         source["revision"] = os.path.basename(os.path.dirname(cached))
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
     loaded = AutoModelForImageTextToText.from_pretrained(
         name, config=config, dtype=dtype or "auto", device_map={"": device}, **source, **options
     )

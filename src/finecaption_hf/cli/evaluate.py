@@ -233,47 +233,37 @@ def evaluate(
         return
     with errors_in_one_line():
         predictions = from_predictions
-        loaded = processor = None
+        describer = None
         if predictions is None or asks_model:
-            opened = load_describer(model, device, dtype)
-            loaded, processor = opened.model, opened.processor
-        if predictions is None:
-            assert dataset is not None
-            from ..evaluation.finecaption import FineCaptionDescriber
+            from ..engine_finecaption import BranchRequest
 
-            describer = FineCaptionDescriber(
-                loaded,
-                processor,
-                name=model_name or ("finecaption-tiny" if model is None else model),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                max_batch_tokens=max_batch_tokens,
+            decoding = {"temperature": temperature, "top_p": top_p, "seed": seed} if temperature > 0 else {}
+            BranchRequest("region", max_new_tokens, temperature, top_p)
+            describer = load_describer(
+                model, device, dtype, name=model_name, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens
             )
     if predictions is None:
         predictions = output / PREDICTIONS
-        assert dataset is not None and loaded is not None and processor is not None
+        assert dataset is not None and describer is not None
         _predict(
             describer,
             dataset,
             predictions,
             err,
             data_name=data_name or str(data),
-            questions=processor.questions,
+            decoding=decoding,
             batch_size=batch_size,
             limit=limit,
             on_error=on_error.value,
             overwrite=overwrite,
             retry_failed=retry_failed,
-            made_with={"command": command, "device": str(loaded.device), "versions": _versions()},
+            made_with={"command": command, "device": str(describer.model.device), "versions": _versions()},
         )
     with errors_in_one_line():
         tables = []
         if asked:
             assert dataset is not None
-            checkpoint = (loaded, processor) if asks_model else None
-            tables = diagnose(asked, predictions, dataset, checkpoint, err, limit=limit, seed=seed)
+            tables = diagnose(asked, predictions, dataset, describer, err, limit=limit, seed=seed)
         report = report_on(
             predictions,
             output,

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 if TYPE_CHECKING:
+    from ..asking import FineCaptionDescriber
     from ..data.dataset import RecordDataset
 
 ACCURACY = "accuracy"
@@ -31,7 +32,7 @@ def diagnose(
     names: list[str],
     predictions: Path,
     dataset: "RecordDataset",
-    checkpoint: tuple[Any, Any] | None,
+    describer: "FineCaptionDescriber | None",
     err: Console,
     *,
     limit: int | None,
@@ -43,7 +44,7 @@ def diagnose(
         names: as `check_names` gives them.
         predictions: the finished file, for exact answers.
         dataset: for those that ask the model itself.
-        checkpoint: model and processor; `None` where only exact answers are asked for.
+        describer: the model; `None` where only exact answers are asked for.
         limit, seed: of the run.
     """
     from ..evaluation.diagnostics import attribute_accuracy, run_diagnostics
@@ -54,14 +55,14 @@ def diagnose(
     if ACCURACY in names:
         found[ACCURACY] = attribute_accuracy(read_finished(predictions)[1], known_answers, seed=seed)
     if asked := [name for name in names if name != ACCURACY]:
-        assert checkpoint is not None
+        assert describer is not None
         # Closed vocabularies are those of the scenes: of other data they would find conflicts that are none.
         known: dict[str, Any] = {"truth": known_answers, "values": known_values()} if _shows_scenes(dataset) else {}
         columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} records"))
         with Progress(*columns, console=err, transient=True) as progress:
             bars = {name: progress.add_task(name, total=None, visible=False) for name in asked}
             found |= run_diagnostics(
-                *checkpoint,
+                describer,
                 dataset,
                 asked,
                 limit=limit,

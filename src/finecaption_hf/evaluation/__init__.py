@@ -1,9 +1,6 @@
 """Evaluation that others can repeat: predictions kept on disk, metrics with intervals, comparisons, a report."""
 
 from .predictions import (
-    Describer,
-    DescribeRequest,
-    Description,
     Header,
     Prediction,
     PredictionWriter,
@@ -11,9 +8,6 @@ from .predictions import (
 )
 
 __all__ = [
-    "DescribeRequest",
-    "Describer",
-    "Description",
     "Header",
     "Prediction",
     "PredictionWriter",

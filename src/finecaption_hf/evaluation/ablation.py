@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import asking
-from ..asking import load
+from ..asking import FineCaptionDescriber, load
 from ..configuration_finecaption import FineCaptionConfig
 from ..data import open_dataset
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
@@ -31,7 +30,6 @@ from ..training.recipes import Recipe
 from ..training.runner import absolute, split_revision, train
 from ..training.stages import Stage, StageError
 from .evaluating import PREDICTIONS, report_on
-from .finecaption import FineCaptionDescriber
 from .metrics import CaptionScorer
 from .run import run_predictions
 
@@ -316,7 +314,7 @@ def scene_judge(number: int, seed: int) -> Judge:
     """Exact answers, by free generation, on held-out rendered scenes from `seed` on."""
 
     def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
-        scored = score_scenes(asking.FineCaptionDescriber(model, processor), number, seed=seed)
+        scored = score_scenes(FineCaptionDescriber(model, processor), number, seed=seed)
         return {"values": scored.pop("accuracy"), **scored}
 
     return judge
@@ -338,7 +336,7 @@ def metric_judge(data: Path, metric: str) -> Judge:
     def judge(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
         describer = FineCaptionDescriber(model, processor, name="/".join(folder.parts[-2:]))
         predictions = folder / PREDICTIONS
-        run_predictions(describer, dataset, predictions, data_name=str(data), questions=processor.questions)
+        run_predictions(describer, dataset, predictions, data_name=str(data))
         report = report_on(predictions, folder, score=score, dataset=dataset)
         shown = "meteor_segments" if metric == "meteor" else metric
         values = {row["name"]: row["metrics"][shown]["value"] for row in report["by_attribute"]}

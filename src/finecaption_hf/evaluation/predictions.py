@@ -1,4 +1,4 @@
-"""What a model said about the regions of a dataset, on disk, and what a model has to offer to be asked.
+"""What a model said about the regions of a dataset, on disk.
 
 A file of predictions is JSONL: a header, then one line per branch (a question about a region). Lines are appended as
 they come, so a run that was ended at any point goes on where it was. docs/evaluation.md has the format.
@@ -7,13 +7,10 @@ they come, so a run that was ended at any point goes on where it was. docs/evalu
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from PIL import Image
+from typing import Any
 
 from ..resuming import EntryFile, ResumeError, check_same, repair
 
@@ -21,91 +18,15 @@ FORMAT = 1
 _MARK = "finecaption_predictions"
 
 
-# --- what a model is asked, and what it has to say -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DescribeRequest:
-    """Questions about one region.
-
-    Attributes:
-        image: the picture, RGB, (H, W). Requests about the same image follow each other and hold the same object.
-        mask (`np.ndarray` of bool, shape (H, W)): True inside the region; `None` is the whole image.
-        questions: what is asked, in words.
-        names: for each question the task or attribute it stands for, where it has a name.
-        key: of the region, stable between runs; draws from a seed may follow from it.
-    """
-
-    image: Image.Image
-    mask: np.ndarray | None
-    questions: tuple[str, ...]
-    names: tuple[str | None, ...]
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class Description:
-    """The answers to a `DescribeRequest`, in the order of its questions.
-
-    Attributes:
-        texts: an answer (which may be empty text), or `None` where there is none.
-        log_probs: of each answer, natural logarithm, summed over its tokens; `None` where they are not known.
-        errors: where there is no answer, why; `None` stands for no error at all.
-    """
-
-    texts: tuple[str | None, ...]
-    log_probs: tuple[float | None, ...] | None = None
-    errors: tuple[str | None, ...] | None = None
-
-    def __post_init__(self) -> None:
-        errors = self.errors or (None,) * len(self.texts)
-        if len(errors) != len(self.texts) or len(self.log_probs or self.texts) != len(self.texts):
-            raise ValueError(
-                f"A description of {len(self.texts)} texts came with {len(errors)} errors and "
-                f"{len(self.log_probs or self.texts)} log-probabilities. Give one of each per question."
-            )
-        if any((text is None) != (error is not None) for text, error in zip(self.texts, errors)):
-            raise ValueError("Each question needs either a text or an error: give None in the place of the other.")
-
-
-class Describer(Protocol):
-    """A model that can be evaluated.
-
-    Attributes:
-        name: for the report.
-        settings: all that decides the texts, as JSON: model, revision or fingerprint, referral, prompts, decoding,
-            dtype, .. . It goes into the header of the predictions; a run is resumed under the same settings only.
-        independent: whether the texts of a request do not depend on what else is described with it. If not, a resumed
-            run describes whole batches again, so that it gives the texts of a run in one go.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-
-    @property
-    def independent(self) -> bool: ...
-
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
-        """One description per request, in their order. What fails for a request is an error in its description;
-        what is raised ends the run (which can then be resumed)."""
-        ...
-
-
-# --- the lines -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """What was said to one question about one region.
+    """What was said to one question about one region; or, without text and error, what is to be asked.
 
     Attributes:
         key: stable name of the branch in its dataset: `image|region_index|branch`.
         image: its name in the dataset.
         region_index: counts the regions of that image in the dataset.
-        question: what was asked.
+        question: what was asked; empty as long as it is asked by its name.
         references: what should have been said: at least one text.
         prediction: what was said; `None` if there is an error.
         name: the task or attribute, as the dataset has it.
@@ -133,7 +54,7 @@ class Prediction:
     error: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if (self.prediction is None) == (self.error is None):
+        if self.prediction is not None and self.error is not None:
             raise ValueError(f"{self.key}: a prediction needs either a text or an error, and not both.")
         if not self.references:
             raise ValueError(f"{self.key}: there is no reference. Give at least one.")
@@ -148,7 +69,12 @@ class Prediction:
         return self.area / (self.image_size[0] * self.image_size[1])
 
     def to_json(self) -> dict[str, Any]:
-        """The line as JSON; `prediction` is always there, other keys only where they have a value."""
+        """The line as JSON; `prediction` is always there, other keys only where they have a value.
+
+        Raises:
+            ValueError: If nothing was said, nor is there a reason.
+        """
+        self._check_line()
         values = {name: getattr(self, name) for name in _FIELDS}
         return {name: value for name, value in values.items() if value is not None or name in ("name", "prediction")}
 
@@ -178,7 +104,13 @@ class Prediction:
                 values[name] = tuple(entries)
         if "error" in values:
             values["error"] = {part: str(values["error"].get(part, "")) for part in ("type", "message")}
-        return cls(**values)
+        made = cls(**values)
+        made._check_line()
+        return made
+
+    def _check_line(self) -> None:
+        if self.prediction is None and self.error is None:
+            raise ValueError(f"{self.key}: a prediction needs either a text or an error, and not both.")
 
 
 _FIELDS: dict[str, tuple[tuple[type, ...], bool]] = {

@@ -1,16 +1,16 @@
 """Models whose code comes from elsewhere, such as Describe Anything: a small class each makes them comparable."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..predictions import DescribeRequest, Description
-from .models import describe_error
+from ...engine_finecaption import BranchUpdate
 from .prompts import Prompts
-from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError, write_box
+from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError
+from .referring import Job, ReferringDescriber, describe_error
 
 
 class RegionModel(Protocol):
@@ -38,7 +38,7 @@ class RegionModel(Protocol):
         ...
 
 
-class AdapterDescriber:
+class AdapterDescriber(ReferringDescriber):
     """Answers of a `RegionModel`, one at a time.
 
     Args:
@@ -51,8 +51,6 @@ class AdapterDescriber:
     Raises:
         ReferralError: If the model takes masks and the referral gives none, or the other way round.
     """
-
-    independent = True
 
     def __init__(
         self,
@@ -68,12 +66,11 @@ class AdapterDescriber:
                 ("masks", "'mask'") if model.takes_mask else ("no masks", "one in the picture or in the text")
             )
             raise ReferralError(f"{name} takes {takes}, but the referral is {referral.kind!r}. Give {wanted}.")
-        if box_format not in BOX_FORMATS or BOX_FORMATS[box_format].units == "seen":
+        super().__init__(name, referral, prompts, box_format)
+        if BOX_FORMATS[box_format].units == "seen":
             raise ReferralError(f"The box format {box_format!r} cannot be used with an adapter. Give 'pixels', say.")
-        self.name = name
-        self._model, self._referral, self._prompts = model, referral, prompts or Prompts()
-        self._box_format = box_format
-        self.settings: Mapping[str, Any] = {
+        self._model = model
+        self.settings = {
             "model": name,
             "referral": referral.settings,
             "box_format": box_format,
@@ -81,26 +78,21 @@ class AdapterDescriber:
             **model.settings,
         }
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
-        """See `Describer`. What fails for a question is its error."""
-        for request in requests:
-            pairs = [self._answer(request, *asked) for asked in zip(request.questions, request.names, strict=True)]
-            yield Description(tuple(text for text, _ in pairs), errors=tuple(error for _, error in pairs))
-
-    def _answer(self, request: DescribeRequest, question: str, name: str | None) -> tuple[str | None, str | None]:
-        try:
-            marked = self._referral.mark(request.image, request.mask)
-            size = (marked.image.height, marked.image.width)
-            box = "" if marked.box_xyxy is None else write_box(marked.box_xyxy, size, self._box_format)
-            sentence = self._referral.text(marked, box)
-            prompt = self._prompts.write(question, name, referral=sentence, box=box, whole=marked.box_xyxy is None)
-            mask = np.ones(size, dtype=bool) if marked.mask is None and self._model.takes_mask else marked.mask
-            text = self._model.answer(marked.image, mask, prompt)
-            if not isinstance(text, str):
-                raise TypeError(f"the adapter answered with {type(text).__name__}, text is needed")
-            return text.strip(), None
-        except Exception as error:
-            return None, describe_error(error)
+    def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
+        for job in jobs:
+            if isinstance(job, BranchUpdate):
+                yield job
+                continue
+            try:
+                image, mask = job.marked.image, job.marked.mask
+                if mask is None and self._model.takes_mask:
+                    mask = np.ones((image.height, image.width), dtype=bool)
+                text = self._model.answer(image, mask, job.text)
+                if not isinstance(text, str):
+                    raise TypeError(f"the adapter answered with {type(text).__name__}, text is needed")
+                yield job.answered(text)
+            except Exception as error:
+                yield job.failed(describe_error(error))
 
 
 class DescribeAnything:

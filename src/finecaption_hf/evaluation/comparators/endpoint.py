@@ -12,7 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.message import Message
 from http.client import HTTPException
@@ -20,10 +20,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..predictions import DescribeRequest, Description
-from .models import describe_error
+from ...engine_finecaption import BranchUpdate
+from ...masks_finecaption import RegionMask
 from .prompts import Prompts
-from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, ReferralError, write_box
+from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, ReferralError
+from .referring import Job, ReferringDescriber, describe_error
 
 _MAX_ANSWER_BYTES = 16 * 2**20
 _RETRIED = (408, 409, 425, 429)  # besides 5xx
@@ -52,7 +53,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class EndpointDescriber:
+class EndpointDescriber(ReferringDescriber):
     """Answers of a model behind `POST {base_url}/chat/completions`.
 
     Several requests run at once, answers come in the order of the questions. What fails for good becomes an error of
@@ -88,8 +89,6 @@ class EndpointDescriber:
         ValueError: If a setting makes no sense, or the variable of the key is not set.
     """
 
-    independent = True
-
     def __init__(
         self,
         model: str,
@@ -115,7 +114,8 @@ class EndpointDescriber:
                 f"An endpoint takes no mask, so {model} cannot be referred to by {referral.kind!r}. Give a referral in "
                 "the picture or in the text, such as 'contour_drawn' or 'box_text'."
             )
-        if box_format not in BOX_FORMATS or BOX_FORMATS[box_format].units == "seen":
+        super().__init__(name or model, referral, prompts, box_format)
+        if BOX_FORMATS[box_format].units == "seen":
             raise ReferralError(
                 f"The box format {box_format!r} cannot be used with an endpoint, which does not tell what it makes of "
                 "a picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
@@ -147,11 +147,9 @@ class EndpointDescriber:
                     f"The environment variable {api_key_env}, which should hold the key of {base_url}, is not set. "
                     "Set it, or give api_key_env: null for an endpoint without keys."
                 )
-        self.name = name or model
         self.served: Counter[str] = Counter()
         self._url = base_url.rstrip("/") + "/chat/completions"
-        self._referral, self._prompts = referral, prompts or Prompts()
-        self._box_format, self._max_side, self._image_format = box_format, max_side, image_format
+        self._max_side, self._image_format = max_side, image_format
         defaults: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_new_tokens}
         self._body = {key: value for key, value in {**defaults, **(body or {})}.items() if value is not None}
         self._timeout, self._attempts, self._concurrency = timeout_s, attempts, concurrency
@@ -159,7 +157,7 @@ class EndpointDescriber:
         self._opener = urllib.request.build_opener(_NoRedirects)
         self._pause = _Pause()
         self._unreached = 0
-        self.settings: Mapping[str, Any] = {
+        self.settings = {
             "model": model,
             "base_url": base_url,
             "referral": referral.settings,
@@ -170,57 +168,42 @@ class EndpointDescriber:
             "image_format": image_format,
         }
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
-        """See `Describer`.
+    def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
+        """The answers, in the order of the questions.
 
         Raises:
             EndpointError: If the endpoint refuses the key, has no quota left, or cannot be reached for several
-                questions in a row; descriptions of the requests before that are given first.
+                questions in a row; the answers before that are given first.
         """
         stop = threading.Event()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="endpoint")
-        running: deque[list[Future[tuple[str | None, str | None]]]] = deque()
+        running: deque[Future[BranchUpdate]] = deque()
+        marked: Marked | None = None
+        picture = ""
         try:
-            waiting = iter(requests)
             while True:
                 # A few questions more than run at once: pictures of the others are not encoded yet.
-                while sum(map(len, running)) < 2 * self._concurrency:
-                    request = next(waiting, None)
-                    if request is None:
-                        break
-                    running.append(self._submit(pool, request, stop))
+                while len(running) < 2 * self._concurrency and (job := next(jobs, None)) is not None:
+                    if isinstance(job, Job):
+                        try:
+                            if job.marked is not marked:
+                                marked, picture = job.marked, self._encode(job.marked.image)
+                        except Exception as error:
+                            job = job.failed(describe_error(error))
+                    if isinstance(job, Job):
+                        running.append(pool.submit(self._ask, job, picture, stop))
+                    else:
+                        running.append(Future())
+                        running[-1].set_result(job)
                 if not running:
                     return
-                pairs = [future.result() for future in running[0]]
-                running.popleft()
-                yield Description(tuple(text for text, _ in pairs), errors=tuple(error for _, error in pairs))
+                yield running.popleft().result()
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, request: DescribeRequest, stop: threading.Event
-    ) -> list[Future[tuple[str | None, str | None]]]:
-        try:
-            marked = self._shrink(self._referral.mark(request.image, request.mask))
-            picture = self._encode(marked.image)
-            texts = [
-                self.prompt(marked, question, name)
-                for question, name in zip(request.questions, request.names, strict=True)
-            ]
-        except Exception as error:
-            failed: Future[tuple[str | None, str | None]] = Future()
-            failed.set_result((None, describe_error(error)))
-            return [failed] * len(request.questions)
-        return [pool.submit(self._ask, picture, text, stop) for text in texts]
-
-    def prompt(self, marked: Marked, question: str, name: str | None = None) -> str:
-        """The text of a question about a marked picture."""
-        box = ""
-        if marked.box_xyxy is not None:
-            box = write_box(marked.box_xyxy, (marked.image.height, marked.image.width), self._box_format)
-        sentence = self._referral.text(marked, box)
-        return self._prompts.write(question, name, referral=sentence, box=box, whole=marked.box_xyxy is None)
+    def _mark(self, picture: Image.Image, region: RegionMask) -> Marked:
+        return self._shrink(super()._mark(picture, region))
 
     def _shrink(self, marked: Marked) -> Marked:
         width, height = marked.image.size
@@ -244,12 +227,11 @@ class EndpointDescriber:
         image.save(buffer, self._image_format, **({"quality": 95} if self._image_format == "jpeg" else {}))
         return f"data:image/{self._image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
-    def _ask(self, picture: str, text: str, stop: threading.Event) -> tuple[str | None, str | None]:
-        """(answer, None) or (None, error)."""
+    def _ask(self, job: Job, picture: str, stop: threading.Event) -> BranchUpdate:
         messages: list[dict[str, Any]] = [
             {
                 "role": "user",
-                "content": [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}],
+                "content": [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": job.text}],
             }
         ]
         if self._prompts.system is not None:
@@ -258,16 +240,16 @@ class EndpointDescriber:
         for attempt in range(1, self._attempts + 1):
             self._pause.wait(stop)
             if stop.is_set():
-                return None, "Stopped: the run ended before this question was asked."
+                return job.failed("Stopped: the run ended before this question was asked.")
             try:
                 answer = self._read_answer(self._post(data))
                 self._unreached = 0
-                return answer, None
+                return job.answered(answer)
             except _Failure as failure:
                 if not failure.retry or attempt == self._attempts:
                     self._count(failure)
                     tries = f" (after {attempt} attempts)" if attempt > 1 else ""
-                    return None, self._clean(f"{failure}{tries}")
+                    return job.failed(self._clean(f"{failure}{tries}"))
                 # A random share keeps requests that failed together from coming back together.
                 wait = self._backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
                 if failure.wait is not None:

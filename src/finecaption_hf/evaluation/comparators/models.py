@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from PIL import Image
 
-from ..predictions import Describer, DescribeRequest, Description
-from ..run import QUESTIONS
+from ...asking import Describer
+from ...engine_finecaption import BranchUpdate
+from ...masks_finecaption import RegionMask
 from .prompts import Prompts
 from .referral import (
     BOX_FORMATS,
@@ -23,6 +24,7 @@ from .referral import (
     pad_to_square,
     write_box,
 )
+from .referring import Job, ReferringDescriber, describe_error
 
 _GREY = (127, 127, 127)
 
@@ -31,19 +33,7 @@ _ONE_BY_ONE = ("kosmos-2",)
 answer would depend on what is asked beside it."""
 
 
-@dataclass
-class _Job:
-    """One question: a request's number, the question's number in it, and what the model gets."""
-
-    request: int
-    branch: int
-    image: Image.Image
-    text: str
-    answer: str | None = None
-    error: str | None = None
-
-
-class TransformersDescriber:
+class TransformersDescriber(ReferringDescriber):
     """Answers of a model of `AutoModelForImageTextToText`, greedy and in batches.
 
     Args:
@@ -89,13 +79,9 @@ class TransformersDescriber:
             )
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}. Give 1 or more.")
-        self.name = name
-        self._model, self._processor = model, processor
-        self._referral, self._prompts = referral, prompts or Prompts()
         model_type = model.config.model_type
-        self._box_format = box_format or CONVENTIONS.get(model_type, "pixels")
-        if self._box_format not in BOX_FORMATS:
-            raise ReferralError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+        super().__init__(name, referral, prompts, box_format or CONVENTIONS.get(model_type, "pixels"))
+        self._model, self._processor = model, processor
         self._square = square if square is not None else model_type in SQUARE or _cuts(processor.image_processor)
         self._background = _background(processor.image_processor)
         self._batch_size = batch_size = 1 if model_type in _ONE_BY_ONE else batch_size
@@ -107,7 +93,7 @@ class TransformersDescriber:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, **(generation or {})}
         self._generation = _generation_config(model, processor, options)
-        self.settings: Mapping[str, Any] = {
+        self.settings = {
             "model": name,
             "model_type": model_type,
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -175,65 +161,39 @@ class TransformersDescriber:
             **options,
         )
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
-        """See `Describer`. What fails in a batch is asked again by itself, so that its error is its own."""
-        jobs: dict[int, list[_Job]] = {}
-        waiting: list[_Job] = []
-        given = 0
-        for number, request in enumerate(requests):
-            jobs[number] = self._jobs(number, request)
-            waiting += [job for job in jobs[number] if job.error is None]
-            while len(waiting) >= self._batch_size:
-                self._answer(waiting[: self._batch_size])
-                del waiting[: self._batch_size]
-            while given <= number and _finished(jobs[given]):
-                yield _description(jobs.pop(given))
-                given += 1
-        if waiting:
-            self._answer(waiting)
-        for number in sorted(jobs):
-            yield _description(jobs[number])
+    def _mark(self, picture: Image.Image, region: RegionMask) -> Marked:
+        marked = super()._mark(picture, region)
+        return pad_to_square(marked, self._background) if self._square else marked
 
-    def prompt(self, marked: Marked, question: str, name: str | None = None) -> str:
-        """The text of a question about a marked picture, before the chat template."""
-        box = ""
-        if marked.box_xyxy is not None:
-            size = (marked.image.height, marked.image.width)
-            seen = self._seen_size(size) if BOX_FORMATS[self._box_format].units == "seen" else None
-            box = write_box(marked.box_xyxy, size, self._box_format, seen)
-        sentence = self._referral.text(marked, box)
-        return self._prompts.write(question, name, referral=sentence, box=box, whole=marked.box_xyxy is None)
+    def _write_box(self, marked: Marked) -> str:
+        assert marked.box_xyxy is not None
+        size = (marked.image.height, marked.image.width)
+        seen = self._seen_size(size) if BOX_FORMATS[self._box_format].units == "seen" else None
+        return write_box(marked.box_xyxy, size, self._box_format, seen)
 
-    def _jobs(self, number: int, request: DescribeRequest) -> list[_Job]:
+    def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
+        while batch := list(islice(jobs, self._batch_size)):
+            yield from (job for job in batch if isinstance(job, BranchUpdate))
+            if asked := [job for job in batch if isinstance(job, Job)]:
+                yield from self._answer_together(asked)
+
+    def _answer_together(self, jobs: list[Job]) -> Iterator[BranchUpdate]:
+        """What fails in a batch is asked again by itself, so that its error is its own."""
         try:
-            marked = self._referral.mark(request.image, request.mask)
-            if self._square:
-                marked = pad_to_square(marked, self._background)
-            return [
-                _Job(number, branch, marked.image, self.prompt(marked, question, name))
-                for branch, (question, name) in enumerate(zip(request.questions, request.names, strict=True))
-            ]
-        except Exception as error:
-            reason = describe_error(error)
-            return [_Job(number, branch, request.image, "", error=reason) for branch in range(len(request.questions))]
-
-    def _answer(self, jobs: list[_Job]) -> None:
-        try:
-            answers = self._generate([job.image for job in jobs], [job.text for job in jobs])
+            answers = self._generate([job.marked.image for job in jobs], [job.text for job in jobs])
         except Exception as error:
             reason = describe_error(error)
         else:
-            for job, answer in zip(jobs, answers, strict=True):
-                job.answer = answer
+            yield from (job.answered(answer) for job, answer in zip(jobs, answers, strict=True))
             return
         # Here the exception is gone, and with it the memory that its frames held.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(jobs) == 1:
-            jobs[0].error = reason
+            yield jobs[0].failed(reason)
             return
         for job in jobs:
-            self._answer([job])
+            yield from self._answer_together([job])
 
     @torch.inference_mode()
     def _generate(self, images: list[Image.Image], texts: list[str]) -> list[str]:
@@ -300,31 +260,17 @@ class FilledBoxDescriber:
 
     def __init__(self, describer: Describer) -> None:
         self._describer = describer
-        self._referral = Referral("filled_box")
         self.name = describer.name
         self.independent = describer.independent
-        self.questions = getattr(describer, "questions", QUESTIONS)
-        self.settings: Mapping[str, Any] = {**describer.settings, "referral": self._referral.settings}
+        self.questions = describer.questions
+        self.settings: Mapping[str, Any] = {**describer.settings, "referral": Referral("filled_box").settings}
+        self.refusal, self.stream = describer.refusal, describer.stream
 
-    def describe(self, requests: Sequence[DescribeRequest]) -> Iterator[Description]:
+    def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> Any:
         """See `Describer`."""
-        return self._describer.describe(
-            [replace(request, mask=self._referral.mark(request.image, request.mask).mask) for request in requests]
-        )
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception in one line: its type and its message."""
-    reason = " ".join(str(error).split())
-    return f"{type(error).__name__}: {reason[:500]}" if reason else type(error).__name__
-
-
-def _finished(jobs: list[_Job]) -> bool:
-    return all(job.answer is not None or job.error is not None for job in jobs)
-
-
-def _description(jobs: list[_Job]) -> Description:
-    return Description(tuple(job.answer for job in jobs), errors=tuple(job.error for job in jobs))
+        size = (picture.height, picture.width)
+        boxes = [it if it.is_whole else RegionMask({"box_xyxy": it.box_xyxy}, *size) for it in regions]
+        return self._describer.prepare(picture, boxes)
 
 
 def _cuts(image_processor: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ...drawing import grow
-from ...masks_finecaption import mask_to_box
+from ...masks_finecaption import RegionMask
 
 Box = tuple[int, int, int, int]
 Color = tuple[int, int, int]
@@ -125,28 +125,16 @@ class Referral:
         }.get(self.kind, set())
         return {name: value for name, value in values.items() if name in used | {"kind", "sentence"}}
 
-    def mark(self, image: Image.Image, mask: np.ndarray | None) -> Marked:
+    def mark(self, image: Image.Image, region: RegionMask) -> Marked:
         """Point out a region.
 
         Args:
-            image: the picture, (H, W); it is not changed.
-            mask: bool (H, W), True inside the region; `None` is the whole picture, which is left as it is.
-
-        Raises:
-            ReferralError: If the mask does not have the picture's size, or is empty.
+            image: the picture, RGB, (H, W); it is not changed.
+            region: of that picture; where the whole of it is meant, it is left as it is.
         """
-        image = image.convert("RGB")
-        if mask is None:
+        if region.is_whole:
             return Marked(image, None, None)
-        if mask.shape != (image.height, image.width):
-            raise ReferralError(
-                f"The mask's shape is {mask.shape} but the image is {image.height}x{image.width} (height x width). "
-                "Give as_mask(reference, image.height, image.width)."
-            )
-        mask = mask.astype(bool)
-        if not mask.any():
-            raise ReferralError("The mask is empty, so there is nothing to point out. Leave the region out.")
-        box = mask_to_box(mask)
+        mask, box = region.pixels, region.box_xyxy
         if self.kind == "mask":
             return Marked(image, mask, box)
         if self.kind == "filled_box":

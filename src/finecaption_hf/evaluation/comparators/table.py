@@ -1,5 +1,6 @@
 """A table of models from one YAML file, row by row: each row's predictions are a file that a later run goes on with."""
 
+import collections.abc
 import gc
 import importlib
 import inspect
@@ -9,57 +10,62 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 
+from ...asking import Describer, load, load_describer
 from ...data.records import Record
 from ...resuming import ResumeError, differences, read_manifest, write_json
-from ..predictions import Describer, read_predictions
-from ..run import QUESTIONS, describe_data, run_predictions
+from ..predictions import read_predictions
+from ..run import describe_data, run_predictions
 from .adapters import AdapterDescriber, DescribeAnything
 from .endpoint import EndpointDescriber
-from .models import FilledBoxDescriber, TransformersDescriber, describe_error
+from .models import FilledBoxDescriber, TransformersDescriber
 from .paper import CitedRow, cited_row
 from .prompts import Prompts, read_prompts
 from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError, read_referral
+from .referring import describe_error
 
 TABLES = Path(__file__).parent / "tables"
 """Folder of the tables that come with the package; they are found by name."""
 
 PREDICTIONS, ROW = "predictions.jsonl", "row.json"
 
-_TEXT, _WHOLE, _NUMBER, _FLAG, _MAPPING = (str,), (int,), (int, float), (bool,), (Mapping,)
-_LOADING = {"dtype": _TEXT, "attn_implementation": _TEXT}
-_OPTIONS: dict[str, dict[str, tuple[type, ...]]] = {
-    "finecaption": {**_LOADING, "max_new_tokens": _WHOLE, "max_batch_tokens": _WHOLE},
-    "transformers": {
-        **_LOADING,
-        "trust_remote_code": _FLAG,
-        "processor_options": _MAPPING,
-        "box_format": _TEXT,
-        "square": _FLAG,
-        "batch_size": _WHOLE,
-        "max_new_tokens": _WHOLE,
-        "generation": _MAPPING,
-    },
-    "endpoint": {
-        "base_url": _TEXT,
-        "api_key_env": _TEXT,
-        "box_format": _TEXT,
-        "max_side": _WHOLE,
-        "image_format": _TEXT,
-        "body": _MAPPING,
-        "max_new_tokens": _WHOLE,
-        "timeout_s": _NUMBER,
-        "attempts": _WHOLE,
-        "backoff_s": _NUMBER,
-        "max_wait_s": _NUMBER,
-        "concurrency": _WHOLE,
-    },
-    "adapter": {"adapter": _TEXT, "trust_remote_code": _FLAG, "box_format": _TEXT, "arguments": _MAPPING},
+
+def _options(*functions: Callable[..., Any]) -> dict[str, tuple[type, ...]]:
+    """Keyword-only options that functions take, each with the kinds of value that may stand in YAML for it."""
+    found: dict[str, tuple[type, ...]] = {}
+    for function in functions:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in _BY_THE_ROW:
+                kind = parameter.annotation
+                given = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+                plain = [get_origin(kind) or kind for kind in given]
+                found[name] = tuple(kind for kind in plain if kind in (*_WORDS, type(None)))
+    return found
+
+
+_BY_THE_ROW = ("name", "revision", "device", "settings")
+_WORDS: dict[Any, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    collections.abc.Mapping: "a mapping",
 }
-_NULLABLE = {"api_key_env"}
+_OPTIONS: dict[str, dict[str, tuple[type, ...]]] = {
+    "finecaption": _options(load, load_describer),
+    "transformers": _options(TransformersDescriber, TransformersDescriber.from_pretrained),
+    "endpoint": _options(EndpointDescriber),
+    "adapter": {
+        **_options(AdapterDescriber),
+        "adapter": (str,),
+        "trust_remote_code": (bool,),
+        "arguments": (collections.abc.Mapping,),
+    },
+}
 KINDS = tuple(_OPTIONS)
 
 
@@ -127,12 +133,7 @@ class Row:
         """
         options = dict(self.options)
         if self.kind == "finecaption":
-            from ...asking import load
-            from ..finecaption import FineCaptionDescriber
-
-            loading = {name: options.pop(name) for name in _LOADING if name in options}
-            model, processor = load(self.model, device=device, revision=self.revision, **loading)
-            describer = FineCaptionDescriber(model, processor, name=self.name, **options)
+            describer = load_describer(self.model, name=self.name, device=device, revision=self.revision, **options)
             return FilledBoxDescriber(describer) if self.referral.kind == "filled_box" else describer
         assert self.model is not None
         if self.kind == "transformers":
@@ -251,10 +252,10 @@ def _read_options(kind: str, options: Any) -> dict[str, Any]:
         raise TableError(f"options of kind {kind!r} have no {', '.join(unknown)}; there are {', '.join(known)}.{key}")
     for name, value in options.items():
         kinds = known[name]
-        if value is None and name in _NULLABLE:
-            continue
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise TableError(f"the option {name} is {value!r}; {_WORDS[kinds]} is needed.")
+        fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            wanted = next(_WORDS[kind] for kind in kinds if kind in _WORDS)
+            raise TableError(f"the option {name} is {value!r}; {wanted} is needed.")
     if "box_format" in options and options["box_format"] not in BOX_FORMATS:
         raise TableError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
     if kind == "adapter":
@@ -265,9 +266,6 @@ def _read_options(kind: str, options: Any) -> dict[str, Any]:
                 f"the option adapter is {options['adapter']!r}. Give describe_anything, or module:function of your own."
             )
     return options
-
-
-_WORDS = {_TEXT: "text", _WHOLE: "a whole number", _NUMBER: "a number", _FLAG: "true or false", _MAPPING: "a mapping"}
 
 
 def _adapter(name: str) -> Callable[..., Any]:
@@ -353,8 +351,6 @@ def run_table(
                 dataset,
                 predictions,
                 data_name=data_name,
-                # A checkpoint of FineCaption may have been trained with other words for the same names.
-                questions=getattr(describer, "questions", QUESTIONS),
                 limit=limit,
                 retry_failed=retry_failed,
                 tell=tell,

@@ -1,12 +1,13 @@
 """What n-grams do not tell: exact answers where the truth is known, whether the mask is used, whether answers agree.
 
 >>> from finecaption_hf.evaluation.diagnostics import run_diagnostics
->>> run_diagnostics(model, processor, dataset, ["mask"])["mask"]["table"]
+>>> run_diagnostics(describer, dataset, ["mask"])["mask"]["table"]
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ...asking import FineCaptionDescriber
 from ...data.records import Record
 from .accuracy import attribute_accuracy
 from .consistency import attribute_consistency
@@ -19,8 +20,7 @@ DIAGNOSTICS = ("mask", "mask-own", "consistency")
 
 
 def run_diagnostics(
-    model: Any,
-    processor: Any,
+    describer: FineCaptionDescriber,
     dataset: Iterable[Record],
     which: Sequence[str] = ("mask", "consistency"),
     *,
@@ -34,7 +34,7 @@ def run_diagnostics(
     """Ask a model what its captions do not tell.
 
     Args:
-        model, processor: as `asking.load` returns them.
+        describer: the model.
         dataset: records, which can be iterated again.
         which: of `DIAGNOSTICS`.
         attributes: what `consistency` asks about every region, in place of what its record has.
@@ -61,8 +61,7 @@ def run_diagnostics(
 
         if name == "consistency":
             found[name] = attribute_consistency(
-                model,
-                processor,
+                describer,
                 dataset,
                 attributes=attributes,
                 values=values,
@@ -74,7 +73,7 @@ def run_diagnostics(
         else:
             answers = "own" if name == "mask-own" else "reference"
             found[name] = mask_sensitivity(
-                model, processor, dataset, answers=answers, truth=truth, limit=limit, seed=seed, on_record=on_done
+                describer, dataset, answers=answers, truth=truth, limit=limit, seed=seed, on_record=on_done
             )
     return found
 

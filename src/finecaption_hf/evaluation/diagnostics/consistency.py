@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from ...asking import Describer
+from ...asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...data.records import DataError, Record
-from ...engine_finecaption import BranchEngine, BranchRequest
-from ...masks_finecaption import MaskError, as_mask
 from ...prompts_finecaption import find_question, normalise_name
-from ..run import AskedRecord, AskedRegion, walk
+from ..predictions import Prediction
+from ..run import walk
 from .tables import Truth, Values, as_json, cell, diagnostic, mean_interval, plain_text, told, words_of
 
 CAPTIONS = ("region", "dense", "One-Sentence Description")
@@ -52,8 +52,7 @@ class _Compared:
 
 
 def attribute_consistency(
-    model: Any,
-    processor: Any,
+    describer: Describer,
     dataset: Iterable[Record],
     *,
     attributes: Sequence[str] | None = None,
@@ -62,7 +61,6 @@ def attribute_consistency(
     captions: Sequence[str] = CAPTIONS,
     together: int = 2,
     max_new_tokens: int | None = None,
-    max_batch_tokens: int | None = None,
     limit: int | None = None,
     seed: int = 0,
     on_record: Callable[[int], None] = lambda done: None,
@@ -81,14 +79,14 @@ def attribute_consistency(
     which thing a word belongs to; so it tells how much is repeated, not whether answers contradict each other.
 
     Args:
-        model, processor: as `asking.load` returns them.
+        describer: the model.
         dataset: records; their references are not used but by `truth`.
         attributes: names to ask about every region, whatever its record has.
         values: closed vocabularies by attribute, see `Values`; attributes that have none are left out and counted.
         truth: where it knows right answers, it is told which side of a conflict is right.
-        captions: names of the captions; those that the processor does not know are left out.
+        captions: names of the captions; those that the describer does not know are left out.
         together: how many attributes are asked in one question.
-        max_new_tokens, max_batch_tokens: as for `BranchRequest` and `BranchEngine`.
+        max_new_tokens: the longest answer; `None` means the describer's own limit.
         limit: only so many records, the first.
         seed: of the intervals, which are resampled by image.
         on_record: called with the number of records done.
@@ -101,8 +99,8 @@ def attribute_consistency(
     """
     if together < 2:
         raise ValueError(f"together is {together}. Ask at least two attributes in one question.")
-    known = [name for name in captions if find_question(name, processor.questions) is not None]
-    asker = _Asker(model, processor, known, attributes, together, values, truth, max_new_tokens, max_batch_tokens)
+    known = [name for name in captions if find_question(name, describer.questions) is not None]
+    asker = _Asker(describer, known, attributes, together, values, truth, max_new_tokens)
     compared: list[_Compared] = []
     records = walk(dataset, limit)
     done = 0
@@ -135,11 +133,10 @@ def said(text: str, values: Sequence[Sequence[str]]) -> set[int]:
 class _Plan:
     """What is asked about a region. `joint` says for every form and label in which question the label is implied."""
 
-    asked: AskedRecord
     region: AskedRegion
-    mask: np.ndarray
-    labels: dict[str, str]
-    questions: list[str]
+    image: str
+    region_name: str
+    labels: list[str]
     joint: dict[tuple[str, str], int]
     known: Mapping[str, Sequence[str]]
 
@@ -147,18 +144,15 @@ class _Plan:
 class _Asker:
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        describer: Describer,
         captions: list[str],
         attributes: Sequence[str] | None,
         together: int,
         values: Values | None,
         truth: Truth | None,
         max_new_tokens: int | None,
-        max_batch_tokens: int | None,
     ) -> None:
-        self.processor = processor
-        self.engine = BranchEngine(model, processor, max_batch_tokens=max_batch_tokens)
+        self.describer = describer
         self.captions = captions
         self.attributes = attributes
         self.together = together
@@ -171,45 +165,34 @@ class _Asker:
     def forms(self) -> list[str]:
         return [*self.captions, f"{self.together} at once"]
 
-    def compare(self, batch: Sequence[AskedRecord]) -> list[_Compared]:
-        pictures: list[Image.Image] = []
+    def compare(self, batch: Sequence[tuple[Record, list[list[Prediction]]]]) -> list[_Compared]:
         plans: list[_Plan] = []
-        indices: list[int] = []
-        for asked in batch:
+        images: list[AskedImage] = []
+        for record, rows in batch:
             try:
-                picture = asked.record.load()
+                picture = record.load()
             except (DataError, OSError) as error:
                 self.left_out[f"the picture cannot be read ({type(error).__name__})"] += 1
                 continue
-            of_record = [plan for region in asked.regions if (plan := self._plan(asked, region, picture)) is not None]
-            if of_record:
-                indices += [len(pictures)] * len(of_record)
-                pictures.append(picture)
-                plans += of_record
-        if not plans:
-            return []
-        vision = self.processor.image_processor(
-            pictures, masks=[plan.mask for plan in plans], image_indices=indices, return_tensors="pt"
-        )
-        requests = [
-            [BranchRequest(question, max_new_tokens=self.max_new_tokens) for question in plan.questions]
-            for plan in plans
-        ]
-        answers = self.engine.answer(vision, requests)
-        return [
-            found
-            for plan, row in zip(plans, answers, strict=True)
-            for found in self._compare(plan, [answer.text for answer in row])
-        ]
+            references, of_record = [], []
+            for region, row in zip(record.regions, rows, strict=True):
+                if (plan := self._plan(row, picture)) is not None:
+                    references.append(region.mask)
+                    of_record.append(plan)
+            regions = [plan.region for plan in of_record]
+            images.append(AskedImage.prepare(self.describer.prepare, picture, references, regions))
+            plans += of_record
+        answer_all(self.describer, images)
+        return [found for plan in plans for found in self._compare(plan)]
 
-    def _plan(self, asked: AskedRecord, region: AskedRegion, picture: Image.Image) -> _Plan | None:
+    def _plan(self, row: Sequence[Prediction], picture: Image.Image) -> _Plan | None:
         apart = {normalise_name(name) for name in (*self.captions, *CAPTIONS, "global")}
         labels: dict[str, str] = {}
-        named = [(branch.name, branch.question) for branch in region.branches]
+        named = [(branch.name, branch.question) for branch in row]
         if self.attributes is not None:
-            named = [(name, None) for name in self.attributes]
+            named = [(name, "") for name in self.attributes]
         for name, own_words in named:
-            question = own_words or find_question(name or "", self.processor.questions)
+            question = own_words or find_question(name or "", self.describer.questions)
             label = name or question
             if label is None or normalise_name(label) in apart:
                 continue
@@ -221,12 +204,8 @@ class _Asker:
                 labels[label] = question
         if not labels:
             return None
-        try:
-            mask = as_mask(region.region.mask, picture.height, picture.width)
-        except MaskError as error:
-            self.left_out[f"the mask cannot be used ({type(error).__name__})"] += len(labels)
-            return None
-        questions = [*labels.values(), *(find_question(name, self.processor.questions) or "" for name in self.captions)]
+        known_captions = (find_question(name, self.describer.questions) or "" for name in self.captions)
+        questions = [*labels.values(), *known_captions]
         joint = {(name, label): len(labels) + number for number, name in enumerate(self.captions) for label in labels}
         names = list(labels)
         for start in range(0, len(names), self.together):
@@ -236,21 +215,28 @@ class _Asker:
             for label in names[start : start + self.together]:
                 joint[self.forms[-1], label] = len(questions)
             questions.append(" ".join(labels[label] for label in group))
+        first = row[0]
         known: Mapping[str, Sequence[str]] = {}
         if self.truth is not None:
-            references = {it.name: it.references[0] for it in region.branches if it.name is not None}
-            size = (picture.height, picture.width)
-            known = self.truth(asked.record.id, region.region.id, size, references)
-        return _Plan(asked, region, mask, labels, questions, joint, known)
+            references = {it.name: it.references[0] for it in row if it.name is not None}
+            known = self.truth(first.image_id, first.region_id, (picture.height, picture.width), references)
+        requests = requests_about(((None, it) for it in questions), (), (), max_new_tokens=self.max_new_tokens)
+        region_name = str(first.region_id or first.region_index)
+        return _Plan(AskedRegion(requests), first.image, region_name, names, joint, known)
 
-    def _compare(self, plan: _Plan, texts: Sequence[str]) -> Iterable[_Compared]:
+    def _compare(self, plan: _Plan) -> Iterable[_Compared]:
+        if plan.region.error is not None:
+            self.left_out[f"the mask cannot be used ({plan.region.error['type']})"] += len(plan.labels)
+            return
         for place, label in enumerate(plan.labels):
             for form in self.forms:
                 if (form, label) not in plan.joint:
                     continue
-                separate, joint = texts[place], texts[plan.joint[form, label]]
-                region = str(plan.region.region.id or plan.region.index)
-                found = _Compared(plan.asked.image, region, label, form, separate, joint, "")
+                separate, joint = plan.region.text(place), plan.region.text(plan.joint[form, label])
+                if separate is None or joint is None:
+                    self.left_out["a question was not answered"] += 1
+                    continue
+                found = _Compared(plan.image, plan.region_name, label, form, separate, joint, "")
                 if self.values is None:
                     _by_words(found)
                 else:

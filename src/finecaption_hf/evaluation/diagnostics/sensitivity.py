@@ -9,19 +9,21 @@ R regions of a picture.
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ...asking import FineCaptionDescriber
+from ...asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...data.records import DataError, Record
-from ...engine_finecaption import BranchEngine, BranchRequest
-from ...masks_finecaption import MaskError, as_mask
+from ...masks_finecaption import MaskError, RegionMask
 from ...prompts_finecaption import find_question
-from ..run import AskedRecord, walk
+from ..predictions import Prediction
+from ..run import walk
 from .likelihood import AnswerScorer, Branch, same_tokens
 from .tables import Truth, as_json, cell, diagnostic, mean_interval, plain_text, told
 
@@ -53,32 +55,29 @@ class _Row:
 
 @dataclass
 class _Asked:
-    """A branch that can be scored.
+    """A branch that is scored.
 
     Attributes:
         region: its place in the record.
-        wordings: all that count as the same answer.
+        answer: that is scored.
+        wordings: all that count as the same answer; where there is none, the answer itself.
+        asked, number: where the model's own answer will be.
+        branch, same: once the answer is settled: its tokens, and the wordings in one form.
     """
-
-    region: int
-    label: str
-    branch: Branch
-    wordings: frozenset[str]
-
-
-class _Planned(NamedTuple):
-    """A branch before its answer is settled; `wordings` are empty where the answer itself decides."""
 
     region: int
     label: str
     question: str
     answer: str
-    wordings: tuple[str, ...]
+    wordings: Sequence[str]
+    asked: AskedRegion
+    number: int
+    branch: Branch = ((), ())
+    same: frozenset[str] = frozenset()
 
 
 def mask_sensitivity(
-    model: Any,
-    processor: Any,
+    describer: FineCaptionDescriber,
     dataset: Iterable[Record],
     *,
     answers: str = "reference",
@@ -100,7 +99,7 @@ def mask_sensitivity(
     bit by bit are scored once.
 
     Args:
-        model, processor: as `asking.load` returns them.
+        describer: the model.
         dataset: records; their answers are scored, the first reference of each branch.
         answers: "reference", or "own" for the greedy answer that the model itself gives under the region's own mask.
         truth: where it knows right answers, all wordings decide whether two regions have different ones; elsewhere the
@@ -121,10 +120,10 @@ def mask_sensitivity(
         raise ValueError(f"answers is {answers!r}. Give 'reference' or 'own'.")
     if max_others < 1:
         raise ValueError(f"max_others is {max_others}. Give at least 1.")
-    probe = _Probe(model, processor, answers, truth, max_others, seed)
+    probe = _Probe(describer, answers, truth, max_others, seed)
     rows: list[_Row] = []
-    for done, asked in enumerate(walk(dataset, limit), start=1):
-        rows += probe.measure(asked)
+    for done, (record, asked) in enumerate(walk(dataset, limit), start=1):
+        rows += probe.measure(record, asked)
         on_record(done)
     if not rows:
         raise ValueError(f"No answer could be scored ({told(probe.left_out) or 'there is no record'}).")
@@ -135,50 +134,48 @@ class _Probe:
     """Measures records one by one; counts what is left out."""
 
     def __init__(
-        self, model: Any, processor: Any, answers: str, truth: Truth | None, max_others: int, seed: int
+        self, describer: FineCaptionDescriber, answers: str, truth: Truth | None, max_others: int, seed: int
     ) -> None:
-        self.processor = processor
+        self.describer = describer
+        self.own_answers = answers == "own"
         self.truth = truth
         self.max_others = max_others
         self.seed = seed
-        self.scorer = AnswerScorer(model, processor)
-        self.engine = BranchEngine(model, processor) if answers == "own" else None
-        self.patch: int = model.config.vision_config.patch_size
+        self.scorer = AnswerScorer(describer.model, describer.processor)
+        self.patch: int = describer.model.config.vision_config.patch_size
         self.left_out: Counter[str] = Counter()
 
-    def measure(self, asked: AskedRecord) -> list[_Row]:
-        num_branches = sum(len(region.branches) for region in asked.regions)
+    def measure(self, record: Record, asked: list[list[Prediction]]) -> list[_Row]:
         try:
-            picture = asked.record.load()
+            picture = record.load()
         except (DataError, OSError) as error:
-            self.left_out[f"the picture cannot be read ({type(error).__name__})"] += num_branches
+            self.left_out[f"the picture cannot be read ({type(error).__name__})"] += sum(map(len, asked))
             return []
-        masks: dict[int, np.ndarray] = {}
-        for place, region in enumerate(asked.regions):
+        size = (picture.height, picture.width)
+        masks: dict[int, RegionMask] = {}
+        for place, (region, row) in enumerate(zip(record.regions, asked, strict=True)):
             try:
-                mask = as_mask(region.region.mask, picture.height, picture.width)
+                mask = RegionMask(region.mask, *size)
             except MaskError as error:
-                self.left_out[f"the mask cannot be used ({type(error).__name__})"] += len(region.branches)
+                self.left_out[f"the mask cannot be used ({type(error).__name__})"] += len(row)
                 continue
-            if mask.all():
-                self.left_out["the region is the whole image"] += len(region.branches)
+            if mask.area == size[0] * size[1]:
+                self.left_out["the region is the whole image"] += len(row)
             else:
-                masks[place] = mask.astype(bool)
+                masks[place] = mask
         return self._measure(asked, picture, masks) if masks else []
 
-    def _measure(self, asked: AskedRecord, picture: Image.Image, masks: dict[int, np.ndarray]) -> list[_Row]:
+    def _measure(self, asked: list[list[Prediction]], picture: Image.Image, masks: dict[int, RegionMask]) -> list[_Row]:
         # Masks in one row: each region's own, each region's complement, the whole image, then the shuffled ones.
         places = list(masks)
-        whole = np.ones((picture.height, picture.width), dtype=bool)
+        size = (picture.height, picture.width)
         own = {place: number for number, place in enumerate(places)}
         complement = {place: len(places) + number for number, place in enumerate(places)}
         whole_at = 2 * len(places)
-        given = [*masks.values(), *(~mask for mask in masks.values()), whole]
-        vision = dict(
-            self.processor.image_processor([picture], masks=given, image_indices=[0] * len(given), return_tensors="pt")
-        )
+        complements = [RegionMask(~mask.pixels, *size) for mask in masks.values()]
+        vision = self.describer.prepare(picture, [*masks.values(), *complements, RegionMask(None, *size)])
         shuffled = self._add_shuffled(asked, vision, own, whole_at)
-        branches = self._branches(asked, picture, vision, own)
+        branches = self._branches(asked, picture, masks)
         tokens = self.scorer.image_tokens(vision)
         same = same_tokens(tokens)
         others = {place: self._others(asked, masks, place) for place in places}
@@ -206,15 +203,15 @@ class _Probe:
             for number, score in zip(needed[group], row, strict=True)
         }
 
-        wordings = {(it.region, it.label): it.wordings for it in branches}
+        wordings = {(it.region, it.label): it.same for it in branches}
         rows = []
         for number, it in enumerate(branches):
             by_mask = {mask: by_group[same[mask], number] for mask in swaps[it.region]}
-            row = _Row(asked.image, it.label, by_mask[own[it.region]])
+            row = _Row(asked[it.region][0].image, it.label, by_mask[own[it.region]])
             differing = [
                 other
                 for other in others[it.region]
-                if (other, it.label) in wordings and not wordings[other, it.label] & it.wordings
+                if (other, it.label) in wordings and not wordings[other, it.label] & it.same
             ]
             for swap, best, regions, reason in (
                 ("other_region", "best", others[it.region], "there is no other region in the record"),
@@ -229,7 +226,7 @@ class _Probe:
         return rows
 
     def _add_shuffled(
-        self, asked: AskedRecord, vision: dict[str, Any], own: dict[int, int], whole_at: int
+        self, asked: list[list[Prediction]], vision: dict[str, Any], own: dict[int, int], whole_at: int
     ) -> dict[int, int | str]:
         """Put shuffled masks behind the others; says for each region which it is, or why there is none."""
         values = vision.get("mask_values")
@@ -238,7 +235,7 @@ class _Probe:
         found: dict[int, int | str] = {}
         added: list[torch.Tensor] = []
         for place, number in own.items():
-            generator = np.random.default_rng([self.seed, _number(f"{asked.image}|{asked.regions[place].index}")])
+            generator = np.random.default_rng([self.seed, _number(_place(asked[place]))])
             moved = shuffle_patches(values[number], values[whole_at], self.patch, generator)
             if moved is None:
                 found[place] = "the order of its patches makes no difference"
@@ -250,60 +247,60 @@ class _Probe:
         return found
 
     def _branches(
-        self, asked: AskedRecord, picture: Image.Image, vision: Mapping[str, Any], own: dict[int, int]
+        self, asked: list[list[Prediction]], picture: Image.Image, masks: Mapping[int, RegionMask]
     ) -> list[_Asked]:
         """What can be scored: the branches of regions that have a mask of their own."""
-        planned: list[_Planned] = []
-        for place in own:
-            region = asked.regions[place]
+        found: list[_Asked] = []
+        regions: list[AskedRegion] = []
+        for place in masks:
+            row = asked[place]
             known: Mapping[str, Any] = {}
             if self.truth is not None:
-                references = {it.name: it.references[0] for it in region.branches if it.name is not None}
+                references = {it.name: it.references[0] for it in row if it.name is not None}
                 size = (picture.height, picture.width)
-                known = self.truth(asked.record.id, region.region.id, size, references)
-            for branch in region.branches:
-                question = branch.question or find_question(branch.name or "", self.processor.questions)
+                known = self.truth(row[0].image_id, row[0].region_id, size, references)
+            planned: list[tuple[Prediction, str]] = []
+            for branch in row:
+                question = branch.question or find_question(branch.name or "", self.describer.questions)
                 if question is None:
                     self.left_out["the model knows no question of that name"] += 1
-                    continue
-                try:
-                    self.scorer.encode(question, "a")
-                except ValueError:
+                elif self.describer.refusal(question) is not None:
                     self.left_out["the question holds a special token"] += 1
-                    continue
-                wordings = known.get(branch.name or "") or (branch.references if self.engine is None else ())
-                label = branch.name or question
-                planned.append(_Planned(place, label, question, branch.references[0], tuple(wordings)))
-        if self.engine is not None:
-            planned = self._own_answers(planned, vision, own)
-        found = []
-        for it in planned:
-            try:
-                tokens = self.scorer.encode(it.question, it.answer)
-            except ValueError:
-                self.left_out["the answer is empty or holds a special token"] += 1
-                continue
-            same_answer = frozenset(map(plain_text, it.wordings or (it.answer,)))
-            found.append(_Asked(it.region, it.label, tokens, same_answer))
-        return found
+                else:
+                    planned.append((branch, question))
+            regions.append(AskedRegion(requests_about(((None, question) for _, question in planned), (), ())))
+            for number, (branch, question) in enumerate(planned):
+                wordings = known.get(branch.name or "") or (() if self.own_answers else branch.references)
+                found.append(
+                    _Asked(
+                        place, branch.name or question, question, branch.references[0], wordings, regions[-1], number
+                    )
+                )
+        if self.own_answers:
+            answer_all(
+                self.describer,
+                [AskedImage.prepare(self.describer.prepare, picture, list(masks.values()), regions)],
+            )
+        return [it for it in found if self._encode(it)]
 
-    def _own_answers(self, planned: list[_Planned], vision: Mapping[str, Any], own: dict[int, int]) -> list[_Planned]:
-        """The same branches with the model's answers in place of the references."""
-        assert self.engine is not None
-        only = {name: value for name, value in vision.items() if name not in ("mask_values", "image_indices")}
-        only["image_indices"] = torch.zeros(len(own), dtype=torch.long)
-        if "mask_values" in vision:
-            only["mask_values"] = vision["mask_values"][: len(own)]
-        requests = [[BranchRequest(it.question) for it in planned if it.region == place] for place in own]
-        texts = iter(answer.text for row in self.engine.answer(only, requests) for answer in row)
-        return [it._replace(answer=text) for it, text in zip(planned, texts, strict=True)]
+    def _encode(self, asked: _Asked) -> bool:
+        """Settle what is scored."""
+        if self.own_answers:
+            asked.answer = asked.asked.text(asked.number) or ""
+        try:
+            asked.branch = self.scorer.encode(asked.question, asked.answer)
+        except ValueError:
+            self.left_out["the answer is empty or holds a special token"] += 1
+            return False
+        asked.same = frozenset(map(plain_text, asked.wordings or (asked.answer,)))
+        return True
 
-    def _others(self, asked: AskedRecord, masks: dict[int, np.ndarray], place: int) -> list[int]:
+    def _others(self, asked: list[list[Prediction]], masks: dict[int, RegionMask], place: int) -> list[int]:
         """The regions whose masks are put in the place of one's own."""
-        others = [it for it, mask in masks.items() if it != place and not np.array_equal(mask, masks[place])]
+        own = masks[place].pixels
+        others = [it for it, mask in masks.items() if it != place and not np.array_equal(mask.pixels, own)]
         if len(others) > self.max_others:
-            key = f"{asked.image}|{asked.regions[place].index}|others"
-            generator = np.random.default_rng([self.seed, _number(key)])
+            generator = np.random.default_rng([self.seed, _number(f"{_place(asked[place])}|others")])
             others = sorted(generator.choice(others, self.max_others, replace=False).tolist())
         return others
 
@@ -343,6 +340,10 @@ def shuffle_patches(
         moved.reshape(rows, columns, patch, patch).transpose(1, 2).reshape(rows * patch, columns * patch)
     )
     return result
+
+
+def _place(row: Sequence[Prediction]) -> str:
+    return f"{row[0].image}|{row[0].region_index}"
 
 
 def _number(text: str) -> int:

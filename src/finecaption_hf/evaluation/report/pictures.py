@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image
@@ -25,24 +26,20 @@ def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, in
     left = set(wanted)
     found: dict[tuple[str, int], bytes] = {}
     records = walk(dataset)
-    while left:
-        asked = next(records, None)
-        if asked is None:
-            break
-        regions = [region for region in asked.regions if (asked.image, region.index) in left]
-        if not regions:
+    while left and (each := next(records, None)) is not None:
+        record, rows = each
+        keys = [(row[0].image, row[0].region_index) for row in rows]
+        if not left.intersection(keys):
             continue
-        left -= {(asked.image, region.index) for region in regions}
+        chosen = [(key, region.mask) for key, region in zip(keys, record.regions, strict=True) if key in left]
+        left.difference_update(keys)
         try:
-            picture = asked.record.load()
+            picture = record.load()
         except (DataError, OSError):
             continue
-        for region in regions:
-            try:
-                mask = as_mask(region.region.mask, picture.height, picture.width)
-            except MaskError:
-                continue
-            found[asked.image, region.index] = _drawn(picture, mask)
+        for key, reference in chosen:
+            with suppress(MaskError):
+                found[key] = _drawn(picture, as_mask(reference, picture.height, picture.width))
     return found
 
 

@@ -1,0 +1,103 @@
+"""What all models have in common that see a region by a mark in the picture or in the text."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from ...engine_finecaption import BranchAnswer, BranchRequest, BranchUpdate
+from ...masks_finecaption import RegionMask
+from ...prompts_finecaption import ATTRIBUTES, TASKS
+from .prompts import Prompts
+from .referral import BOX_FORMATS, Marked, Referral, ReferralError, write_box
+
+
+class Job(NamedTuple):
+    """A question about a marked picture: its place (number of the region, number of the request), and its text."""
+
+    place: tuple[int, int]
+    marked: Marked
+    text: str
+
+    def answered(self, text: str) -> BranchUpdate:
+        return BranchUpdate(*self.place, BranchAnswer(text.strip(), finish_reason="end"))
+
+    def failed(self, reason: str) -> BranchUpdate:
+        return BranchUpdate(*self.place, BranchAnswer("", finish_reason="error", error=reason))
+
+
+class ReferringDescriber(ABC):
+    """A `Describer` that marks regions and writes prompts.
+
+    Args:
+        name: for reports.
+        referral: how the region is pointed out.
+        prompts: what is asked.
+        box_format: a name of `BOX_FORMATS`.
+
+    Raises:
+        ReferralError: If there is no such format.
+    """
+
+    settings: Mapping[str, Any]
+    independent = True
+    questions: Mapping[str, str] = {**TASKS, **ATTRIBUTES}
+
+    def __init__(self, name: str, referral: Referral, prompts: Prompts | None, box_format: str) -> None:
+        if box_format not in BOX_FORMATS:
+            raise ReferralError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+        self.name = name
+        self._referral, self._prompts = referral, prompts or Prompts()
+        self._box_format = box_format
+
+    def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> list[tuple[Image.Image, RegionMask]]:
+        """See `Describer`. Pictures are marked when their turn comes: one for each region would fill the memory."""
+        return [(picture, region) for region in regions]
+
+    def refusal(self, question: str) -> str | None:
+        """See `Describer`: any text can be asked."""
+        return None
+
+    def stream(
+        self, prepared: Sequence[Any], requests: Sequence[Sequence[BranchRequest]], **options: Any
+    ) -> Iterator[BranchUpdate]:
+        """See `Describer`. Answers come whole, without log-probabilities."""
+        return self._answer(self._jobs(chain.from_iterable(prepared), requests))
+
+    @abstractmethod
+    def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
+        """The answers to jobs; what is an update already is handed on."""
+
+    def _jobs(self, given: Any, requests: Sequence[Sequence[BranchRequest]]) -> Iterator[Job | BranchUpdate]:
+        for number, ((picture, region), of_region) in enumerate(zip(given, requests, strict=True)):
+            marked: Marked | None = None
+            for place, request in enumerate(of_region):
+                job = Job((number, place), Marked(picture, None, None), "")
+                try:
+                    marked = marked or self._mark(picture, region)
+                    text = self.prompt(marked, request.question, request.name)
+                except Exception as error:
+                    yield job.failed(describe_error(error))
+                else:
+                    yield job._replace(marked=marked, text=text)
+
+    def _mark(self, picture: Image.Image, region: RegionMask) -> Marked:
+        return self._referral.mark(picture, region)
+
+    def prompt(self, marked: Marked, question: str, name: str | None = None) -> str:
+        """The text of a question about a marked picture."""
+        box = "" if marked.box_xyxy is None else self._write_box(marked)
+        sentence = self._referral.text(marked, box)
+        return self._prompts.write(question, name, referral=sentence, box=box, whole=marked.box_xyxy is None)
+
+    def _write_box(self, marked: Marked) -> str:
+        assert marked.box_xyxy is not None
+        return write_box(marked.box_xyxy, (marked.image.height, marked.image.width), self._box_format)
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception in one line: its type and its message."""
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason[:500]}" if reason else type(error).__name__
