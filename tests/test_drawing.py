@@ -4,9 +4,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from finecaption_hf.drawing import COLORS, MIN_SIDE, draw_regions
+from finecaption_hf.drawing import COLORS, MIN_SIDE, draw_regions, numbers
+from finecaption_hf.drawing.captions import choose_font, drawable, wrap
 
 GREY = (120, 120, 120)
 SIZE = (900, 600)  # width, height; wide enough not to be enlarged
@@ -113,14 +114,13 @@ def test_words_longer_than_a_line_stay_within_the_picture() -> None:
 
 
 def test_words_of_any_length_are_broken_where_the_line_ends() -> None:
-    from finecaption_hf.drawing import _length, _wrap
-
+    font = choose_font("")
     word = "long-words" * 1000  # takes minutes if each line is looked for from the end of the word
-    lines = _wrap(word, 16, 300)
+    lines = wrap(word, font, 300)
     assert "".join(lines) == word
-    assert all(_length(line, 16) <= 300 for line in lines)
-    assert all(_length(line + after[0], 16) > 300 for line, after in pairwise(lines))
-    assert _wrap("word", 16, 1) == list("word")
+    assert all(font.getlength(line) <= 300 for line in lines)
+    assert all(font.getlength(line + after[0]) > 300 for line, after in pairwise(lines))
+    assert wrap("word", font, 1) == list("word")
 
 
 @pytest.mark.parametrize("captions", [[{}], [{}, {"color": "red"}], [""]])
@@ -177,15 +177,23 @@ def test_questions_are_grey_before_their_answers() -> None:
     assert (panel.max(axis=2) < 140).any(axis=0)[text_left : text_left + 30].any()
 
 
-def test_characters_that_no_font_has_are_written_as_code_points() -> None:
-    from finecaption_hf.drawing import _drawable, _runs
-
-    assert _drawable("a \U00012000 b") == "a \\U00012000 b"
-    assert _drawable("naïve café") == "naïve café"
+def test_characters_that_the_font_lacks_are_written_as_plain_letters_or_code_points() -> None:
+    font = choose_font("")  # Pillow's own
+    assert drawable("a \U00012000 b", font) == "a \\U00012000 b"
+    assert drawable("cafe\u0301 Ж", font) == "cafe \\u0416"
     # What has no shape would be a box.
-    assert _drawable("a\x00\x1b\u200b\u00ad\ufe0fb\tc\r\nd e\u0301") == "ab c  d é"
-    # Each character is in a font that has it, and nothing is lost.
-    assert "".join(run for _, run in _runs("a – б ½", 20)) == "a – б ½"
+    assert drawable("a\x00\x1b\u200b\u00ad\ufe0fb\tc\r\n d", font) == "ab c d"
+
+
+def test_text_that_the_built_in_font_lacks_is_drawn_from_a_font_of_the_system() -> None:
+    try:
+        system = ImageFont.truetype("DejaVuSans.ttf", 16)
+    except OSError:
+        pytest.skip("DejaVuSans.ttf is not installed")
+    font = choose_font("café – Ж ½")
+    assert drawable("café – Ж ½", font) == "café – Ж ½"
+    # The letter itself, not the box that fonts draw for all that they lack.
+    assert bytes(font.getmask("Ж")) == bytes(system.getmask("Ж")) != bytes(font.getmask("\U0010ffff"))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
@@ -259,16 +267,14 @@ def test_outline_stands_out_from_a_picture_of_any_color(
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Where numbers are drawn, (x, y)."""
-    from finecaption_hf import drawing
-
     places: list[tuple[int, int]] = []
-    badge = drawing._badge
+    badge = numbers.badge
 
     def note(picture: Image.Image, center: tuple[int, int], *rest: object) -> None:
         places.append(center)
         badge(picture, center, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(drawing, "_badge", note)
+    monkeypatch.setattr(numbers, "badge", note)
     return places
 
 
