@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finecaption_hf.info import model_info
+from finecaption_hf.assembly.cost import model_info
 from finecaption_hf.prompts_finecaption import PromptEncoder
 
 

@@ -9,8 +9,8 @@ import pytest
 import timm
 import typer
 
+from finecaption_hf.assembly.cost import ModelInfo, model_info, read_config
 from finecaption_hf.cli import app
-from finecaption_hf.info import ModelInfo, model_info, read_config
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "recipes.md"

@@ -9,8 +9,8 @@ import yaml
 from tiny import tiny_config
 from transformers import TrainingArguments
 
+from finecaption_hf.assembly.cost import model_info, read_config
 from finecaption_hf.data import Branch, Record, Region
-from finecaption_hf.info import model_info, read_config
 from finecaption_hf.training import STAGES, Stage, StageError, WholeImageDataset, find_stage
 from finecaption_hf.training.arguments import build_arguments, parse_options
 from finecaption_hf.training.recipes import RECIPES, named_paths, read_recipe

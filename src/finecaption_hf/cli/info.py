@@ -11,7 +11,7 @@ from rich.table import Table
 from .common import Json, errors_in_one_line
 
 if TYPE_CHECKING:
-    from ..info import ModelInfo
+    from ..assembly.cost import ModelInfo
 
 _RUNS = {
     "vision_tower": "once per region",
@@ -52,7 +52,7 @@ def info(
     activations come on top.
     """
     with errors_in_one_line():
-        from ..info import model_info, read_config
+        from ..assembly.cost import model_info, read_config
 
         found = model_info(read_config(source, changes or ()))
     if as_json:

@@ -3,7 +3,7 @@
 Everything is counted on the meta device, from the configuration alone: no weights are read and none are allocated, so
 the full-size model takes seconds on any machine. From Python:
 
->>> from finecaption_hf.info import model_info, read_config
+>>> from finecaption_hf.assembly.cost import model_info, read_config
 >>> model_info(read_config("owner/checkpoint")).parameters["total"]
 
 What the numbers mean:
@@ -27,11 +27,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import register
-from .branch_attention_finecaption import CACHE_ARGUMENT
-from .configuration_finecaption import FineCaptionConfig
-from .modeling_finecaption import FineCaptionForConditionalGeneration
-from .training.stages import STAGES, StageError
+from .. import register
+from ..branch_attention_finecaption import CACHE_ARGUMENT
+from ..configuration_finecaption import FineCaptionConfig
+from ..modeling_finecaption import FineCaptionForConditionalGeneration
+from ..training.stages import STAGES, StageError
 
 IMAGE_TOWERS = ("convnext_tower", "sam_tower")
 """Towers that do not see the mask: they run once for an image, whatever its number of regions."""

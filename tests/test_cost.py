@@ -10,9 +10,9 @@ from transformers import LlamaConfig, MixtralConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 from typer.testing import CliRunner
 
+from finecaption_hf.assembly.cost import ModelInfo, model_info, read_config
 from finecaption_hf.cli import app
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
-from finecaption_hf.info import ModelInfo, model_info, read_config
 
 pytestmark = pytest.mark.hub
 
