@@ -149,6 +149,7 @@ class _Branch:
         return self._draws[len(self.token_ids)]
 
     def restart(self) -> None:
+        self.finish_reason = None
         self.token_ids = []
         self.log_probs = None if self.log_probs is None else []
 
@@ -489,7 +490,8 @@ class BranchEngine:
                     f"Memory ran out ({failure}). What is left is done with {budget} tokens at once instead of {held}."
                 )
                 for branch in wave.branches:
-                    if branch.finish_reason is None:
+                    # In the plain way none is reported before all are finished.
+                    if wave.plain or branch.finish_reason is None:
                         branch.restart()
                 gc.collect()
                 if torch.cuda.is_available():
