@@ -1,8 +1,10 @@
 """The engine's answers are those of one `generate` per question, whatever is computed together and however cut."""
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import GenerationConfig, TopPLogitsWarper
+from transformers.dynamic_module_utils import get_imports
 from waiting import at_once
 
-from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
-from finecaption_hf.branch_attention_finecaption import BRANCH_ATTENTION, BranchCache, branch_attention_forward
+from finecaption_hf import (
+    FineCaptionConfig,
+    FineCaptionForConditionalGeneration,
+    FineCaptionProcessor,
+    engine_finecaption,
+)
+from finecaption_hf.branch_attention_finecaption import (
+    BRANCH_ATTENTION,
+    BranchCache,
+    branch_attention_forward,
+    branch_support,
+)
 from finecaption_hf.engine_finecaption import BranchAnswer, BranchEngine, BranchRequest, BranchUpdate
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, join_vision
 
@@ -341,6 +354,19 @@ def test_what_memory_held_before_does_not_matter(small: Any, monkeypatch: pytest
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_half_of_the_memory_that_the_system_can_give_is_the_budget(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page cache holds counts, which is most of a machine's memory after it has read weights."""
+    model, processor = small
+    memory = SimpleNamespace(free=10**6, available=10**9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    per_token = branch_support(model).bytes_per_token
+    assert BranchEngine(model, processor)._tokens_of_free_memory() == 10**9 // 2 // per_token
+    # A checkpoint's code loads and runs without it.
+    assert "psutil" not in get_imports(engine_finecaption.__file__)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert BranchEngine(model, processor)._tokens_of_free_memory() == 2**32 // 2 // per_token
 
 
 @pytest.mark.parametrize("budget", [1, 100, 250, 700, 3000])

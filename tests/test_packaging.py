@@ -24,6 +24,7 @@ HUB_LIBRARIES = {"transformers", "torch", "torchvision", "timm", "numpy", "PIL",
     "huggingface_hub",  # these come with transformers
     "safetensors",
     "yaml",
+    "psutil",  # comes with accelerate, and stands in a `try`
 }
 CORE = set(
     [
@@ -40,6 +41,7 @@ CORE = set(
         "datasets",
         "tokenizers",
         "packaging",
+        "psutil",
         "pyyaml",
         "jinja2",
         "typer",

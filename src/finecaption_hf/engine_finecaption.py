@@ -14,7 +14,6 @@ from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsup
 
 # isort: split
 import gc
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -909,10 +908,12 @@ def encode_picture(model: Any, image_processor: Any, picture: Any) -> torch.Tens
 
 
 def _free_main_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on every system
+    """Bytes that can be had without swapping: what is free, and what the page cache would give back."""
+    try:  # a checkpoint loads without psutil: transformers asks for no import that stands in a `try`
+        import psutil
+    except ImportError:
         return 2**32
+    return psutil.virtual_memory().available
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
