@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finecaption_hf import FineCaptionForConditionalGeneration
 
+pytestmark = pytest.mark.slow
+
 
 def test_processor_benchmark_compares_the_same_work_and_reports_both_ratios(tmp_path: Path) -> None:
     """It refuses to time contestants whose outputs differ; two rounds are no measurement, so none is judged."""
