@@ -30,7 +30,8 @@ from finecaption_hf.branch_attention_finecaption import (
     branch_attention_forward,
     branch_support,
 )
-from finecaption_hf.engine_finecaption import BranchAnswer, BranchEngine, BranchRequest, BranchUpdate
+from finecaption_hf.branches_finecaption import BranchAnswer, BranchRequest, BranchUpdate
+from finecaption_hf.engine_finecaption import BranchEngine
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, join_vision
 
 pytestmark = pytest.mark.hub

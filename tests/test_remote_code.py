@@ -29,6 +29,7 @@ HUB_FILES = {
     for name in (
         "asking",
         "branch_attention",
+        "branches",
         "engine",
         "card",
         "configuration",

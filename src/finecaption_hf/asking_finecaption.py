@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .engine_finecaption import BranchAnswer, BranchRequest
+from .branches_finecaption import BranchAnswer, BranchRequest
 from .masks_finecaption import MaskError, RegionMask
 from .prompts_finecaption import is_global
 

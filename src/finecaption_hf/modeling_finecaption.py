@@ -140,7 +140,8 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         if config.use_sam:
             self.sam_tower = FineCaptionSamTower._from_config(config.sam_config, feature_layer=config.sam_feature_layer)
         self.adapter = FineCaptionAdapter(config)
-        self.post_init()
+        if type(self) is FineCaptionVisionModel:  # else once all parts are there
+            self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_tower.get_input_embeddings()

@@ -21,7 +21,8 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about, stream_answers
-from .engine_finecaption import BranchEngine, BranchRequest, encode_picture, prepare_regions
+from .branches_finecaption import BranchRequest
+from .engine_finecaption import BranchEngine, encode_picture, prepare_regions
 from .image_processing_finecaption import FineCaptionImageProcessor, flatten_regions, upright_rgb
 from .masks_finecaption import is_region_reference
 from .prompts_finecaption import resolve_questions

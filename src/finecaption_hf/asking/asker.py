@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..asking_finecaption import AskedImage, answer_all, stream_answers
-from ..engine_finecaption import BranchRequest
+from ..branches_finecaption import BranchRequest
 from ..pipeline_finecaption import items_of, read_item
 from ..prompts_finecaption import resolve_questions
 from .describer import Describer

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..engine_finecaption import BranchRequest, BranchUpdate
+from ..branches_finecaption import BranchRequest, BranchUpdate
 from ..masks_finecaption import RegionMask
 
 

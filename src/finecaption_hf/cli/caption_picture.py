@@ -48,7 +48,7 @@ def caption_picture(
     """
     with errors_in_one_line():
         from ..asking import ask, check_questions
-        from ..engine_finecaption import BranchRequest
+        from ..branches_finecaption import BranchRequest
 
         # What can be found out before a model is loaded comes first.
         BranchRequest("region", temperature=options["temperature"], top_p=options["top_p"])

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..asking import Describer
 from ..asking_finecaption import AskedImage, AskedRegion, answers, requests_about
+from ..branches_finecaption import BranchAnswer, BranchRequest
 from ..data.records import DataError, Record
-from ..engine_finecaption import BranchAnswer, BranchRequest
 from ..prompts_finecaption import find_question, normalise_name
 from .predictions import Header, Prediction, PredictionWriter
 

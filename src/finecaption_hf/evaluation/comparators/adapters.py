@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...engine_finecaption import BranchUpdate
+from ...branches_finecaption import BranchUpdate
 from .prompts import Prompts
 from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError
 from .referring import Job, ReferringDescriber, describe_error

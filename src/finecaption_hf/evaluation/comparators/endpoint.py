@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...engine_finecaption import BranchUpdate
+from ...branches_finecaption import BranchUpdate
 from ...masks_finecaption import RegionMask
 from .prompts import Prompts
 from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, ReferralError

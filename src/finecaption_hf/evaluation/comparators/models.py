@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ...asking import Describer
-from ...engine_finecaption import BranchUpdate
+from ...branches_finecaption import BranchUpdate
 from ...masks_finecaption import RegionMask
 from .prompts import Prompts
 from .referral import (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ...engine_finecaption import BranchAnswer, BranchRequest, BranchUpdate
+from ...branches_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 from ...masks_finecaption import RegionMask
 from ...prompts_finecaption import ATTRIBUTES, TASKS
 from .prompts import Prompts
