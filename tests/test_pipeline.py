@@ -355,7 +355,7 @@ def test_a_defect_is_not_taken_for_a_users_error(describe, monkeypatch):
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("finecaption_hf.asking_finecaption.RegionMask", broken)
+    monkeypatch.setattr("finecaption_hf.pipeline_finecaption.RegionMask", broken)
     with pytest.raises(ZeroDivisionError):
         describe(EXAMPLE_PICTURE)
 

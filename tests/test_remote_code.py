@@ -27,7 +27,6 @@ PACKAGE = Path(finecaption_hf.__file__).parent
 HUB_FILES = {
     f"{name}_finecaption.py"
     for name in (
-        "asking",
         "branch_attention",
         "branches",
         "engine",

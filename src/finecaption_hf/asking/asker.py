@@ -4,9 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..asking_finecaption import AskedImage, answer_all, stream_answers
 from ..branches_finecaption import BranchRequest
-from ..pipeline_finecaption import items_of, read_item
+from ..pipeline_finecaption import AskedImage, answer_all, items_of, read_item, stream_answers
 from ..prompts_finecaption import resolve_questions
 from .describer import Describer
 

@@ -13,9 +13,9 @@ import transformers
 
 from .. import __version__
 from ..asking import Describer, check_questions
-from ..asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..branches_finecaption import BranchRequest
 from ..data.records import DataError
+from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..prompts_finecaption import resolve_questions
 from ..resuming import UnfinishedError
 from .entries import Entries, Result

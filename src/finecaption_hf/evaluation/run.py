@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..asking import Describer
-from ..asking_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..branches_finecaption import BranchAnswer, BranchRequest
 from ..data.records import DataError, Record
+from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import find_question, normalise_name
 from .predictions import Header, Prediction, PredictionWriter
 

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..asking import Describer
-from ..asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
+from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..prompts_finecaption import find_question
 from .attributes import Split
 from .language import ATTRIBUTE_NAMES, QUESTIONS, accepted, is_right

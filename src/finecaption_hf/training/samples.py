@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..asking import FineCaptionDescriber
-from ..asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
+from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..prompts_finecaption import find_question
 from ..resuming import whole_file
 

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from ...asking import Describer
-from ...asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...data.records import DataError, Record
+from ...pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...prompts_finecaption import find_question, normalise_name
 from ..predictions import Prediction
 from ..run import walk

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from ...asking import FineCaptionDescriber
-from ...asking_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...data.records import DataError, Record
 from ...masks_finecaption import MaskError, RegionMask
+from ...pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...prompts_finecaption import find_question
 from ..predictions import Prediction
 from ..run import walk

@@ -1,1 +1,0 @@
-../../asking_finecaption.py
