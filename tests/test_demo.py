@@ -33,10 +33,10 @@ from typer.testing import CliRunner
 from waiting import LIMIT_S, at_once, start
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
+from finecaption_hf.asking import FineCaptionDescriber
 from finecaption_hf.cli import app as cli
 from finecaption_hf.demo import (
     MAX_PICTURE_PIXELS,
-    Answering,
     AskedPicture,
     UploadError,
     python_snippet,
@@ -63,7 +63,7 @@ def mask() -> np.ndarray:
     return as_mask(Image.open(EXAMPLE_MASK), 256, 256)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def asked(picture: Image.Image, mask: np.ndarray, embedded: Any) -> AskedPicture:
     references = [encode_rle(mask), {"box_xyxy": [178, 25, 249, 96]}]
     return AskedPicture.read(picture, "scene.png", references, QUESTIONS, embedded[1].questions, max_new_tokens=32)
@@ -73,20 +73,17 @@ def asked(picture: Image.Image, mask: np.ndarray, embedded: Any) -> AskedPicture
 
 
 def test_streamed_answers_grow_to_those_of_one_call(asked: AskedPicture, embedded: Any) -> None:
-    model, processor = embedded
-    pipeline = model.as_pipeline(processor)
-    answering = Answering(asked)
     lengths = []
-    for piece in stream_pieces(pipeline, asked, answering.missing):
-        answering.take(piece)
-        lengths.append(sum(len(text) for record in answering.records for text in record["answers"].values()))
-    assert answering.is_finished
+    for piece in stream_pieces(FineCaptionDescriber(*embedded), asked):
+        asked.take(*piece)
+        lengths.append(sum(len(text) for record in asked.records for text in record["answers"].values()))
+    assert not asked.missing
     assert len(set(lengths)) > 10, "answers came at once instead of growing"
-    assert answering.records == _in_one_call(pipeline, asked)
+    assert asked.records == _in_one_call(embedded[0].as_pipeline(embedded[1]), asked)
 
 
 def _in_one_call(pipeline: Any, asked: AskedPicture) -> Any:
-    return pipeline(asked.picture, asked.regions, list(asked.questions), **asked.options)
+    return pipeline(asked.picture, asked.references, list(asked.questions), **asked.options)
 
 
 def test_snippets_give_the_same_answers_in_a_new_process(
@@ -118,21 +115,20 @@ def test_snippets_give_the_same_answers_in_a_new_process(
     assert run.returncode == 0, run.stderr
     told = [json.loads(line[4:]) for line in run.stdout.splitlines() if line.startswith("JSON")]
     # What the table shows, which is streamed.
-    shown = [_streamed(model.as_pipeline(processor), case).records for case in (asked, drawn, whole)]
+    shown = [_streamed(FineCaptionDescriber(model, processor), case).records for case in (asked, drawn, whole)]
     assert told == shown
     assert len({record["answers"]["dense"] for record in shown[1]}) == 3, "regions share their draws"
 
 
-def _streamed(pipeline: Any, asked: AskedPicture, kept: KeptAnswers | None = None) -> Answering:
-    answering = Answering(asked)
+def _streamed(describer: FineCaptionDescriber, asked: AskedPicture, kept: KeptAnswers | None = None) -> AskedPicture:
     if kept is not None:
-        kept.fill(answering)
-    for piece in stream_pieces(pipeline, asked, answering.missing):
-        answering.take(piece)
+        kept.fill(asked)
+    for piece in stream_pieces(describer, asked):
+        asked.take(*piece)
     if kept is not None:
-        kept.keep(answering)
-    assert answering.is_finished
-    return answering
+        kept.keep(asked)
+    assert not asked.missing
+    return asked
 
 
 def test_json_alone_reproduces_the_answers(picture: Image.Image, embedded: Any) -> None:
@@ -141,7 +137,7 @@ def test_json_alone_reproduces_the_answers(picture: Image.Image, embedded: Any) 
     references = [{"box_xyxy": [178, 25, 249, 96]}, {"box_xyxy": [5, 35, 85, 248]}]
     options = {"max_new_tokens": 24, "temperature": 0.9, "seed": 3}
     asked = AskedPicture.read(picture, "scene.png", references, ["Color", "dense"], processor.questions, **options)
-    content = json.loads(_streamed(pipeline, asked).as_json(None))
+    content = json.loads(_streamed(FineCaptionDescriber(model, processor), asked).as_json(None))
     pixels = np.asarray(Image.open(EXAMPLE_PICTURE).convert("RGB"))
     assert content["image"]["sha256_of_rgb"] == hashlib.sha256(pixels.tobytes()).hexdigest()
     regions = [region["segmentation"] for region in content["regions"]]
@@ -152,44 +148,41 @@ def test_json_alone_reproduces_the_answers(picture: Image.Image, embedded: Any) 
 
 def test_only_what_is_not_answered_is_asked_again(picture: Image.Image, embedded: Any) -> None:
     model, processor = embedded
-    pipeline, kept = model.as_pipeline(processor), KeptAnswers()
+    pipeline, describer, kept = model.as_pipeline(processor), FineCaptionDescriber(model, processor), KeptAnswers()
     boxes = [{"box_xyxy": box} for box in ([178, 25, 249, 96], [100, 149, 160, 209])]
 
     def missing(references: list[Any], questions: list[str], **options: Any) -> Any:
         settings = {"max_new_tokens": 16, "temperature": 0.0, "seed": 0, **options}
         asked = AskedPicture.read(picture, "p.png", references, questions, processor.questions, **settings)
-        answering = Answering(asked)
-        kept.fill(answering)
-        found = answering.missing
+        kept.fill(asked)
+        found = asked.missing
         # However the answers came about, they are those of one call.
-        assert _streamed(pipeline, asked, kept).records == _in_one_call(pipeline, asked)
+        assert _streamed(describer, asked, kept).records == _in_one_call(pipeline, asked)
         return found
 
-    assert missing(boxes[:1], ["Color", "global"]) == [([0], ["Color", "global"])]
+    assert missing(boxes[:1], ["Color", "global"]) == [(0, "Color"), (0, "global")]
     # The other region's own number and the caption of the whole picture need not be asked.
-    assert missing(boxes[::-1], ["Color", "global"]) == [([0], ["Color"])]
-    assert missing(boxes, ["Color", "Shape"]) == [([0, 1], ["Shape"])]
-    assert missing([*boxes, {"box_xyxy": [5, 35, 85, 248]}], ["Hair", "Color"]) == [
-        ([0, 1], ["Hair"]),
-        ([2], ["Hair", "Color"]),
-    ]
+    assert missing(boxes[::-1], ["Color", "global"]) == [(0, "Color")]
+    assert missing(boxes, ["Color", "Shape"]) == [(0, "Shape"), (1, "Shape")]
+    more = missing([*boxes, {"box_xyxy": [5, 35, 85, 248]}], ["Hair", "Color"])
+    assert more == [(0, "Hair"), (1, "Hair"), (2, "Hair"), (2, "Color")]
     assert missing(boxes, ["Color", "Shape"]) == []
-    assert missing([{"box_xyxy": [178, 25, 249, 97]}], ["Color"]) == [([0], ["Color"])]
-    assert missing(boxes, ["Color"], max_new_tokens=3) == [([0, 1], ["Color"])]
+    assert missing([{"box_xyxy": [178, 25, 249, 97]}], ["Color"]) == [(0, "Color")]
+    assert missing(boxes, ["Color"], max_new_tokens=3) == [(0, "Color"), (1, "Color")]
     # Draws depend on the region's place, so they are made anew, together.
     for _ in range(2):
-        assert missing(boxes, ["Color"], temperature=0.7) == [([0, 1], ["Color"])]
+        assert missing(boxes, ["Color"], temperature=0.7) == [(0, "Color"), (1, "Color")]
 
 
 def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
     calls: list[Any] = []
 
-    class Pipeline:
+    class Describer:
         def encode(self, image: Image.Image) -> torch.Tensor:
             calls.append(image.size)
             return torch.zeros(1, 4, 8, 8)
 
-    encoded = EncodedPictures(Pipeline(), max_bytes=3 * 2 * 256 * 256 + 2 * 4 * 4 * 64)
+    encoded = EncodedPictures(Describer(), max_bytes=3 * 2 * 256 * 256 + 2 * 4 * 4 * 64)
     first = encoded.features(picture)
     assert encoded.features(picture.copy()) is first and len(calls) == 1
     # One pixel differs, or the same bytes make another picture.
@@ -201,14 +194,14 @@ def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
     # There was room for two.
     encoded.features(picture)
     assert calls == [(256, 256)] * 2 + [(512, 128), (256, 256)]
-    small = EncodedPictures(Pipeline(), max_bytes=1)
+    small = EncodedPictures(Describer(), max_bytes=1)
     assert small.features(picture) is small.features(picture), "the last picture is always kept"
 
 
 def test_encoder_that_dies_leaves_its_turn_to_the_next(picture: Image.Image) -> None:
     at_it, go_on = threading.Event(), threading.Event()
 
-    class Pipeline:
+    class Describer:
         def encode(self, image: Image.Image) -> torch.Tensor:
             if not at_it.is_set():
                 at_it.set()
@@ -216,7 +209,7 @@ def test_encoder_that_dies_leaves_its_turn_to_the_next(picture: Image.Image) -> 
                 raise RuntimeError("out of memory")
             return torch.zeros(1, 4, 8, 8)
 
-    encoded = EncodedPictures(Pipeline())
+    encoded = EncodedPictures(Describer())
     first = start(encoded.features, picture)
     assert at_it.wait(60)
     second = start(encoded.features, picture)
@@ -295,7 +288,7 @@ def test_extras_of_the_demo_have_what_points_need() -> None:
 
 
 def test_json_holds_regions_that_mark_the_same_pixels(asked: AskedPicture, mask: np.ndarray) -> None:
-    content = json.loads(Answering(asked).as_json(None))
+    content = json.loads(asked.as_json(None))
     assert (as_mask(content["regions"][0]["segmentation"], *content["image"]["size"]) == mask).all()
     assert content["questions"] == QUESTIONS and content["finished"] is False
 

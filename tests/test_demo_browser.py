@@ -272,7 +272,7 @@ def test_answers_stream_and_stop_keeps_what_is_there(demo: Demo, monkeypatch: py
 
     stream = app.stream_pieces
 
-    def slowly(*arguments: Any) -> Iterator[dict[str, Any]]:
+    def slowly(*arguments: Any) -> Iterator[Any]:
         for piece in stream(*arguments):
             time.sleep(0.03)  # or the small model may be done before anyone can press Stop
             yield piece
@@ -419,7 +419,7 @@ def test_answers_end_when_the_picture_changes_before_they_do(demo: Demo, monkeyp
 
     stream, ended = app.stream_pieces, []
 
-    def slowly(*arguments: Any) -> Iterator[dict[str, Any]]:
+    def slowly(*arguments: Any) -> Iterator[Any]:
         try:
             for piece in stream(*arguments):
                 time.sleep(0.1)
@@ -586,9 +586,9 @@ def test_click_gives_mask_and_answer_at_once(
     asked: list[Any] = []
     stream = app.stream_pieces
 
-    def noted(pipeline: Any, picture: Any, missing: Any, *rest: Any) -> Iterator[dict[str, Any]]:
-        asked.append(missing)
-        yield from stream(pipeline, picture, missing, *rest)
+    def noted(describer: Any, picture: Any, *rest: Any) -> Iterator[Any]:
+        asked.append(picture.missing)
+        yield from stream(describer, picture, *rest)
 
     towers: list[Any] = []
     encode = type(embedded[0]).get_high_res_features
@@ -613,7 +613,7 @@ def test_click_gives_mask_and_answer_at_once(
     rows = points.ask("Color")
     assert [row[0] for row in rows] == ["1", "1", "2", "2"]
     points.ask()
-    assert asked == [[([0], ["region"])], [([1], ["region"])], [([0, 1], ["Color"])]]
+    assert asked == [[(0, "region")], [(1, "region")], [(0, "Color"), (1, "Color")]]
     assert len(towers) == 1, "the picture was encoded again"
     points.picture("demo")
     # The answers are those of one call with everything.

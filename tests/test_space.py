@@ -340,12 +340,12 @@ def test_streams_on_zero_gpu_stay_streams_and_keep_their_messages() -> None:
 
         return decorate
 
-    def count(asked: int, missing: list[int]) -> Iterator[int]:
+    def count(asked: int) -> Iterator[int]:
         yield from range(asked)
         raise ValueError("There are <no> more.")
 
     # `spaces.GPU` looks at what it decorates, and runs a generator to its end before anything comes if it is not one.
-    stream = on_zero_gpu(gpu)(count)(2, [])
+    stream = on_zero_gpu(gpu)(count)(2)
     assert taken == [True] and [next(stream), next(stream)] == [0, 1]
     with pytest.raises(gradio.Error, match="There are &lt;no&gt; more"):
         next(stream)

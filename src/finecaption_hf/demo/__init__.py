@@ -3,7 +3,7 @@
 `build_demo` and `launch_demo` are in `.app`, which imports gradio; what is here does not.
 """
 
-from .answering import Answering, AskedPicture, python_snippet, stream_pieces
+from .answering import AskedPicture, python_snippet, stream_pieces
 from .space import write_space
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS, UploadError, read_upload
 
@@ -11,7 +11,6 @@ __all__ = [
     "MAX_FILE_BYTES",
     "MAX_PICTURE_PIXELS",
     "MAX_REGIONS",
-    "Answering",
     "AskedPicture",
     "UploadError",
     "python_snippet",

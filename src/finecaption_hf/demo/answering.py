@@ -6,8 +6,8 @@ Dimension letters: R regions, H W pixels of the picture, h w pixels of a model i
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,29 +16,34 @@ import torch
 from PIL import Image
 
 from .. import __version__
+from ..asking import Describer
 from ..drawing import COLORS
-from ..masks_finecaption import as_mask, encode_rle, mask_to_box
+from ..engine_finecaption import BranchAnswer
+from ..masks_finecaption import RegionMask, encode_rle
+from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import is_global, resolve_questions
 from .uploads import MAX_QUESTION_LENGTH, MAX_QUESTIONS, MAX_REGIONS, UploadError
 
 
-@dataclass(frozen=True)
+@dataclass
 class AskedPicture:
-    """What one user asks.
+    """What one user asks, and the answers as far as they are there.
 
     Args:
         picture: in RGB, upright, (H, W).
         name: of its file, for the snippet.
-        masks: R of shape (H, W), bool, none of them empty; no mask means the whole picture.
-        questions: at least one, in their order.
+        masks: R of shape (H, W); none means the whole picture.
+        questions: at least one, by name, in their order.
         options: of `BranchRequest`: `max_new_tokens`, `temperature`, `seed`.
+        regions: one for each mask, or the whole picture.
     """
 
     picture: Image.Image
     name: str
-    masks: tuple[np.ndarray, ...]
+    masks: tuple[RegionMask, ...]
     questions: tuple[str, ...]
     options: dict[str, Any]
+    regions: list[AskedRegion]
 
     @classmethod
     def read(
@@ -47,7 +52,7 @@ class AskedPicture:
         name: str,
         references: Sequence[Any],
         questions: Sequence[str],
-        known: dict[str, str],
+        known: Mapping[str, str],
         **options: Any,
     ) -> "AskedPicture":
         """Check a request.
@@ -58,15 +63,26 @@ class AskedPicture:
         """
         if len(references) > MAX_REGIONS:
             raise UploadError(f"{len(references)} regions were sent; at most {MAX_REGIONS} are taken at once.")
-        asked = [question for question in questions if isinstance(question, str) and question.strip()]
-        if not asked:
+        given = [question for question in questions if isinstance(question, str) and question.strip()]
+        if not given:
             raise UploadError("Nothing is asked. Choose a caption or an attribute, or ask in your own words.")
-        if len(asked) > MAX_QUESTIONS or max(map(len, asked)) > MAX_QUESTION_LENGTH:
+        if len(given) > MAX_QUESTIONS or max(map(len, given)) > MAX_QUESTION_LENGTH:
             raise UploadError(
                 f"At most {MAX_QUESTIONS} questions of {MAX_QUESTION_LENGTH} characters each are taken at once."
             )
-        masks = tuple(as_mask(reference, picture.height, picture.width) for reference in references)
-        return cls(picture, name, masks, tuple(resolve_questions(asked, known)), options)
+        size = (picture.height, picture.width)
+        masks = tuple(RegionMask(reference, *size) for reference in references)
+        asked = resolve_questions(given, known)
+        regions = [
+            AskedRegion(
+                requests_about(asked.items(), (0, index), (0, None), **options),
+                {"region_index": index},
+                mask.box_xyxy,
+                mask.area,
+            )
+            for index, mask in enumerate(masks or (RegionMask(None, *size),))
+        ]
+        return cls(picture, name, masks, tuple(asked), options, regions)
 
     @cached_property
     def digest(self) -> str:
@@ -74,81 +90,55 @@ class AskedPicture:
         return pixel_digest(self.picture)
 
     @property
-    def regions(self) -> list[np.ndarray | None]:
-        """For the pipeline: R masks, or the whole picture."""
+    def references(self) -> list[RegionMask | None]:
+        """R masks, or the whole picture."""
         return list(self.masks) or [None]
 
-
-@dataclass
-class Answering:
-    """The records of an `AskedPicture`, as far as they are answered.
-
-    Args:
-        asked: the request.
-        records: as the pipeline's, one for each region.
-        finished: (region, question) whose answer is whole.
-    """
-
-    asked: AskedPicture
-    records: list[dict[str, Any]] = field(init=False)
-    finished: set[tuple[int, str]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        shape = (self.asked.picture.height, self.asked.picture.width)
-        masks = [np.ones(shape, dtype=bool) if mask is None else mask for mask in self.asked.regions]
-        self.records = [
-            {
-                "region_index": index,
-                "box_xyxy": list(mask_to_box(mask)),
-                "area": int(mask.sum()),
-                "answers": dict.fromkeys(self.asked.questions, ""),
-            }
-            for index, mask in enumerate(masks)
+    @property
+    def missing(self) -> list[tuple[int, str]]:
+        """(region, question) that are not answered to their end."""
+        return [
+            (index, name)
+            for index, region in enumerate(self.regions)
+            for number, name in enumerate(self.questions)
+            if not region.is_answered(number)
         ]
 
-    @property
-    def is_finished(self) -> bool:
-        return len(self.finished) == len(self.records) * len(self.asked.questions)
-
-    @property
-    def missing(self) -> list[tuple[list[int], list[str]]]:
-        """What is not answered yet, as (indices of regions, questions) of which every pair is missing."""
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for index in range(len(self.records)):
-            left = tuple(question for question in self.asked.questions if (index, question) not in self.finished)
-            groups.setdefault(left, []).append(index)
-        return [(indices, list(questions)) for questions, indices in groups.items() if questions]
-
-    def take(self, piece: dict[str, Any]) -> None:
-        """Fill in what `stream_pieces` gave.
+    def take(self, region: int, number: int, answer: BranchAnswer) -> None:
+        """Note what `stream_pieces` gave.
 
         Raises:
-            UploadError: If a region could not be read.
+            UploadError: If the question cannot be asked.
         """
-        if "error" in piece:
-            raise UploadError(piece["error"]["message"])
-        self.records[piece["region_index"]]["answers"][piece["question"]] = piece["text"]
-        if piece["finish_reason"] is not None:
-            self.finished.add((piece["region_index"], piece["question"]))
+        if answer.error is not None:
+            raise UploadError(answer.error)
+        self.regions[region].answers[number] = answer
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Those of the regions; what is not answered yet is empty."""
+        return [
+            {**record, "answers": dict.fromkeys(self.questions, "") | record["answers"]}
+            for record in (region.record() for region in self.regions)
+        ]
 
     def as_json(self, model: str | None) -> str:
         """Everything that the answers follow from, but for the picture's pixels, and the answers."""
-        asked = self.asked
         content = {
             "finecaption_hf": __version__,
             "model": model or "embedded",
             "image": {
-                "name": asked.name,
-                "size": [asked.picture.height, asked.picture.width],
-                "sha256_of_rgb": hashlib.sha256(np.asarray(asked.picture).tobytes()).hexdigest(),
+                "name": self.name,
+                "size": [self.picture.height, self.picture.width],
+                "sha256_of_rgb": hashlib.sha256(np.asarray(self.picture).tobytes()).hexdigest(),
             },
-            "questions": list(asked.questions),
-            "options": asked.options,
+            "questions": list(self.questions),
+            "options": self.options,
             "regions": [
-                {**record, "segmentation": None if mask is None else encode_rle(mask)}
-                for record, mask in zip(self.records, asked.regions)
+                {**record, "segmentation": None if mask is None else encode_rle(mask.pixels)}
+                for record, mask in zip(self.records, self.references)
             ],
-            "finished": self.is_finished,
+            "finished": not self.missing,
         }
         return json.dumps(content, ensure_ascii=False, indent=2)
 
@@ -163,58 +153,55 @@ class KeptAnswers:
     _MOST = 4096
 
     def __init__(self) -> None:
-        self._texts: OrderedDict[tuple[Any, ...], str] = OrderedDict()
+        self._answers: OrderedDict[tuple[Any, ...], BranchAnswer] = OrderedDict()
 
-    def fill(self, answering: Answering) -> None:
+    def fill(self, asked: AskedPicture) -> None:
         """Finish what is known."""
-        for index, question, key in self._keys(answering.asked):
-            if key in self._texts:
-                text = self._texts[key]
-                answering.take({"region_index": index, "question": question, "text": text, "finish_reason": "kept"})
+        for region, number, key in self._keys(asked):
+            if key in self._answers:
+                region.answers[number] = self._answers[key]
 
-    def keep(self, answering: Answering) -> None:
+    def keep(self, asked: AskedPicture) -> None:
         """Remember what is finished."""
-        for index, question, key in self._keys(answering.asked):
-            if (index, question) in answering.finished:
-                self._texts[key] = answering.records[index]["answers"][question]
-                self._texts.move_to_end(key)
-        while len(self._texts) > self._MOST:
-            self._texts.popitem(last=False)
+        for region, number, key in self._keys(asked):
+            if region.is_answered(number):
+                self._answers[key] = region.answers[number]
+                self._answers.move_to_end(key)
+        while len(self._answers) > self._MOST:
+            self._answers.popitem(last=False)
 
     @staticmethod
-    def _keys(asked: AskedPicture) -> Iterator[tuple[int, str, tuple[Any, ...]]]:
+    def _keys(asked: AskedPicture) -> Iterator[tuple[AskedRegion, int, tuple[Any, ...]]]:
         if asked.options.get("temperature", 0) > 0:
             return
         of_request = (asked.digest, *sorted(asked.options.items()))
-        for index, mask in enumerate(asked.regions):
-            of_mask = None if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).digest()
-            for question in asked.questions:
-                yield index, question, (*of_request, None if is_global(question) else of_mask, question)
+        for region, mask in zip(asked.regions, asked.references, strict=True):
+            of_mask = None if mask is None else hashlib.sha256(np.packbits(mask.pixels).tobytes()).digest()
+            for number, name in enumerate(asked.questions):
+                yield region, number, (*of_request, None if is_global(name) else of_mask, name)
 
 
 def stream_pieces(
-    pipeline: Any,
-    asked: AskedPicture,
-    missing: Sequence[tuple[Sequence[int], Sequence[str]]],
-    high_res_features: torch.Tensor | None = None,
-) -> Iterator[dict[str, Any]]:
-    """The answers while they grow, for `Answering.take`.
+    describer: Describer, asked: AskedPicture, high_res_features: torch.Tensor | None = None
+) -> Iterator[tuple[int, int, BranchAnswer]]:
+    """The answers that are missing while they grow, for `AskedPicture.take`.
 
     Args:
-        pipeline: the checkpoint's `RegionCaptioningPipeline`.
+        describer: the checkpoint's.
         asked: the request.
-        missing: of `Answering.missing`.
         high_res_features (1, C, h, w): of the picture, where they are known.
 
     Raises:
-        ValueError: If a question cannot be asked, such as one that holds a special token.
+        UploadError: If a question cannot be asked, such as one that holds a special token.
     """
-    for indices, questions in missing:
-        regions = [asked.regions[index] for index in indices]
-        for piece in pipeline.stream(
-            asked.picture, regions, list(questions), high_res_features=high_res_features, **asked.options
-        ):
-            yield {**piece, "region_index": indices[piece["region_index"]]}
+    for region in asked.regions:
+        for request in region.requests:
+            if reason := describer.refusal(request.question):
+                raise UploadError(reason)
+    options: dict[str, Any] = {} if high_res_features is None else {"high_res_features": high_res_features}
+    image = AskedImage.prepare(describer.prepare, asked.picture, asked.references, asked.regions, **options)
+    for _, region_number, number, answer in answers(describer, [image], partial=True):
+        yield region_number, number, answer
 
 
 def pixel_digest(picture: Image.Image) -> str:
@@ -225,7 +212,9 @@ def pixel_digest(picture: Image.Image) -> str:
 
 def python_snippet(asked: AskedPicture, model: str | None) -> str:
     """Code that gives the same answers; the picture is expected beside it, under its name."""
-    regions = ",\n".join("    None" if mask is None else f"    {encode_rle(mask)!r}" for mask in asked.regions)
+    regions = ",\n".join(
+        "    None" if mask is None else f"    {encode_rle(mask.pixels)!r}" for mask in asked.references
+    )
     options = "".join(f", {name}={value!r}" for name, value in asked.options.items())
     source = "" if model is None else repr(model)
     return (
@@ -249,7 +238,7 @@ def what_the_model_saw(processor: Any, asked: AskedPicture, patch_size: int) -> 
         patch_size: of the mask-aware tower, in pixels of its input.
     """
     image_processor = processor.image_processor
-    masks = asked.regions[:8]
+    masks = asked.references[:8]
     vision = image_processor(asked.picture, masks=masks, return_tensors="pt")
     shown: list[tuple[Image.Image, str]] = []
     whole: list[tuple[Image.Image, str]] = []

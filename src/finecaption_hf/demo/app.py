@@ -21,12 +21,13 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.middleware import Middleware
 
+from ..asking import FineCaptionDescriber
 from ..drawing import COLORS
+from ..engine_finecaption import BranchAnswer
 from ..masks_finecaption import MaskError, encode_rle
 from ..prompts_finecaption import TASKS, normalise_name
 from ..scenes import render_scene
 from .answering import (
-    Answering,
     AskedPicture,
     KeptAnswers,
     python_snippet,
@@ -96,15 +97,15 @@ def build_demo(
         segmenter (*optional*): a `finecaption_hf.segmentation.Segmenter`; it runs in this process. Without one there
             are no tools for points.
     """
-    pipeline = model.as_pipeline(processor)
-    encoded = EncodedPictures(pipeline, segmenter)
+    describer = FineCaptionDescriber(model, processor)
+    encoded = EncodedPictures(describer, segmenter)
     # What another process encodes would be lost with it, or be copied for each request.
-    encode = encoded.features if on_gpu is None else pipeline.encode
+    encode = encoded.features if on_gpu is None else describer.encode
 
     turn = threading.Lock()
 
-    def pieces(asked: AskedPicture, missing: list[Any]) -> Iterator[dict[str, Any]]:
-        growing = stream_pieces(pipeline, asked, missing, encode(asked.picture))
+    def pieces(asked: AskedPicture) -> Iterator[tuple[int, int, BranchAnswer]]:
+        growing = stream_pieces(describer, asked, encode(asked.picture))
         while True:
             # Piece by piece: engines share memory, which each of them looks at before it takes some.
             with turn:
@@ -159,29 +160,28 @@ def build_demo(
                 temperature=_number(temperature, "The temperature"),
                 seed=int(_number(seed, "The seed")),
             )
-            answering = Answering(asked)
-            kept.fill(answering)
-            missing, shown = answering.missing, 0.0
+            kept.fill(asked)
+            missing, shown = asked.missing, 0.0
             waiting = _NOTHING[2:]
             if missing:
-                yield _table(answering, value.versions), told("Looking at the picture …"), *waiting
-            for piece in pieces(asked, missing) if missing else ():
-                answering.take(piece)
+                yield _table(asked, value.versions), told("Looking at the picture …"), *waiting
+            for piece in pieces(asked) if missing else ():
+                asked.take(*piece)
                 if run.stop.is_set():
                     break
                 if time.monotonic() - shown > _SHOW_EVERY:
-                    yield _table(answering, value.versions), told("Answering …"), *waiting
+                    yield _table(asked, value.versions), told("Answering …"), *waiting
                     shown = time.monotonic()
-            kept.keep(answering)
+            kept.keep(asked)
             if running.get(session) is not run:
                 yield _NOTHING  # gradio sends the last of what came once more, perhaps after what another request shows
                 return
-            status = "Done." if answering.is_finished else "Stopped: what is below is unfinished."
+            status = "Stopped: what is below is unfinished." if asked.missing else "Done."
             yield (
-                _table(answering, value.versions),
+                _table(asked, value.versions),
                 told(status),
                 python_snippet(asked, name),
-                answering.as_json(name),
+                asked.as_json(name),
                 gr.skip(),
             )
             seen = what_the_model_saw(processor, asked, model.config.vision_config.patch_size)
@@ -225,10 +225,9 @@ def build_demo(
             picture = read_picture(image.get("path") if isinstance(image, dict) else None, store)
             references = [] if mask is None else [read_mask(mask, store)]
             asked = AskedPicture.read(picture, "image", references, attributes or ["region"], processor.questions)
-            answering = Answering(asked)
-            for piece in pieces(asked, answering.missing):
-                answering.take(piece)
-            return cast(RegionRecord, answering.records[0])
+            for piece in pieces(asked):
+                asked.take(*piece)
+            return cast(RegionRecord, asked.records[0])
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -261,7 +260,9 @@ def build_demo(
                     no_one = gr.Button("No attributes", size="sm", min_width=120)
                 question = gr.Textbox(label="Your own question", placeholder="What is it made of?", max_length=500)
                 with gr.Accordion("Settings", open=False):
-                    max_new_tokens = gr.Slider(1, 512, value=128, step=1, label="Longest answer, in tokens")
+                    max_new_tokens = gr.Slider(
+                        1, 512, value=min(512, describer.max_new_tokens), step=1, label="Longest answer, in tokens"
+                    )
                     temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")
         with gr.Accordion("What the model saw", open=False):
@@ -381,24 +382,23 @@ def _number(value: Any, name: str) -> float:
     return value
 
 
-def _table(answering: Answering, versions: Sequence[int] = ()) -> str:
+def _table(asked: AskedPicture, versions: Sequence[int] = ()) -> str:
     """One row for each region and question; what users and models write is escaped.
 
     Args:
-        answering: what is shown.
+        asked: what is shown.
         versions: the browser's numbers of the masks; its rows light them.
     """
     rows: list[str] = []
-    marks = (
-        [f' data-version="{version}"' for version in versions] if len(versions) == len(answering.asked.masks) else []
-    )
-    for record in answering.records:
+    missing = set(asked.missing)
+    marks = [f' data-version="{version}"' for version in versions] if len(versions) == len(asked.masks) else []
+    for record in asked.records:
         index = record["region_index"]
         mark = marks[index] if marks else ""
-        number = str(index + 1) if answering.asked.masks else "all"
+        number = str(index + 1) if asked.masks else "all"
         color = "rgb({}, {}, {})".format(*COLORS[index % len(COLORS)])
         for question, text in record["answers"].items():
-            state = "" if (index, question) in answering.finished else ' class="fc-open"'
+            state = ' class="fc-open"' if (index, question) in missing else ""
             rows.append(
                 f'<tr tabindex="0"{mark}><td><span class="fc-number" style="background: {color}">{number}</span></td>'
                 f"<td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"

@@ -1,7 +1,7 @@
 """What the app needs on ZeroGPU, where a function that takes a GPU runs in a process of its own."""
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -34,6 +34,6 @@ def on_zero_gpu(gpu: Callable[..., Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-def _seconds(asked: Any, missing: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> int:
-    """For an `AskedPicture`, and what `Answering.missing` says of it: regions with the questions about each."""
-    return min(_MOST, _START + _PER_ANSWER * sum(len(regions) * len(questions) for regions, questions in missing))
+def _seconds(asked: Any) -> int:
+    """For an `AskedPicture`."""
+    return min(_MOST, _START + _PER_ANSWER * len(asked.missing))
