@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from waiting import exit_code
 
 from finecaption_hf.asking import FineCaptionDescriber, load, load_describer
-from finecaption_hf.cli import app, caption_dataset
+from finecaption_hf.cli import app, progress
 from finecaption_hf.describing import (
     Options,
     Processes,
@@ -87,7 +87,7 @@ def answer_alone(checkpoint: Any, picture: Image.Image, question: str, mask: Any
 
 
 def command(*arguments: object) -> Any:
-    result = CliRunner().invoke(app, ["caption", "--device", "cpu", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["describe", "--device", "cpu", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -533,7 +533,7 @@ def test_a_process_that_cannot_start_ends_all(nursery: Nursery, source: Path, tm
 @pytest.mark.slow
 def test_accelerate_launch_spreads_a_dataset_over_two_processes(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows", 5)
-    arguments = ["caption", "--input", source, "--device", "cpu", "--batch-size", "1", "--output"]
+    arguments = ["describe", "--input", source, "--device", "cpu", "--batch-size", "1", "--output"]
     port = str(free_port())
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
@@ -591,13 +591,6 @@ def test_a_full_disk_ends_in_one_line_and_exit_code_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Nothing to caption"),
-        (["--input", "rows.jsonl"], "--input and --output go together"),
-        (["--output", "out.jsonl"], "--input and --output go together"),
-        (["a.png", "--input", "rows.jsonl", "--output", "out.jsonl"], "IMAGE cannot be given with --input"),
-        (["--box", "0,0,1,1", "--input", "rows.jsonl", "--output", "out.jsonl"], "--box cannot be given with --input"),
-        (["a.png", "--batch-size", "1", "--overwrite"], "--batch-size, --overwrite cannot be given without --input"),
-        (["0.png", "--top-p", "2"], "top_p is 2"),
         (["--input", "rows.jsonl", "--output", "gone/out.jsonl"], "does not exist. Make it first"),
         (["--input", "gone.jsonl", "--output", "out.jsonl"], "there is no such file or folder"),
         (["--input", "rows.jsonl", "--output", "out.jsonl", "--temperature", "-1"], "temperature is -1"),
@@ -644,12 +637,12 @@ def test_an_input_that_changes_under_the_run_ends_it_and_a_defect_keeps_its_trac
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [100.0]
-    monkeypatch.setattr(caption_dataset.time, "monotonic", lambda: now[0])
-    with caption_dataset._progress(is_main=True) as show:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.progress(is_main=True) as show:
         for second in range(0, 100, 5):
             now[0] = 100.0 + second
             show(1000 + 2 * second, 4000)
-    with caption_dataset._progress(is_main=False) as show:
+    with progress.progress(is_main=False) as show:
         show(0, 10)
         now[0] += 1000
         show(5, 10)
@@ -660,13 +653,32 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
     ]
 
 
-def test_captions_of_a_picture_are_drawn_by_their_seed(tmp_path: Path) -> None:
-    write_rows(tmp_path, 1)
-    texts = [
-        command(tmp_path / "0.png", "--temperature", 3, "--seed", seed, "--max-new-tokens", 8).stdout
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
+def test_caption_with_an_input_is_the_same_command_and_says_so(tmp_path: Path) -> None:
+    source = write_rows(tmp_path, 2)
+    options = ["--attribute", "color", "--device", "cpu", "--max-new-tokens", "4"]
+    for name, by in (("caption", "caption"), ("describe", "describe")):
+        result = CliRunner().invoke(app, [by, f"--input={source}", "--output", str(tmp_path / name), *options])
+        assert result.exit_code == 0, result.output
+        said = "caption --input is finecaption describe --input, which runs now."
+        assert result.stderr.count(said) == (by == "caption")
+    assert (tmp_path / "caption").read_bytes() == (tmp_path / "describe").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["caption"], "Missing argument 'image'"),
+        (["describe"], "Missing option '--input'"),
+        (["describe", "--input", "rows.jsonl"], "Missing option '--output'"),
+        (["describe", "--input", "rows.jsonl", "--output", "out.jsonl", "--box", "0,0,1,1"], "No such option: --box"),
+        (["caption", "a.png", "--batch-size", "1"], "No such option: --batch-size"),
+        (["caption", "a.png", "--top-p", "2"], "top_p is 2"),
+    ],
+)
+def test_options_of_the_other_command_are_refused(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert message.casefold() in " ".join(result.stderr.split()).casefold()
 
 
 def test_an_attribute_that_is_not_known_lists_those_that_are(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import ablate, assemble, caption, data, demo, evaluate, info, push, renew, scenes, space, train
+from . import ablate, assemble, caption, common, data, demo, describe, evaluate, info, push, renew, scenes, space, train
 
 app = typer.Typer(
     name="finecaption",
@@ -17,7 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(cls=caption.OrderedCommand)(caption.caption)
+app.command(cls=caption.CaptionCommand)(caption.caption)
+app.command(cls=common.OrderedCommand)(describe.describe)
 app.add_typer(scenes.app, name="scenes")
 app.command()(assemble.assemble)
 app.command()(info.info)

@@ -36,7 +36,7 @@ def assemble(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Precision of all weights.", show_default="the language model's")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what no part gives.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for what no part gives.")] = 0,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to this Hub repository.")

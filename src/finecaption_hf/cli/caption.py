@@ -1,53 +1,62 @@
-"""`finecaption caption`: regions of a picture (caption_picture.py), or a whole dataset (caption_dataset.py)."""
+"""`finecaption caption`: regions of one picture, given or found, and questions about them."""
 
-from collections.abc import Sequence
-from enum import Enum
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from .common import Device, DtypeOption, Json, Model, errors_in_one_line
-
-
-class Task(str, Enum):
-    region = "region"
-    dense = "dense"
-    whole = "global"
-
-
-class OrderedCommand(TyperCommand):
-    """Notes in which order options stand on the command line; otherwise only the order within each option is known."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args:
-            _, _, parameters = self.make_parser(ctx).parse_args(args=list(args))
-            ctx.meta["order"] = [parameter.name for parameter in parameters]
-        return super().parse_args(ctx, args)
-
-
-def _in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple[str, str]]:
-    """(option, value) of repeatable options, as they stand on the command line."""
-    values = {name: iter(given or ()) for name, given in options.items()}
-    return [(name, next(values[name])) for name in ctx.meta.get("order", ()) if name in values]
-
-
-_REGIONS, _QUESTIONS = "Regions (repeatable; none: the whole picture)", "Questions (repeatable; none: --task region)"
-_ANSWERS = "Answers"
-_DATASET = "Whole datasets: --input and --output"
-_OF_A_PICTURE = (
-    *("image", "mask", "box", "polygon", "rle", "point", "not_point"),
-    *("refine", "everything", "segmenter", "max_regions", "out"),
+from .common import (
+    Attributes,
+    Device,
+    DtypeOption,
+    Json,
+    MaxBatchTokens,
+    MaxNewTokens,
+    Model,
+    OrderedCommand,
+    OwnQuestions,
+    Seed,
+    Tasks,
+    Temperature,
+    TopP,
+    asked_in_order,
+    check_attributes,
+    errors_in_one_line,
+    in_order,
+    load_describer,
 )
-_OF_A_DATASET = ("images", "split", "log_probs", "batch_size", "num_workers", "overwrite", "retry_failed")
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..masks_finecaption import RegionMask
+
+_REGIONS = "Regions (repeatable; none: the whole picture)"
+
+
+class CaptionCommand(OrderedCommand):
+    """Hands a call with `--input`, which was for whole data sets, to `finecaption describe`."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if not any(argument.partition("=")[0] == "--input" for argument in args):
+            return super().make_context(info_name, args, parent, **extra)
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo("caption --input is finecaption describe --input, which runs now.", err=True)
+        return parent.command.commands["describe"].make_context("describe", args, parent, **extra)
 
 
 def caption(
     ctx: typer.Context,
-    image: Annotated[
-        Path | None, typer.Argument(help="Picture file. Its EXIF orientation is applied.", show_default=False)
-    ] = None,
+    image: Annotated[Path, typer.Argument(help="Picture file. Its EXIF orientation is applied.", show_default=False)],
     mask: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,162 +115,151 @@ def caption(
     ] = None,
     max_regions: Annotated[
         int | None,
-        typer.Option(min=1, help="Of --everything, the best ones.", show_default="20", rich_help_panel=_REGIONS),
-    ] = None,
-    task: Annotated[list[Task] | None, typer.Option(help="A kind of caption.", rich_help_panel=_QUESTIONS)] = None,
-    attribute: Annotated[
-        list[str] | None,
         typer.Option(
-            metavar="NAME",
-            help="An attribute that the checkpoint knows, such as color, or all; a wrong name lists them.",
-            rich_help_panel=_QUESTIONS,
+            min=1,
+            help="Keep the best regions of --everything, at most this many.",
+            show_default="20",
+            rich_help_panel=_REGIONS,
         ),
     ] = None,
-    question: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Your own words.", rich_help_panel=_QUESTIONS)
-    ] = None,
+    task: Tasks = None,
+    attribute: Attributes = None,
+    question: OwnQuestions = None,
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Longest answer, in tokens.",
-            show_default="the checkpoint's, else 64",
-            rich_help_panel=_ANSWERS,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(help="0: the likeliest token; above it tokens are drawn.", rich_help_panel=_ANSWERS)
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens of this probability.", rich_help_panel=_ANSWERS)
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.", rich_help_panel=_ANSWERS)] = 0,
-    max_batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Tokens that are held at once.", show_default="by free memory", rich_help_panel=_ANSWERS
-        ),
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    max_batch_tokens: MaxBatchTokens = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the picture with outlined regions and captions.")
     ] = None,
-    input: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|DIR|ID",
-            help="JSON Lines of regions, a folder of pictures with masks, or a dataset.",
-            rich_help_panel=_DATASET,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSON Lines to make, one line per region. The same command goes on after an interruption.",
-            rich_help_panel=_DATASET,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR|ZIP|TAR", help="Pictures.", show_default="the folder of FILE", rich_help_panel=_DATASET
-        ),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a dataset.", rich_help_panel=_DATASET)] = None,
-    log_probs: Annotated[
-        bool, typer.Option("--log-probs", help="Write the log-probability of each token.", rich_help_panel=_DATASET)
-    ] = False,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Pictures that are described together.", rich_help_panel=_DATASET)
-    ] = 4,
-    num_workers: Annotated[
-        int, typer.Option(min=1, help="Threads that read pictures ahead.", rich_help_panel=_DATASET)
-    ] = 4,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Start anew, and replace the output at the end.", rich_help_panel=_DATASET),
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed",
-            help="Of a finished output, describe the regions again that failed.",
-            rich_help_panel=_DATASET,
-        ),
-    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Caption regions of a picture, or of a whole dataset.
+    """Caption regions of a picture.
 
     Regions and questions are in the order of the command line.
     Every question is asked about every region; the global caption is about the whole picture.
 
-    For several processes: accelerate launch -m finecaption_hf.cli caption --input ... --output ...
+    Whole data sets: finecaption describe.
     """
-    asked = [
-        (kind, value.value if isinstance(value, Task) else value)
-        for kind, value in _in_order(ctx, task=task, attribute=attribute, question=question)
-    ] or [("task", Task.region.value)]
+    given = in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle, point=point, not_point=not_point)
+    questions = asked_in_order(ctx, task, attribute, question)
     decoding: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
-        "max_batch_tokens": max_batch_tokens,
     }
     with errors_in_one_line():
-        _check_mode(ctx, image, input, output)
-    if input is not None and output is not None:
-        from .caption_dataset import caption_dataset
+        _check_regions([kind for kind, _ in given], refine, everything, segmenter, max_regions)
+        from ..asking import ask, check_questions
+        from ..branches_finecaption import BranchRequest
+        from ..pipeline_finecaption import read_picture
+        from ..segmentation import find_regions, open_segmenter_for, read_regions
 
-        caption_dataset(
-            input,
-            output,
-            asked,
-            images=images,
-            split=split,
-            model=model,
-            device=device,
-            dtype=dtype,
-            options={**decoding, "log_probs": log_probs, "batch_size": batch_size},
-            num_workers=num_workers,
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-            as_json=as_json,
-        )
+        # What can be found out before a model is loaded comes first.
+        BranchRequest("region", max_new_tokens, temperature, top_p)
+        _check_writable(out, image)
+        picture = read_picture(image)
+        with _warnings_in_one_line():
+            regions = read_regions(given, picture.height, picture.width, refine)
+        describer = load_describer(model, device, dtype, max_batch_tokens=max_batch_tokens)
+        check_attributes(questions, describer.questions)
+        asked = list(check_questions(describer, [name for _, name in questions]))
+        with _warnings_in_one_line():
+            found = find_regions(
+                picture,
+                regions,
+                lambda: open_segmenter_for(
+                    describer.model, describer.processor, segmenter, device, None if dtype is None else dtype.value
+                ),
+                everything=everything,
+                max_regions=max_regions,
+            )
+        if found.by is not None:
+            name, number = found.by
+            typer.echo(f"{number} region{'' if number == 1 else 's'} found by: {name}", err=True)
+    records = ask(describer, picture, found.masks or None, asked, high_res_features=found.high_res_features, **decoding)
+    if as_json:
+        typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
+    else:
+        _print_answers(records)
+    if out is not None:
+        _write_picture(out, picture, found.masks, records)
+
+
+def _check_regions(
+    kinds: list[str], refine: bool, everything: bool, segmenter: str | None, max_regions: int | None
+) -> None:
+    """No option without the one that it goes with."""
+    if everything and (kinds or refine):
+        other = kinds[0].replace("_", "-") if kinds else "refine"
+        raise ValueError(f"--everything finds the regions itself; leave --{other} out, or --everything.")
+    if max_regions is not None and not everything:
+        raise ValueError("--max-regions goes with --everything only.")
+    if refine and "box" not in kinds:
+        raise ValueError("--refine goes with --box: it takes a box for what stands in it.")
+    if segmenter is not None and not (everything or refine or {"point", "not_point"} & set(kinds)):
+        raise ValueError("--segmenter goes with --everything, --point, or --box and --refine.")
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        typer.echo(f"Warning: {' '.join(str(warning.message).split())}", err=True)
+
+
+def _print_answers(records: list[dict[str, Any]]) -> None:
+    """A single caption as it is; a table of several, numbered from 1 like the drawn regions."""
+    if len(records) == 1 and len(records[0]["answers"]) == 1:
+        typer.echo(next(iter(records[0]["answers"].values())))
         return
-    assert image is not None
-    from .caption_picture import caption_picture
-
-    caption_picture(
-        image,
-        _in_order(ctx, mask=mask, box=box, polygon=polygon, rle=rle, point=point, not_point=not_point),
-        asked,
-        refine=refine,
-        everything=everything,
-        segmenter=segmenter,
-        max_regions=max_regions,
-        model=model,
-        device=device,
-        dtype=dtype,
-        options=decoding,
-        out=out,
-        as_json=as_json,
-    )
+    table = Table("region", "box (x0, y0, x1, y1)", "question", "answer", show_lines=False)
+    for record in records:
+        cells = [str(record["region_index"] + 1), ", ".join(map(str, record["box_xyxy"]))]
+        for name, text in record["answers"].items():
+            # Text: a caption with square brackets is not to be read as markup.
+            table.add_row(*cells, Text(name), Text(text))
+            cells = ["", ""]
+        table.add_section()
+    Console().print(table)
 
 
-def _check_mode(ctx: typer.Context, image: Path | None, source: str | None, output: Path | None) -> None:
-    """One picture, or a dataset; and no option of the other."""
-    if (source is None) != (output is None):
-        raise ValueError("--input and --output go together: what to describe, and the file to make.")
-    if source is None and image is None:
-        raise ValueError("Nothing to caption. Give a picture, or a dataset with --input and --output.")
-    others = _OF_A_DATASET if source is None else _OF_A_PICTURE
-    sources = {name: ctx.get_parameter_source(name) for name in others}
-    given = [name for name, where in sources.items() if where is not None and where.name == "COMMANDLINE"]
-    if given:
-        names = ", ".join("IMAGE" if name == "image" else f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{names} cannot be given {'without' if source is None else 'with'} --input.")
+def _write_picture(
+    out: Path, picture: "Image.Image", regions: "list[RegionMask]", records: list[dict[str, Any]]
+) -> None:
+    from ..drawing import draw_regions
+    from ..masks_finecaption import RegionMask
+
+    answers: list[dict[str, str]] = [record["answers"] for record in records]
+    # A single question needs no repeating.
+    captions = [dict(it) if len(it) > 1 else next(iter(it.values())) for it in answers]
+    drawn = regions or [RegionMask(None, picture.height, picture.width)]
+    with errors_in_one_line():
+        draw_regions(picture, [region.pixels for region in drawn], captions).save(out)
+    typer.echo(f"Wrote {out}", err=True)
+
+
+def _check_writable(out: Path | None, image: Path) -> None:
+    """Find out before the model runs, not after it."""
+    if out is None:
+        return
+    from PIL import Image
+
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), Image.registered_extensions()[out.suffix.lower()])
+    except (KeyError, OSError) as error:
+        raise ValueError(
+            f"--out {out}: {out.suffix or 'no suffix'} names no format for pictures in colour. Give a name such as "
+            "out.png."
+        ) from error
+    if out.resolve() == image.resolve():
+        raise ValueError(f"--out {out} is the picture itself, which is not written over. Give another name.")
+    if not out.resolve().parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: the folder {out.parent} does not exist. Make it first.")

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .. import EMBEDDED_CHECKPOINT
 
@@ -20,6 +21,14 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class Task(str, Enum):
+    region = "region"
+    dense = "dense"
+    whole = "global"
+
+
+_QUESTIONS, _ANSWERS = "Questions (repeatable; none: --task region)", "Answers"
+
 Model = Annotated[
     str | None,
     typer.Option(metavar="ID_OR_FOLDER", help="Checkpoint: Hub id or folder.", show_default="the embedded one"),
@@ -27,6 +36,71 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="cuda if there is one")]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Precision.", show_default="as saved")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Tasks = Annotated[list[Task] | None, typer.Option("--task", help="A kind of caption.", rich_help_panel=_QUESTIONS)]
+Attributes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attribute",
+        metavar="NAME",
+        help="An attribute that the checkpoint knows, such as color, or all; a wrong name lists them.",
+        rich_help_panel=_QUESTIONS,
+    ),
+]
+OwnQuestions = Annotated[
+    list[str] | None,
+    typer.Option("--question", metavar="TEXT", help="Your own words.", rich_help_panel=_QUESTIONS),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Longest answer, in tokens.", show_default="the checkpoint's, else 64", rich_help_panel=_ANSWERS
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(help="0 takes the likeliest token; above it, tokens are drawn.", rich_help_panel=_ANSWERS),
+]
+TopP = Annotated[
+    float,
+    typer.Option(help="Draw from the likeliest tokens that have this probability together.", rich_help_panel=_ANSWERS),
+]
+Seed = Annotated[int, typer.Option(help="Seed for sampling.", rich_help_panel=_ANSWERS)]
+MaxBatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens that are held at once.",
+        show_default="what half of the free memory takes",
+        rich_help_panel=_ANSWERS,
+    ),
+]
+
+
+class OrderedCommand(TyperCommand):
+    """Notes in which order options stand on the command line; otherwise only the order within each option is known."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args:
+            _, _, parameters = self.make_parser(ctx).parse_args(args=list(args))
+            ctx.meta["order"] = [parameter.name for parameter in parameters]
+        return super().parse_args(ctx, args)
+
+
+def in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple[str, str]]:
+    """(option, value) of repeatable options, as they stand on the command line."""
+    values = {name: iter(given or ()) for name, given in options.items()}
+    return [(name, next(values[name])) for name in ctx.meta.get("order", ()) if name in values]
+
+
+def asked_in_order(
+    ctx: typer.Context,
+    task: Sequence[Task] | None,
+    attribute: Sequence[str] | None,
+    question: Sequence[str] | None,
+) -> list[tuple[str, str]]:
+    """(option, question) as they stand on the command line; `--task region` where there is none."""
+    tasks = None if task is None else [each.value for each in task]
+    return in_order(ctx, task=tasks, attribute=attribute, question=question) or [("task", Task.region.value)]
 
 
 @contextmanager

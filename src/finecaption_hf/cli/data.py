@@ -32,13 +32,15 @@ def check(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
+            help="Format: compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
             show_default="told by the content",
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR|ZIP|TAR", help="Pictures.", show_default="the folder of the annotations"),
+        typer.Option(
+            metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of the annotations"
+        ),
     ] = None,
     mapping: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")

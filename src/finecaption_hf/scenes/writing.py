@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.records import DataError, Record
 from ..masks_finecaption import encode_rle
 from .attributes import SPLITS, Split, check_split
 from .language import accepted, answers, is_right
@@ -80,6 +81,17 @@ def known_answers(
         if all(name in known and is_right(answer, known[name]) for name, answer in references.items()):
             return {"global": known["global"]} if number[0] == "image" and len(truth) > 1 else known
     return {}
+
+
+def shows_scene(record: Record) -> bool:
+    """Whether a record is a rendered scene, of which the right answers are known."""
+    region = record.regions[0]
+    references = {branch.name: branch.answer for branch in region.branches if branch.name is not None}
+    try:
+        picture = record.load()
+    except DataError:
+        return False
+    return bool(known_answers(record.id, region.id, (picture.height, picture.width), references))
 
 
 @lru_cache(maxsize=16)

@@ -7,18 +7,23 @@
 >>> regions = picture.everything()
 """
 
+from .clicks import Clicks, SegmentationError
 from .opening import open_segmenter
-from .prompts import SegmentationError
+from .pointing import FoundRegions, find_regions, read_regions
 from .segmenter import Candidate, EncodedImage, Segmenter
 from .shared import SharedSegmenter, open_segmenter_for, open_shared_segmenter
 
 __all__ = [
     "Candidate",
+    "Clicks",
     "EncodedImage",
+    "FoundRegions",
     "SegmentationError",
     "Segmenter",
     "SharedSegmenter",
+    "find_regions",
     "open_segmenter",
     "open_segmenter_for",
     "open_shared_segmenter",
+    "read_regions",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import to_rgb
-from .prompts import Prompt
+from .clicks import Clicks
 from .segmenter import Candidate, EncodedImage, Proposals, Segmenter, bounds
 
 _WORKING_SIDE = 256  # pixels of the longer side on which GrabCut works: a fifth of a second, and less noise
@@ -70,34 +70,34 @@ class ClassicalEncodedImage(EncodedImage):
         self._cv2, self.pixels = cv2, np.ascontiguousarray(pixels)
         self._smooth = cv2.bilateralFilter(_resized(cv2, self.pixels, _WORKING_SIDE), 7, 30, 5)
 
-    def _segment(self, prompt: Prompt, num_candidates: int) -> list[Candidate]:
-        return self._in_box(prompt) if prompt.box_xyxy is not None else self._around_points(prompt)
+    def _segment(self, clicks: Clicks, num_candidates: int) -> list[Candidate]:
+        return self._in_box(clicks) if clicks.box_xyxy is not None else self._around_points(clicks)
 
     # --- a box -------------------------------------------------------------------------------------------------------
 
-    def _in_box(self, prompt: Prompt) -> list[Candidate]:
+    def _in_box(self, clicks: Clicks) -> list[Candidate]:
         """GrabCut from several starts. The score is how well the mask's own box agrees with the one that was drawn.
 
         A box is drawn around a region so that it touches all four sides (Lempitsky et al., ICCV 2009); a cut that
         shrinks away from them went wrong, and then the box as it is is the better answer.
         """
-        assert prompt.box_xyxy is not None
-        x0, y0, x1, y1 = _pixel_box(prompt.box_xyxy, self.height, self.width)
+        assert clicks.box_xyxy is not None
+        x0, y0, x1, y1 = _pixel_box(clicks.box_xyxy, self.height, self.width)
         box = np.zeros((self.height, self.width), dtype=bool)
         box[y0:y1, x0:x1] = True
         # Points have the last word; a positive one outside of the box widens what may be in the region.
         reach = box.copy()
-        for x, y in prompt.points[prompt.labels == 1].astype(int).tolist():
+        for x, y in clicks.points[clicks.labels == 1].astype(int).tolist():
             reach[min(y, y0) : max(y + 1, y1), min(x, x0) : max(x + 1, x1)] = True
-        plain = self._with_points(box, prompt)
+        plain = self._with_points(box, clicks)
         found = [Candidate(plain, _PLAIN_BOX_SCORE)]
         for start in _STARTS:
             likely = box if start is None else box & _ellipse(x0, y0, x1, y1, start, box.shape)
-            mask = self._grab_cut(reach, likely, prompt)
+            mask = self._grab_cut(reach, likely, clicks)
             found.append(Candidate(mask, _box_agreement(mask, plain)))
         return found
 
-    def _grab_cut(self, reach: np.ndarray, likely: np.ndarray, prompt: Prompt) -> np.ndarray:
+    def _grab_cut(self, reach: np.ndarray, likely: np.ndarray, clicks: Clicks) -> np.ndarray:
         """Cut the region out of `reach` bool (H, W), outside of which nothing is, beginning with `likely`."""
         cv2 = self._cv2
         left, top, right, bottom = bounds(reach)
@@ -111,7 +111,7 @@ class ClassicalEncodedImage(EncodedImage):
         trimap = np.full(crop.shape[:2], cv2.GC_BGD, dtype=np.uint8)
         trimap[_resized_mask(cv2, reach[window], trimap.shape)] = cv2.GC_PR_BGD
         trimap[_resized_mask(cv2, likely[window], trimap.shape)] = cv2.GC_PR_FGD
-        for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
+        for (x, y), label in zip(clicks.points, clicks.labels, strict=True):
             place = (int((x - window[1].start) * scale_x), int((y - window[0].start) * scale_y))
             cv2.circle(trimap, place, _POINT_RADIUS, int(cv2.GC_FGD if label else cv2.GC_BGD), thickness=-1)
         inside = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
@@ -120,30 +120,30 @@ class ClassicalEncodedImage(EncodedImage):
             # Flat colours have no variance to model, so that the cut may never end: a little grain keeps it sound.
             grain = np.random.default_rng(0).integers(-_GRAIN, _GRAIN + 1, crop.shape)
             crop = np.clip(crop.astype(np.int16) + grain, 0, 255).astype(np.uint8)
-            cv2.setRNGSeed(0)  # the same mask for the same prompt
+            cv2.setRNGSeed(0)  # the same mask for the same clicks
             cv2.grabCut(crop, trimap, None, None, None, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
             inside = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
         mask = np.zeros_like(reach)
         mask[window] = _resized_mask(cv2, inside, reach[window].shape) & reach[window]
-        return self._with_points(_without_holes(cv2, _without_specks(cv2, mask)), prompt)
+        return self._with_points(_without_holes(cv2, _without_specks(cv2, mask)), clicks)
 
     # --- points ------------------------------------------------------------------------------------------------------
 
-    def _around_points(self, prompt: Prompt) -> list[Candidate]:
+    def _around_points(self, clicks: Clicks) -> list[Candidate]:
         """Cuts that begin with discs of several sizes around the positive points, and the best region of like colour.
 
         How large the thing is that was meant cannot be known. A mask is believed the more, the more the others agree
         with it, and the less its colours are those of the strip around it.
         """
-        positive = prompt.points[prompt.labels == 1]
+        positive = clicks.points[clicks.labels == 1]
         ys, xs = np.ogrid[: self.height, : self.width]
         nearest = np.full((self.height, self.width), np.inf)  # squared distance to a positive point
         for x, y in positive:
             nearest = np.minimum(nearest, (xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)
         radii = [share * float(np.sqrt(self.height * self.width)) for share in _DISCS]
-        masks = [self._cut_from_discs(prompt, positive, nearest, radius) for radius in radii]
+        masks = [self._cut_from_discs(clicks, positive, nearest, radius) for radius in radii]
         grown = [np.logical_or.reduce([self._grow(x, y, tolerance) for x, y in positive]) for tolerance in _TOLERANCES]
-        masks.append(self._with_points(self._to_picture(grown[int(np.argmax(_stabilities(grown)))]), prompt))
+        masks.append(self._with_points(self._to_picture(grown[int(np.argmax(_stabilities(grown)))]), clicks))
         found = []
         for index, mask in enumerate(masks):
             agreement = float(np.mean([_overlap(mask, other) for place, other in enumerate(masks) if place != index]))
@@ -151,16 +151,16 @@ class ClassicalEncodedImage(EncodedImage):
             found.append(Candidate(mask, trust * (0.5 + agreement) / 1.5 * self._contrast(mask)))
         return found
 
-    def _cut_from_discs(self, prompt: Prompt, positive: np.ndarray, nearest: np.ndarray, radius: float) -> np.ndarray:
+    def _cut_from_discs(self, clicks: Clicks, positive: np.ndarray, nearest: np.ndarray, radius: float) -> np.ndarray:
         """What GrabCut makes of discs around the positive points, as far as it hangs together with one of them."""
         cv2 = self._cv2
         between = np.zeros((self.height, self.width), dtype=np.uint8)
         cv2.fillConvexPoly(between, cv2.convexHull(positive.astype(np.int32)), 1)
         reach = (nearest <= (_REACH * radius) ** 2) | (between > 0)
-        mask = self._grab_cut(reach, nearest <= radius**2, prompt)
+        mask = self._grab_cut(reach, nearest <= radius**2, clicks)
         _, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
         touched = {int(pieces[int(y), int(x)]) for x, y in positive} - {0}
-        return self._with_points(np.isin(pieces, list(touched)), prompt)
+        return self._with_points(np.isin(pieces, list(touched)), clicks)
 
     def _contrast(self, mask: np.ndarray) -> float:
         """From 0 to 1: how different the colours inside are from those in a strip around, by their histograms."""
@@ -206,11 +206,11 @@ class ClassicalEncodedImage(EncodedImage):
         closed = self._cv2.morphologyEx(mask.astype(np.uint8), self._cv2.MORPH_CLOSE, np.ones((3, 3), dtype=np.uint8))
         return _resized_mask(self._cv2, closed > 0, (self.height, self.width))
 
-    def _with_points(self, mask: np.ndarray, prompt: Prompt) -> np.ndarray:
+    def _with_points(self, mask: np.ndarray, clicks: Clicks) -> np.ndarray:
         """The mask with every positive point in it and no negative one, whatever the cut said."""
         mask = mask.copy()
         for label in (1, 0):  # where both are on one pixel, it is outside
-            for x, y in prompt.points[prompt.labels == label].astype(int).tolist():
+            for x, y in clicks.points[clicks.labels == label].astype(int).tolist():
                 mask[y, x] = bool(label)
         return mask
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..data.images import to_rgb
 from ..image_processing_finecaption import Geometry
-from .prompts import Prompt
+from .clicks import Clicks
 from .segmenter import Candidate, EncodedImage, Proposals, Segmenter
 
 _THINNEST = 64  # a picture whose sides differ by more than this factor is stretched for the encoder
@@ -70,9 +70,9 @@ class ModelEncodedImage(EncodedImage):
         super().__init__(*size)
         self.model, self.embeddings, self.input_size, self.placed = model, embeddings, input_size, placed
 
-    def _segment(self, prompt: Prompt, num_candidates: int) -> list[Candidate]:
-        points, labels = prompt.points[None], prompt.labels[None]
-        box = None if prompt.box_xyxy is None else prompt.box_xyxy.reshape(1, 2, 2)
+    def _segment(self, clicks: Clicks, num_candidates: int) -> list[Candidate]:
+        points, labels = clicks.points[None], clicks.labels[None]
+        box = None if clicks.box_xyxy is None else clicks.box_xyxy.reshape(1, 2, 2)
         # A box or several points leave little doubt, and for those the model has a mask of its own.
         ambiguous = num_candidates > 1 or (box is None and points.shape[1] == 1)
         logits, scores = self._decode(points if points.size else None, labels, box, several=ambiguous)

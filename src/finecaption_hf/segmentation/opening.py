@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .prompts import SegmentationError
+from .clicks import SegmentationError
 from .segmenter import Segmenter
 
 _FAMILIES = {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .prompts import Prompt, SegmentationError, checked_prompt
+from .clicks import Clicks, SegmentationError, checked_clicks
 
 
 class Candidate(NamedTuple):
@@ -74,8 +74,11 @@ class EncodedImage(ABC):
         """
         if num_candidates < 1:
             raise SegmentationError(f"num_candidates is {num_candidates}; at least one is needed.")
-        prompt = checked_prompt(points, labels, box_xyxy, self.height, self.width)
-        found = [candidate for candidate in self._segment(prompt, num_candidates) if candidate.mask.any()]
+        return self.candidates(checked_clicks(points, labels, box_xyxy, self.height, self.width), num_candidates)
+
+    def candidates(self, clicks: Clicks, num_candidates: int = 3) -> list[Candidate]:
+        """See `masks`, for clicks in this picture that were checked."""
+        found = [candidate for candidate in self._segment(clicks, num_candidates) if candidate.mask.any()]
         found.sort(key=lambda candidate: -candidate.score)
         different: list[Candidate] = []
         for candidate in found:
@@ -145,7 +148,7 @@ class EncodedImage(ABC):
         return found_masks[:max_regions]
 
     @abstractmethod
-    def _segment(self, prompt: Prompt, num_candidates: int) -> list[Candidate]:
+    def _segment(self, clicks: Clicks, num_candidates: int) -> list[Candidate]:
         """Candidates in any order; empty and equal ones may be among them."""
 
     @abstractmethod

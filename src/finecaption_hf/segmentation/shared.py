@@ -9,9 +9,9 @@ from PIL import Image
 
 from ..data.images import to_rgb
 from ..image_processing_finecaption import fit_within
+from .clicks import SegmentationError
 from .models import ModelEncodedImage
 from .opening import open_segmenter, read, read_config
-from .prompts import SegmentationError
 from .segmenter import Segmenter
 
 if TYPE_CHECKING:

@@ -1,44 +1,91 @@
-"""`finecaption caption --input ... --output ...`: a whole dataset."""
+"""`finecaption describe`: every region of a whole data set."""
 
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from .common import Dtype, check_attributes, load_describer
+from .common import (
+    Attributes,
+    Device,
+    DtypeOption,
+    Json,
+    MaxBatchTokens,
+    MaxNewTokens,
+    Model,
+    OwnQuestions,
+    Seed,
+    Tasks,
+    Temperature,
+    TopP,
+    asked_in_order,
+    check_attributes,
+    load_describer,
+)
+from .progress import progress
 
 if TYPE_CHECKING:
     from ..describing import Result
 
-_SECONDS_BETWEEN_LINES = 30
 
-
-def caption_dataset(
-    source: str,
-    output: Path,
-    questions: Sequence[tuple[str, str]],
-    *,
-    images: Path | None,
-    split: str | None,
-    model: str | None,
-    device: str | None,
-    dtype: Dtype | None,
-    options: dict[str, Any],
-    num_workers: int,
-    overwrite: bool,
-    retry_failed: bool,
-    as_json: bool,
+def describe(
+    ctx: typer.Context,
+    input: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|DIR|ID",
+            help="JSON Lines of regions, a folder of pictures with masks, or a dataset.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines to make, one line per region. The same command goes on after an interruption.",
+            show_default=False,
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of FILE"),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a dataset.")] = None,
+    task: Tasks = None,
+    attribute: Attributes = None,
+    question: OwnQuestions = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    log_probs: Annotated[bool, typer.Option("--log-probs", help="Write the log-probability of each token.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are described together.")] = 4,
+    max_batch_tokens: MaxBatchTokens = None,
+    num_workers: Annotated[int, typer.Option(min=1, help="Threads that read pictures ahead.")] = 4,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew, and replace the output at the end.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Describe again the regions of a finished output that failed.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Describe all regions of an input; `questions` are (option, value) as they were given."""
+    """Describe every region of a data set: one line per region, in the input's order.
+
+    Questions are in the order of the command line; a region may have its own. The global caption is about the whole
+    picture.
+
+    For several processes: accelerate launch -m finecaption_hf.cli describe --input ... --output ...
+    """
+    questions = asked_in_order(ctx, task, attribute, question)
     from ..describing import (
         Options,
         Processes,
@@ -68,7 +115,7 @@ def caption_dataset(
         return typer.Exit(code)
 
     def load() -> Any:
-        describer = load_describer(model, device, dtype, max_batch_tokens=options["max_batch_tokens"])
+        describer = load_describer(model, device, dtype, max_batch_tokens=max_batch_tokens)
         check_attributes(questions, describer.questions)
         return describer
 
@@ -81,10 +128,10 @@ def caption_dataset(
 
     try:
         check_output(output)
-        inputs = open_inputs(source, images=images, split=split)
+        inputs = open_inputs(input, images=images, split=split)
         for note in inputs.notes:
             tell(note)
-        with _progress(processes.is_main) as show:
+        with progress(processes.is_main) as show:
 
             def on_progress(done: int, total: int) -> None:
                 counted.append((done, total))
@@ -96,7 +143,7 @@ def caption_dataset(
                 inputs,
                 output,
                 [value for _, value in questions],
-                Options(**{name: value for name, value in options.items() if name != "max_batch_tokens"}),
+                Options(max_new_tokens, temperature, top_p, seed, log_probs, batch_size),
                 overwrite=overwrite,
                 retry_failed=retry_failed,
                 num_workers=num_workers,
@@ -145,61 +192,3 @@ def _report(result: "Result", output: Path, as_json: bool, counted: Sequence[tup
         if more := result.failed - len(result.places):
             typer.echo(f'  and {more} more: the lines with "error" in {output}', err=True)
         typer.echo("Once their cause is mended, --retry-failed describes them.", err=True)
-
-
-class _RateColumn(ProgressColumn):
-    def render(self, task: Any) -> Text:
-        return Text("" if not task.speed else f"{_rate(task.speed)}")
-
-
-def _rate(regions_per_second: float) -> str:
-    if regions_per_second >= 1:
-        return f"{regions_per_second:.1f} regions/s"
-    return f"{1 / regions_per_second:.1f} s/region"
-
-
-@contextmanager
-def _progress(is_main: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere, such as in a log, a line now and then."""
-    console = Console(stderr=True)
-    if not is_main:
-        yield lambda done, total: None
-        return
-    if not console.is_terminal:
-        yield _ProgressLines()
-        return
-    columns = (
-        TextColumn("regions"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    # Batches of a large model may take long, so the rate is that of the last ten minutes.
-    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        bars: list[Any] = []
-
-        def show(done: int, total: int) -> None:
-            if bars:
-                progress.update(bars[0], completed=done)
-            else:
-                bars.append(progress.add_task("regions", total=total, completed=done))
-
-        yield show
-
-
-class _ProgressLines:
-    def __init__(self) -> None:
-        self.first: tuple[float, int] | None = None
-        self.last = 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first, self.last = (now, done), now
-        if now - self.last < _SECONDS_BETWEEN_LINES or done == self.first[1]:
-            return
-        self.last = now
-        rate = (done - self.first[1]) / (now - self.first[0])
-        left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
-        typer.echo(f"{done} of {total} regions, {_rate(rate)}, {left} left", err=True)

@@ -10,7 +10,7 @@ class SegmentationError(ValueError):
     """Points, a box or a segmenter that cannot be used; the message says what to give instead."""
 
 
-class Prompt(NamedTuple):
+class Clicks(NamedTuple):
     """Points (P, 2) as (x, y), labels (P,), 1 in the region and 0 outside of it, and a box_xyxy (4,) or `None`."""
 
     points: np.ndarray
@@ -18,9 +18,9 @@ class Prompt(NamedTuple):
     box_xyxy: np.ndarray | None
 
 
-def checked_prompt(
+def checked_clicks(
     points: Sequence[Any] | None, labels: Sequence[Any] | None, box_xyxy: Sequence[Any] | None, height: int, width: int
-) -> Prompt:
+) -> Clicks:
     """Check what was pointed at in a picture of `height` x `width` pixels; the box is cut at the picture's border.
 
     Raises:
@@ -57,7 +57,7 @@ def checked_prompt(
             f"{len(points)} points arrived, none of them positive, and no box. Give a point of the region with label "
             "1, or a box_xyxy."
         )
-    return Prompt(places, np.array(labels, dtype=np.int64), box)
+    return Clicks(places, np.array(labels, dtype=np.int64), box)
 
 
 def _numbers(values: Any, shape: tuple[int, ...], what: str, needed: str) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""Who imports whom: docs/architecture.md draws it, and this test says where an arrow goes another way."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "finecaption_hf"
+TRAVELS, ROOT = "what travels", "the package itself"
+
+# From a room to those that it may import, besides what travels. Rows from below to above.
+ARROWS: dict[str, set[str]] = {
+    TRAVELS: set(),
+    ROOT: set(),
+    "resuming": set(),
+    "asking": {"resuming"},  # a describer's settings have the model's fingerprint
+    "data": set(),
+    "drawing": set(),
+    "hub": {"resuming"},
+    "segmentation": {"asking", "data", "resuming"},
+    "scenes": {"asking", "data", "resuming"},
+    "describing": {"asking", "data", "resuming"},
+    "training": {"asking", "data", "resuming"},
+    "info": {"training"},  # what trains in which stage
+    "assembly": {"hub"},  # pushes what it has made
+    "evaluation": {"asking", "data", "resuming", "drawing", "training", "scenes"},  # the ablation trains, on scenes too
+    "demo": {"asking", "data", "segmentation", "drawing", "scenes"},  # its examples are scenes
+}
+ARROWS["cli"] = set(ARROWS)
+# Arrows back that are still to go.
+LEFT = {("hub_finecaption", "processing_finecaption"), ("data.records", "data.images")}
+
+
+def _modules() -> dict[str, Path]:
+    files = (file for file in PACKAGE.rglob("*.py") if "checkpoints" not in file.parts)
+    return {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in files}
+
+
+MODULES = _modules()
+
+
+def _imports(module: str) -> Iterator[str]:
+    """The modules of the package that a module imports, lazily too; not those for types alone."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    package = module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else [])]
+        elif (node.module or "").split(".")[0] == PACKAGE.name:
+            base = (node.module or "").split(".")[1:]
+        else:
+            continue
+        for name in node.names:
+            candidates = ([*base, name.name], [*base, name.name, "__init__"], base, [*base, "__init__"])
+            yield next(found for each in candidates if (found := ".".join(each)) in MODULES)
+
+
+def _room(module: str) -> str:
+    first = module.split(".")[0]
+    return TRAVELS if first.endswith("_finecaption") else ROOT if first == "__init__" else first
+
+
+def test_every_room_is_drawn() -> None:
+    assert {_room(module) for module in MODULES} == set(ARROWS)
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_arrows_lead_where_they_may(room: str) -> None:
+    drawn = {
+        (module, imported)
+        for module in MODULES
+        for imported in _imports(module)
+        if _room(module) == room and _room(imported) != room
+    }
+    allowed = {TRAVELS, ROOT, *ARROWS[room]} if room != TRAVELS else set()
+    assert {pair for pair in drawn if _room(pair[1]) not in allowed} == set()
+
+
+def test_rooms_are_in_no_circle() -> None:
+    TopologicalSorter(ARROWS).prepare()
+
+
+def test_files_are_in_no_circle() -> None:
+    graph = {module: {it for it in _imports(module) if it != module and (module, it) not in LEFT} for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"In a circle: {' -> '.join(error.args[1])}")
