@@ -324,7 +324,7 @@ def test_device_that_cannot_be_used_raises(embedded: Any) -> None:
         (["--box", "1,2,3"], "region 1 (--box): A list of 3 entries is no box"),
         (["--box", "left"], "Give X0,Y0,X1,Y1 in pixels"),
         (["--box", "1,2,30,40", "--box", "900,900,999,999"], "region 2 (--box): The box [900, 900, 999, 999]"),
-        (["--polygon", "1,2,3,4"], "at least three points"),
+        (["--polygon", "1,2,3,4"], "Give at least three"),
         (["--rle", "{"], "--rle: this is no JSON"),
         (["--rle", "[" * 100_000], "--rle: this is no JSON"),
         (["--rle", "nothing.json"], "neither an existing file nor JSON"),

@@ -166,8 +166,8 @@ def test_compositioncap_is_read(tmp_path: Path) -> None:
         ),
         "entity_id_1",
     )
-    other = Region(BLOB, (Branch("round", "Shape"),), "2")
-    assert record == Record("a.jpg", (whole(Branch("A man and a dog.", "global"), id="global"), man, other), "5")
+    other = Region(BLOB, (Branch("round", "Shape"),), 2)
+    assert record == Record("a.jpg", (whole(Branch("A man and a dog.", "global"), id="global"), man, other), 5)
     assert np.array_equal(as_mask(record.regions[1].mask, H, W), MASK)
     assert record.where == f"{path}[0]"
     (kept,) = read(path, keep_entity_references=True)
@@ -214,11 +214,11 @@ def test_entity_references_go_without_a_trace(text: str, expected: str) -> None:
 
 def test_refcoco_joins_captions_of_one_mask(tmp_path: Path) -> None:
     path = write(tmp_path, "refcoco")
-    cup = Region(POLYGON, (Branch("the left cup", "region"), Branch("a red cup", "region")), "11")
-    table = Region([[0, 0, 4, 0, 4, 4]], (Branch("a table", "region"),), "14")
+    cup = Region(POLYGON, (Branch("the left cup", "region"), Branch("a red cup", "region")), 11)
+    table = Region([[0, 0, 4, 0, 4, 4]], (Branch("a table", "region"),), 14)
     assert read(path) == [
         Record("a.jpg", (cup, table)),
-        Record("b.jpg", (Region(RLE, (Branch("a cat", "region"),), "12"),)),
+        Record("b.jpg", (Region(RLE, (Branch("a cat", "region"),), 12),)),
     ]
     turned = {key: REFCOCO[key] for key in reversed(REFCOCO)}
     assert read(write(tmp_path, "turned", json.dumps(turned, indent=2))) == read(path)
@@ -257,8 +257,8 @@ def test_grand_is_read_from_a_file_and_from_a_folder(tmp_path: Path) -> None:
     expected = Record(
         "sa_1.jpg",
         (
-            Region(RLE, (Branch("fire truck, truck", "Category Name"), Branch("a red truck", "region")), "0"),
-            Region({"box_xyxy": [0, 0, 4, 2]}, (Branch("sky", "Category Name"),), "1"),
+            Region(RLE, (Branch("fire truck, truck", "Category Name"), Branch("a red truck", "region")), 0),
+            Region({"box_xyxy": [0, 0, 4, 2]}, (Branch("sky", "Category Name"),), 1),
             whole(Branch("A truck below the sky.", "global"), id="global"),
         ),
     )

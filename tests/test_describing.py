@@ -104,7 +104,9 @@ def test_real_regions_get_the_answers_of_single_questions(
     names = ["--attribute", "color", "--question", "What is it?", "--task", "global"]
     result = command("--input", source, "--output", output, *names, "--max-new-tokens", 6, "--batch-size", 3)
     assert result.exit_code == 0, result.output
+    assert "0 of 27 regions are whole pictures." in result.stderr
     found = records(output)
+    assert [record["caption"] for record in found] == [region.caption for region in real_regions]  # keys of one's own
     for number in (0, 5, 20, 26):
         region, record = real_regions[number], found[number]
         picture = Image.open(region.image)

@@ -101,27 +101,36 @@ def test_regions_keep_their_order_however_they_are_cut(tmp_path: Path, rows: lis
         first = item.regions[0].region_index
         assert first == (0 if previous is None or previous[0] != item.name else previous[1] + 1)
         assert [region.region_index - first for region in item.regions] == list(range(len(item.regions)))
-        found += [(item.name, (region.ids or {})["id"]) for region in item.regions]
+        found += [(item.name, region.carried["id"]) for region in item.regions]
         previous = (item.name, item.regions[-1].region_index)
     assert found == expected
     assert inputs.num_regions == len(expected)
 
 
-def test_ids_and_questions_go_with_their_regions(tmp_path: Path) -> None:
+def test_ids_own_keys_and_questions_go_with_their_regions(tmp_path: Path) -> None:
     inputs = of_rows(
         tmp_path,
         {
             "image": "a.png",
             "id": 7,
+            "split": "val",
             "questions": "color",
             "regions": [{"id": "x", "mask": BOX, "branches": []}, {**BOX, "questions": ["dense", "Is it new?"]}],
         },
-        {"image": "b.png", "id": "y", "polygon": [0, 0, 9, 0, 9, 9], "caption": "left alone"},
+        # As COCO has it, with an area that the record has itself.
+        {
+            "image": "b.png",
+            "id": 5,
+            "image_id": 3,
+            "segmentation": [[0, 0, 9, 0, 9, 9]],
+            "area": 40,
+            "bbox": [0, 0, 9, 9],
+        },
     )
-    assert [(region.ids, region.questions) for n in range(2) for region in inputs[n].regions] == [
-        ({"image_id": "7", "id": "x"}, ("color",)),
-        ({"image_id": "7"}, ("dense", "Is it new?")),
-        ({"id": "y"}, None),
+    assert [(region.carried, region.questions) for n in range(2) for region in inputs[n].regions] == [
+        ({"image_id": 7, "split": "val", "id": "x"}, ("color",)),
+        ({"image_id": 7, "split": "val"}, ("dense", "Is it new?")),
+        ({"id": 5, "image_id": 3, "bbox": [0, 0, 9, 9]}, None),
     ]
 
 
@@ -172,7 +181,11 @@ def test_what_is_broken_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
         2: "rows.jsonl:3: row: a list",
         4: "rows.jsonl:4: regions[1]: mask",
     }
-    parts |= {5: "regions[2]: bbox: it is no key", 6: "questions: there is none", 7: "rows.jsonl:5: regions: there is"}
+    parts |= {
+        5: "regions[2]: region: The key 'bbox'",
+        6: "questions: there is none",
+        7: "rows.jsonl:5: regions: there is",
+    }
     parts |= {8: "questions[0]: it is empty"}
     for position, part in parts.items():
         assert part in found[position]
@@ -285,10 +298,10 @@ def test_masks_beside_pictures_and_in_folders_of_their_own_are_found(tmp_path: P
     inputs = open_inputs(tmp_path)
     assert inputs.num_regions == 11
     items = [inputs[index] for index in range(len(inputs))]
-    found = {item.name: [(region.ids or {}).get("id") for region in item.regions] for item in items[:-1]}
+    found = {item.name: [region.carried.get("id") for region in item.regions] for item in items[:-1]}
     assert found == {name: masks or [None] for name, masks in layout.items()}
     assert "deep/masks/orphan.png" in errors(inputs)[10]
-    assert inputs.notes == ["1 of 7 pictures have no mask and are described as a whole."]
+    assert inputs.num_whole_images == 1
     assert np.array_equal(pixels(inputs)[2], np.asarray(mask(len("a-mask10.png"))) > 0)
 
 
@@ -303,7 +316,7 @@ def test_a_damaged_mask_file_names_itself(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     (tmp_path / "a-mask.png").write_text("no picture")
     inputs = open_inputs(tmp_path)
-    with pytest.raises(DataError, match=r"mask 'a-mask\.png': it cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"mask 'a-mask\.png': it cannot be decoded \(no format"):
         pixels(inputs)
 
 
@@ -340,7 +353,7 @@ def test_a_dataset_gives_its_pictures_and_masks(tmp_path: Path) -> None:
         for index in range(2):
             assert np.array_equal(inputs[index].load(), picture(index))
             assert np.array_equal(pixels(inputs, index)[0], np.asarray(mask(index)) > 0)
-            assert inputs[index].regions[0].ids == {"id": str(10 + index)}
+            assert inputs[index].regions[0].carried == {"id": 10 + index}
     one = open_inputs(tmp_path / "saved", split="test")
     assert one.num_regions == 1
     assert one.fingerprint != open_inputs(tmp_path / "saved", split="train").fingerprint

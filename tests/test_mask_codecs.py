@@ -363,7 +363,7 @@ def rle(counts, size=(6, 6)):
 
 
 BAD_RLES = [
-    ("'size' is missing", [{"counts": "0"}]),
+    ("'size' is missing", [{"counts": "0"}, rle([0, 36], None)]),
     ("no region", [{"size": [6, 6], "polygon": None}, rle(None)]),
     ("sum to the 36 pixels.*but to 20", [rle([10, 10])]),
     ("sum to the 36 pixels.*but to 40", [rle([10, 10, 20])]),
@@ -392,7 +392,7 @@ BAD_RLES = [
     ("no height", [rle([0, 36], (6.5, 6)), rle([0, 36], (NAN, 6)), rle([0, 36], (-6, -6)), rle([], (0, 0))]),
     ("no height", [rle([0, 1], (True, True)), rle([0, 36], ("6", "6"))]),
     ("no width", [rle([0, 36], (6, INF))]),
-    ("no RLE size", [rle([0, 36], "66"), rle([0, 36], (6, 6, 1)), rle([0, 36], None)]),
+    ("no RLE size", [rle([0, 36], "66"), rle([0, 36], (6, 6, 1))]),
     ("2\\*\\*40", [rle([10**18], (10**9, 10**9)), rle([HUGE], (HUGE, HUGE))]),
     ("100000x100000", [rle([0, 10**10], (10**5, 10**5))]),
 ]

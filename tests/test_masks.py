@@ -292,7 +292,7 @@ def test_list_that_holds_itself_raises():
 
 numbers = st.integers() | st.floats() | st.integers(-2, 12) | st.sampled_from([0.5, 1e9, -0.0, 2**63, 1e-300])
 leaves = st.none() | st.booleans() | numbers | st.text(max_size=8) | st.sampled_from(["Polygon", "MultiPolygon", "0T1"])
-keys = st.sampled_from(["size", "counts", "box_xyxy", "polygon", "type", "coordinates", "bbox"])
+keys = st.sampled_from(["size", "counts", "box_xyxy", "polygon", "type", "coordinates", "bbox", "mask", "mask_file"])
 json_values = st.recursive(
     leaves | st.lists(numbers, max_size=8) | st.lists(st.lists(numbers, min_size=2, max_size=2), max_size=6),
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(keys, inner, max_size=3),

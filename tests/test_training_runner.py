@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -316,7 +317,10 @@ def test_missing_model_data_and_weighted_data_are_named(setting: Recipe, tmp_pat
 
 
 def test_held_out_share_is_not_trained_on(setting: Recipe) -> None:
-    training, held_out = open_data(replace(setting, eval_data={}, eval_share=0.25), replace(STAGES[1], data={}), seed=0)
+    told: list[str] = []
+    setting = replace(setting, eval_data={}, eval_share=0.25)
+    training, held_out = open_data(setting, replace(STAGES[1], data={}), seed=0, tell=told.append)
+    assert len(told) == 1 and re.search(r"records\.jsonl: 18 of \d+ regions are whole pictures\.", told[0])
     ids = [{data[index].id for index in range(len(data))} for data in (training, held_out)]
     assert [len(each) for each in ids] == [14, 4]
     assert not ids[0] & ids[1]

@@ -599,4 +599,12 @@ def join_vision(parts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     return joined
 
 
-__all__ = ["FineCaptionImageProcessor", "Geometry", "fit_within", "flatten_regions", "join_vision", "region_alpha"]
+__all__ = [
+    "FineCaptionImageProcessor",
+    "Geometry",
+    "fit_within",
+    "flatten_regions",
+    "join_vision",
+    "region_alpha",
+    "upright_rgb",
+]

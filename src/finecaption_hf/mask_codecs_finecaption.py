@@ -449,7 +449,7 @@ def decode_rle(rle: Any, size: _Size | None = None) -> BoolArray:
 def _rle_size(rle: dict[Any, Any]) -> _Size:
     needed = "Give {'size': [H, W], 'counts': ...}."
     for key in ("size", "counts"):
-        if key not in rle:
+        if rle.get(key) is None:
             raise MaskError(f"{arrived(rle)} is no COCO RLE: {key!r} is missing. {needed}")
     size = rle["size"]
     if not is_sequence(size) or len(size) != 2:

@@ -1,4 +1,6 @@
-"""Any form of a region -> one binary (H, W) mask. The forms themselves are in the two files that are imported here.
+"""Any form of a region -> one binary (H, W) mask, and the keys under which a region may stand in a row, for every door.
+
+The forms themselves are in the two files that are imported here.
 
 H, W: height and width of the image in pixels. Arrays are row-major (H, W), 0 is the top left; coordinates are (x, y) in
 pixels.
@@ -8,7 +10,7 @@ References come from files and from strangers. Everything here ends in a region 
 work it may cost is bounded by the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,24 @@ from .mask_codecs_finecaption import (
     is_sequence,
 )
 from .polygons_finecaption import box_mask, geojson_mask, polygon_mask
+
+REGION_KEYS = ("mask", "segmentation", "mask_rle", "mask_file", "polygon", "box_xyxy", "counts", "coordinates")
+"""What a region may stand under in a row. The first three hold any region reference; the last two have a partner."""
+_HOLDERS = REGION_KEYS[:3]
+_PARTNERS = {"counts": "size", "coordinates": "type"}
+_NEEDED = (
+    "A region is one of mask, segmentation or mask_rle (any reference), polygon, box_xyxy, mask_file, size and counts "
+    "(COCO RLE), type and coordinates (GeoJSON)."
+)
+# Other tools' words, in small letters without marks and plural, by what is probably meant.
+_MEANT = {
+    "box_xyxy = [x0, y0, x1, y1] in pixels": "box boxe xyxy bboxxyxy boundingbox rect rectangle",
+    "box_xyxy = [x, y, x + width, y + height], since a bbox is [x, y, width, height]": "bbox bboxe xywh bboxxywh roi",
+    "mask_file, the name of a mask picture": "maskpath maskfilename maskname maskurl maskimage segmentationfile",
+    "mask": "region rle cocorle rlemask segm seg segmentationmask maskb64 binarymask alpha bitmap geometry",
+    "polygon, an outline in pixels": "point contour outline vertice vertex poly",
+    "regions, a list of such rows": "annotation object shape instance entity entitie detection segment",
+}
 
 
 class RegionMask:
@@ -74,10 +94,11 @@ def as_mask(reference: Any, height: int, width: int) -> BoolArray:
               `[[x, y, ...], [x, y, ...]]`, whose union is the region (COCO's `segmentation`).
             - GeoJSON `{"type": "Polygon" | "MultiPolygon", "coordinates": ...}`: rings after the first of a polygon are
               holes.
+            - `{"mask": ...}`, and in its place `segmentation` or `mask_rle`: any of these.
             - str: a CompositionCap blob, see `decode_mask`. A str is never a path.
             - `RegionMask`: one that was checked before.
 
-            Keys of a dict that hold `None` count as absent.
+            Other keys of a dict may be there as well, see `read_region`.
         height (`int`): Height of the image in pixels.
         width (`int`): Width of the image in pixels.
 
@@ -158,25 +179,81 @@ def _box(region: BoolArray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def read_region(row: Mapping[Any, Any], own: Collection[str] = (), *, closed: bool = False) -> tuple[str | None, Any]:
+    """Find the region in a row. The same keys mean the same in files, data sets, chats and `as_mask`.
+
+    Args:
+        row: one of `REGION_KEYS`, beside other keys. `None` under a key counts as absent.
+        own: keys that are known not to be a region, whatever they hold.
+        closed (`bool`): whether other keys are errors. If not, they are the user's, unless they look like a region.
+
+    Returns:
+        The key and the reference for `as_mask`; for `mask_file`, `{"mask_file": name}`, which only the reader of a data
+        set can open. `(None, None)` is the whole image.
+
+    Raises:
+        MaskError: If there are two regions, a key is a misspelt one or another tool's word for one, or, where no region
+            was given nor `None` under one of its keys, any other key holds a list or an object.
+    """
+    given = [key for key in REGION_KEYS if row.get(key) is not None]
+    if len(given) > 1:
+        raise MaskError(f"{arrived(row)} has more than one region: {', '.join(given)}. Give one of them.")
+    partner = _PARTNERS.get(given[0]) if given else None
+    for key, value in row.items():
+        if value is None or key in REGION_KEYS or key in own or key == partner:
+            continue
+        meant, is_misspelt = _meant(key, value)
+        shown = f"The key {key[:32]!a}" if isinstance(key, str) else arrived(key)
+        if meant is not None and (is_misspelt or not given or closed):
+            raise MaskError(f"{shown} is none of a region's; probably meant is {meant}. {_NEEDED}")
+        if closed:
+            raise MaskError(f"{shown} means nothing here. {_NEEDED}")
+        if not given and _is_nested(value) and not any(name in row for name in REGION_KEYS):
+            raise MaskError(
+                f"{shown} holds a list or an object, and there is no region. {_NEEDED} If the whole image is meant, "
+                "say so: 'mask': null."
+            )
+    if not given:
+        return None, None
+    if given[0] in _HOLDERS:
+        return given[0], row[given[0]]
+    return given[0], {name: row.get(name) for name in (partner, given[0]) if name is not None}
+
+
+def _is_nested(value: Any) -> bool:
+    return is_sequence(value) or isinstance(value, Mapping)
+
+
+def _meant(key: Any, value: Any) -> tuple[str | None, bool]:
+    """What a key probably means that looks like a region's, and whether it is a misspelt one of `REGION_KEYS`."""
+    word = "".join(filter(str.isalnum, key[:64].casefold() if isinstance(key, str) else "")).removesuffix("s")
+    if isinstance(value, (bool, int, float)) or (
+        isinstance(value, str) and not word.startswith(("mask", "seg", "rle"))
+    ):
+        return None, False  # a number is no region, and a text only as a blob or the name of a file
+    misspelt = next((known for known in REGION_KEYS if word == known.replace("_", "").removesuffix("s")), None)
+    return misspelt or next((meant for meant, words in _MEANT.items() if word in words.split()), None), bool(misspelt)
+
+
 def _dict_mask(reference: dict[Any, Any], height: int, width: int) -> BoolArray:
-    kinds = [key for key in ("counts", "box_xyxy", "polygon", "coordinates") if reference.get(key) is not None]
-    if len(kinds) != 1:
-        hint = "Give exactly one of: size and counts (COCO RLE), box_xyxy, polygon, type and coordinates (GeoJSON)."
-        if "bbox" in reference:
-            hint = "A COCO bbox is [x, y, width, height]: give {'box_xyxy': [x, y, x + width, y + height]}."
-        if "segmentation" in reference:
-            hint = "This looks like a COCO annotation: pass its 'segmentation'."
-        if "geometry" in reference:
-            hint = "This looks like a GeoJSON feature: pass its 'geometry'."
-        raise MaskError(f"{arrived(reference)} describes {'no' if not kinds else 'more than one'} region. {hint}")
-    value = reference[kinds[0]]
-    if kinds == ["counts"]:
-        return decode_rle(reference, (height, width))
-    if kinds == ["box_xyxy"]:
-        return box_mask(value, height, width)
-    if kinds == ["polygon"]:
-        return polygon_mask(value, height, width)
-    return geojson_mask(reference.get("type"), value, height, width)
+    key, region = read_region(reference)
+    for _ in range(2):
+        if key in _HOLDERS and isinstance(region, dict):  # such as an annotation of COCO under 'mask'
+            key, region = read_region(region)
+    if key is None or (key in _HOLDERS and isinstance(region, dict)):
+        raise MaskError(f"{arrived(reference)} describes no region, or one within others. {_NEEDED}")
+    if key in _HOLDERS:
+        return as_mask(region, height, width)
+    if key == "mask_file":
+        raise MaskError(
+            f"{arrived(region[key])} under 'mask_file' names a file, which only readers of data sets open, beside the "
+            "pictures. Open it (PIL.Image.open), then pass its content."
+        )
+    if key == "counts":
+        return decode_rle(region, (height, width))
+    if key == "coordinates":
+        return geojson_mask(region["type"], region[key], height, width)
+    return (box_mask if key == "box_xyxy" else polygon_mask)(region[key], height, width)
 
 
 def _list_mask(reference: Sequence[Any], height: int, width: int) -> BoolArray:
@@ -204,6 +281,7 @@ def _is_nested_mask(rows: Sequence[Any], width: int) -> bool:
 
 
 __all__ = [
+    "REGION_KEYS",
     "MaskError",
     "RegionMask",
     "as_mask",
@@ -213,4 +291,5 @@ __all__ = [
     "encode_rle",
     "is_region_reference",
     "mask_to_box",
+    "read_region",
 ]

@@ -15,6 +15,7 @@ from transformers.processing_utils import MultiModalData, Unpack
 
 from .hub_finecaption import ProcessorPushMixin
 from .image_processing_finecaption import FineCaptionImageProcessorKwargs
+from .masks_finecaption import read_region
 from .prompts_finecaption import ATTRIBUTES, TASKS, find_question, resolve_question
 
 
@@ -47,6 +48,7 @@ class FineCaptionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore
     _defaults = {"text_kwargs": {"return_token_type_ids": False}}
 
 
+_SOURCES = ("image", "url", "path", "base64", "image_url")
 _CALL_KWARGS = {
     *FineCaptionProcessorKwargs.__annotations__,
     *FineCaptionProcessorKwargs.__annotations__["text_kwargs"].__annotations__,
@@ -253,8 +255,9 @@ class FineCaptionProcessor(ProcessorPushMixin, ProcessorMixin):
         """Turn one chat or a list of chats into a prompt, or with `tokenize=True` and `return_dict=True` into inputs.
 
         An image item of a message is `{"type": "image", "image": ..., "mask": ...}`; `url` or `path` stand for `image`
-        as well, and `mask` is one region reference (lists included), by default the whole image. An image that occurs
-        again, as the same object or the same path or URL, is loaded and prepared once.
+        as well. `mask` is one region reference (lists included); other keys of a region may take its place, see
+        `read_region`. Without any the whole image is meant; a key that is none of these is an error. An image that
+        occurs again, as the same object or the same path or URL, is loaded and prepared once.
 
         Args:
             conversation: list of messages, or list of such lists.
@@ -265,6 +268,9 @@ class FineCaptionProcessor(ProcessorPushMixin, ProcessorMixin):
 
         Returns:
             `str` or `list[str]`; `BatchFeature` with `tokenize=True, return_dict=True`; tokens with `tokenize=True`.
+
+        Raises:
+            ValueError: If the chat is empty, or a part says of which region it is in a way that is not known.
         """
         if len(conversation) == 0:
             raise ValueError("The conversation is empty. Give at least one message.")
@@ -329,14 +335,18 @@ def _with_regions(message: Any) -> Any:
 def _with_region(part: Any) -> Any:
     if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
         return part
-    source = next(
-        (part[name] for name in ("image", "url", "path", "base64", "image_url") if part.get(name) is not None), None
-    )
+    key, region = read_region(part, ("type", *_SOURCES), closed=True)
+    source = next((part[name] for name in _SOURCES if part.get(name) is not None), None)
     if isinstance(source, dict):  # OpenAI's {"type": "image_url", "image_url": {"url": ...}}
         source = source.get("url")
-    if source is None:  # a bare placeholder, whose image comes beside the chat
-        return part
-    return {"type": "image", "image": ImageRegion(source, part.get("mask"))}
+    if source is not None:
+        return {"type": "image", "image": ImageRegion(source, region)}
+    if key is not None:
+        raise ValueError(
+            f"{key!r} stands in a part of a chat without an image, so it would be lost. Put the image there, too: "
+            "{'type': 'image', 'image': ..., 'mask': ...}; or give images and masks beside the chat."
+        )
+    return part  # a bare placeholder, whose image comes beside the chat
 
 
 def _share_images(images: Any, masks: Any, image_indices: Any) -> tuple[Any, Any, Any]:

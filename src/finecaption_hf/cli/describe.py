@@ -129,8 +129,6 @@ def describe(
     try:
         check_output(output)
         inputs = open_inputs(input, images=images, split=split)
-        for note in inputs.notes:
-            tell(note)
         with progress(processes.is_main) as show:
 
             def on_progress(done: int, total: int) -> None:

@@ -16,35 +16,27 @@ from PIL import Image
 
 from .images import ImageStore
 from .readers import Place, RecordReader, load_rows, read_records
-from .readers.json_stream import parse
+from .readers.json_stream import LinesByNumber
 from .records import DataError, Record
 
 # Part of the name of every cached file: changes when the readers give other records for the same source.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 class _FileRows:
     """The rows of a JSONL file, of which only the places are kept."""
 
     def __init__(self, path: Path, places: Iterator[Place], has_where: bool) -> None:
-        self.path = str(path)
+        self.lines = LinesByNumber(path)
         self.has_where = has_where
-        self.numbers, self.offsets, self.lengths = array("q"), array("q"), array("q")
-        for number, offset, length in places:
-            self.numbers.append(number)
-            self.offsets.append(offset)
-            self.lengths.append(length)
+        for place in places:
+            self.lines.add(*place)
 
     def read(self, index: int, store: ImageStore | None) -> Record:
-        where = f"{self.path}:{self.numbers[index]}"
-        # Opened each time (some microseconds): a handle would be shared by forked workers, and its position with it.
-        with open(self.path, "rb") as file:
-            file.seek(self.offsets[index])
-            line = file.read(self.lengths[index])
-        try:
-            row = parse(line.decode("utf-8-sig"))
-        except ValueError as error:
-            raise DataError(where, f"the line is no JSON any more ({error}). Did the file change?") from error
+        number, row = self.lines.read(index)
+        where = f"{self.lines.path}:{number}"
+        if isinstance(row, DataError):
+            raise DataError(where, f"{row.reason} Did the file change?")
         if self.has_where and isinstance(row, dict):
             where = row.get("where", where)
         return Record.from_json(row, where, store=store)
@@ -69,6 +61,7 @@ class RecordDataset(torch.utils.data.Dataset[Record]):
     Attributes:
         images (`ImageStore`, *optional*): where the pictures lie.
         num_records, num_rejected (`int`): what was read, and what was not taken in with `on_error="skip"`.
+        num_regions, num_whole_images (`int`): regions of the records, and those of them without a mask.
         rejects_path (`Path`, *optional*): where the rejected ones are, if there are any.
         max_regions (`int`, *optional*): see `open_dataset`.
     """
@@ -79,6 +72,7 @@ class RecordDataset(torch.utils.data.Dataset[Record]):
         num_regions: "array[int]",
         *,
         images: ImageStore | None,
+        num_whole_images: int,
         num_rejected: int,
         rejects_path: Path | None,
         max_regions: int | None,
@@ -86,6 +80,8 @@ class RecordDataset(torch.utils.data.Dataset[Record]):
         self._rows = rows
         self.images = images
         self.num_records = len(num_regions)
+        self.num_regions = sum(num_regions)
+        self.num_whole_images = num_whole_images
         self.num_rejected = num_rejected
         self.rejects_path = rejects_path
         self.max_regions = max_regions
@@ -185,14 +181,15 @@ def open_dataset(
                 shutil.copyfile(folder / "rejects.jsonl", rejects_path)
         for message in counts["warnings"]:
             warnings.warn(message.replace("{rejects}", str(rejects_path)), stacklevel=2)
-        lines = read_records(folder / "records.jsonl", "jsonl", images=reader.images)
-        rows = _FileRows(folder / "records.jsonl", _places(lines, num_regions), has_where=True)
+        reader = read_records(folder / "records.jsonl", "jsonl", images=reader.images)
+        rows = _FileRows(folder / "records.jsonl", _places(reader, num_regions), has_where=True)
     if not num_regions:
         raise DataError(reader.name, f"it holds no record that can be used ({num_rejected} were rejected).")
     return RecordDataset(
         rows,
         num_regions,
         images=reader.images,
+        num_whole_images=reader.num_whole_images,
         num_rejected=num_rejected,
         rejects_path=rejects_path if num_rejected else None,
         max_regions=max_regions,

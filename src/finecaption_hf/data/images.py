@@ -12,13 +12,15 @@ import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from .records import DataError
+from ..mask_codecs_finecaption import BoolArray, MaskError, array_mask
+from .errors import DataError
 
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused; the size from which PIL takes a picture for an attack."""
@@ -199,22 +201,33 @@ def decode_image(data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS
     Raises:
         DataError: If it is no picture, truncated or too large.
     """
+    picture = open_picture(data, where, max_pixels)
+    try:
+        picture.load()
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise DataError(where, f"it cannot be decoded ({error}).") from error
+    return to_rgb(picture, where)
+
+
+def open_picture(data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture of a file's content, as it is stored and not decoded yet.
+
+    Raises:
+        DataError: If it is no picture or too large.
+    """
     try:
         with warnings.catch_warnings():
             # PIL warns from half of its limit on; the limit here is ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(BytesIO(data))
-        if picture.width * picture.height > max_pixels:
-            raise DataError(
-                where, f"it has {picture.width} x {picture.height} pixels, more than {max_pixels}. Make it smaller."
-            )
-        picture.load()
-    except DataError:
-        raise
-    except Exception as error:  # decoders of damaged files raise nearly anything
+    except Exception as error:  # see decode_image
         reason = "no format of pictures that PIL knows" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(where, f"it cannot be decoded ({reason}).") from error
-    return to_rgb(picture, where)
+    if picture.width * picture.height > max_pixels:
+        raise DataError(
+            where, f"it has {picture.width} x {picture.height} pixels, more than {max_pixels}. Make it smaller."
+        )
+    return picture
 
 
 def to_rgb(picture: Image.Image, where: str = "image") -> Image.Image:
@@ -229,3 +242,45 @@ def to_rgb(picture: Image.Image, where: str = "image") -> Image.Image:
         return upright_rgb(picture)
     except Exception as error:  # see decode_image; EXIF data may be damaged, too
         raise DataError(where, f"it cannot be decoded ({error}).") from error
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask that lies beside the pictures. A region reference: the file is read when `as_mask` asks for its pixels.
+
+    Attributes:
+        name (`str`): as names of pictures.
+        store (`ImageStore`, *optional*): where it lies.
+    """
+
+    name: str
+    store: ImageStore | None = field(default=None, compare=False, repr=False)
+
+    def open(self) -> Image.Image:
+        """The picture of the mask, not decoded yet.
+
+        Raises:
+            DataError: If it is not there, or no picture.
+        """
+        where = f"mask {self.name[:200]!r}"
+        if self.store is None:
+            raise DataError(where, "it is not known where masks lie. Give images (--images), their folder or archive.")
+        try:
+            return open_picture(self.store.read_bytes(self.name), where, self.store.max_pixels)
+        except DataError as error:
+            raise DataError(where, error.reason) from error
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> BoolArray:
+        """The mask, of shape (H, W).
+
+        Raises:
+            MaskError: If it cannot be read, or is none.
+        """
+        try:
+            picture = self.open()
+        except DataError as error:
+            raise MaskError(str(error)) from error
+        try:
+            return array_mask(picture)
+        except MaskError as error:
+            raise MaskError(f"The file {self.name[:200]!r}: {error}") from error

@@ -4,37 +4,15 @@ A branch is a question about a region and its answer. The package's own file for
 is `Record.to_json` and `Record.from_json`; docs/data.md describes it.
 """
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from PIL import Image
 
-from ..masks_finecaption import encode_rle
-
-if TYPE_CHECKING:
-    from .images import ImageStore
-
-
-class DataError(ValueError):
-    """Data that cannot be used.
-
-    Attributes:
-        where (`str`): the place, such as `"train.jsonl:17"` or `"train.json[16]"`.
-        reason (`str`): what is wrong there.
-    """
-
-    def __init__(self, where: str, reason: str | None = None) -> None:
-        # The reason may be missing because torch rebuilds errors of its workers from their text alone.
-        super().__init__(where, reason)
-        self.where = where
-        self.reason = where if reason is None else reason
-
-    def __str__(self) -> str:
-        return self.where if self.args[1] is None else f"{self.where}: {self.reason}"
-
-    def at(self, where: str) -> "DataError":
-        """The same error, of a part (which `self.where` names) of what lies at `where`."""
-        return DataError(where, str(self))
+from ..masks_finecaption import REGION_KEYS, MaskError, encode_rle, read_region
+from .errors import DataError
+from .images import ImageStore, MaskFile, to_rgb
 
 
 @dataclass(frozen=True)
@@ -73,14 +51,14 @@ class Region:
     """A region of an image and what is known about it.
 
     Attributes:
-        mask: a region reference as `as_mask` takes it; `None` is the whole image.
+        mask: a region reference as `as_mask` takes it, such as a `MaskFile`; `None` is the whole image.
         branches (`tuple[Branch, ...]`): at least one.
-        id (`str`, *optional*): its name in the data.
+        id (`str` or `int`, *optional*): its name in the data.
     """
 
     mask: Any
     branches: tuple[Branch, ...]
-    id: str | None = None
+    id: str | int | None = None
 
     def __post_init__(self) -> None:
         if not self.branches:
@@ -94,16 +72,16 @@ class Record:
     Attributes:
         image: the name of the image in `store`, or a picture in memory.
         regions (`tuple[Region, ...]`): at least one.
-        id (`str`, *optional*): its name in the data.
+        id (`str` or `int`, *optional*): its name in the data.
         where (`str`): where it was read, for messages: `"file:line"` or `"file[index]"`.
         store (`ImageStore`, *optional*): where the image lies, see `load`; no part of the record's value.
     """
 
     image: str | Image.Image
     regions: tuple[Region, ...]
-    id: str | None = None
+    id: str | int | None = None
     where: str = field(default="", compare=False)
-    store: "ImageStore | None" = field(default=None, compare=False, repr=False)
+    store: ImageStore | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, Image.Image) and not _text(self.image, "image"):
@@ -111,14 +89,20 @@ class Record:
         if not self.regions:
             raise DataError("regions", "the image has none. Give at least one; a region without a mask is the image.")
 
+    def with_store(self, store: ImageStore | None) -> "Record":
+        """The same record, whose picture and mask files lie in `store`."""
+        regions = tuple(
+            replace(region, mask=replace(region.mask, store=store)) if isinstance(region.mask, MaskFile) else region
+            for region in self.regions
+        )
+        return replace(self, regions=regions, store=store)
+
     def load(self) -> Image.Image:
         """The picture in RGB, turned by its EXIF orientation.
 
         Raises:
             DataError: If it is missing or damaged, or the record knows its name but no store.
         """
-        from .images import to_rgb
-
         try:
             if isinstance(self.image, Image.Image):
                 return to_rgb(self.image)
@@ -144,26 +128,34 @@ class Record:
         return row
 
     @classmethod
-    def from_json(cls, row: Any, where: str, *, store: "ImageStore | None" = None) -> "Record":
-        """Read a row of the package's JSONL. Keys that are not of the format are left alone.
+    def from_json(cls, row: Any, where: str, *, store: ImageStore | None = None) -> "Record":
+        """Read a row of the package's JSONL. Keys that are not of the format are left alone, see `read_region`.
+
+        Args:
+            row: the parsed line.
+            where: its place, for messages.
+            store: where the picture and masks lie.
 
         Raises:
             DataError: If the row is not what the format asks for; it names the part that is wrong.
         """
         try:
             row = as_object(row, "row")
+            no_region_beside(row)
             regions = [
                 _part(f"regions[{index}]", _read_region, entry)
                 for index, entry in enumerate(as_list(row.get("regions"), "regions"))
             ]
-            return cls(row.get("image", ""), tuple(regions), as_id(row.get("id")), where, store)
+            return cls(row.get("image", ""), tuple(regions), as_id(row.get("id")), where).with_store(store)
         except DataError as error:
             raise error.at(where) from error
 
 
 def _region_row(region: Region) -> dict[str, Any]:
     row: dict[str, Any] = {} if region.id is None else {"id": region.id}
-    if region.mask is not None:
+    if isinstance(region.mask, MaskFile):
+        row["mask_file"] = region.mask.name
+    elif region.mask is not None:
         is_json = isinstance(region.mask, (dict, list, tuple, str))
         row["mask"] = region.mask if is_json else encode_rle(region.mask)
     row["branches"] = [
@@ -179,7 +171,8 @@ def _read_region(row: Any) -> Region:
         _part(f"branches[{index}]", _read_branch, entry)
         for index, entry in enumerate(as_list(row.get("branches"), "branches"))
     ]
-    return Region(as_reference(row.get("mask"), "mask"), tuple(branches), as_id(row.get("id")))
+    _, mask = region_of(row, ("id", "branches"))
+    return Region(mask, tuple(branches), as_id(row.get("id")))
 
 
 def _read_branch(row: Any) -> Branch:
@@ -221,13 +214,42 @@ def as_text(value: Any, what: str) -> str:
     return text
 
 
-def as_id(value: Any) -> str | None:
-    """An id: text or a whole number."""
-    if value is None or isinstance(value, str):
-        return value if value is None else _text(value, "id")
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
-        return str(value)
+def as_id(value: Any) -> str | int | None:
+    """An id: text or a whole number, as it is in the data, so that answers can be joined with it."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63):
+        return value
+    if isinstance(value, str):
+        return _text(value, "id")
     raise DataError("id", f"{kind(value)} arrived, text or a whole number is needed.")
+
+
+def region_of(row: dict[str, Any], own: Collection[str] = ()) -> tuple[str | None, Any]:
+    """The key of a row's region and the reference, by the one reader for all doors; `(None, None)` is the whole image.
+
+    Args:
+        row: with the keys of a region beside others.
+        own: keys that are known not to be a region.
+
+    Raises:
+        DataError: See `read_region`, and if what stands under the key cannot be a region whatever its image.
+    """
+    try:
+        key, reference = read_region(row, own)
+    except MaskError as error:
+        raise DataError("region", str(error)) from error
+    if key == "mask_file":
+        return key, MaskFile(as_text(reference[key], key))
+    return key, as_reference(reference, key or "mask")
+
+
+def no_region_beside(row: dict[str, Any]) -> None:
+    """Refuse a row with a list of regions that has a region of its own, too: it would be lost.
+
+    Raises:
+        DataError: If it has.
+    """
+    if own := next((key for key in REGION_KEYS[:6] if row.get(key) is not None), None):
+        raise DataError(own, "it stands beside regions. Put it into the region that it belongs to.")
 
 
 def as_reference(value: Any, what: str) -> Any:
@@ -264,3 +286,20 @@ def keys_of(row: dict[str, Any]) -> str:
     """The first keys of an object, for messages."""
     names = [ascii(str(key)[:32]) for key in list(row)[:8]]
     return f"the keys {', '.join(names)}{' ...' if len(row) > 8 else ''}" if names else "no keys"
+
+
+__all__ = [
+    "Branch",
+    "DataError",
+    "Record",
+    "Region",
+    "as_id",
+    "as_list",
+    "as_object",
+    "as_reference",
+    "as_text",
+    "keys_of",
+    "kind",
+    "no_region_beside",
+    "region_of",
+]

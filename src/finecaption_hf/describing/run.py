@@ -132,6 +132,7 @@ def describe_dataset(
         if not processes.is_main:
             entries.join(processes.rank)
         total = inputs.num_regions
+        tell(f"{inputs.num_whole_images} of {total} regions are whole pictures.")
         done = total - sum(batches.region_counts[batch] for batch in left)
         if done:
             tell(f"{done} of {total} regions were described before; going on.")
@@ -240,7 +241,7 @@ class _Worker:
             if region.questions is not None:
                 asked = resolve_questions(region.questions, self.describer.questions)
             requests = requests_about(asked.items(), (region.position,), (first,), **self.options.decoding)
-            head = {"image": item.name, **(region.ids or {}), "region_index": region.region_index}
+            head = {"image": item.name, **region.carried, "region_index": region.region_index}
             regions.append(AskedRegion(requests, head))
             try:
                 references.append(item.reference(region) if region.error is None else region.error)

@@ -45,8 +45,8 @@ class Prediction:
     references: tuple[str, ...]
     prediction: str | None = None
     name: str | None = None
-    image_id: str | None = None
-    region_id: str | None = None
+    image_id: str | int | None = None
+    region_id: str | int | None = None
     area: int | None = None
     image_size: tuple[int, int] | None = None
     box_xyxy: tuple[int, int, int, int] | None = None
@@ -116,9 +116,9 @@ class Prediction:
 _FIELDS: dict[str, tuple[tuple[type, ...], bool]] = {
     "key": ((str,), True),
     "image": ((str,), True),
-    "image_id": ((str,), False),
+    "image_id": ((str, int), False),
     "region_index": ((int,), True),
-    "region_id": ((str,), False),
+    "region_id": ((str, int), False),
     "name": ((str,), False),
     "question": ((str,), True),
     "prediction": ((str,), False),

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..asking import Describer
 from ..branches_finecaption import BranchAnswer, BranchRequest
+from ..data.images import MaskFile
 from ..data.records import DataError, Record
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import find_question, normalise_name
@@ -33,7 +34,9 @@ def walk(dataset: Iterable[Record], limit: int | None = None) -> Iterator[tuple[
     """
     regions_of: Counter[str] = Counter()
     for number, record in enumerate(itertools.islice(dataset, limit)):
-        image = record.image if isinstance(record.image, str) else record.id or f"record-{number}"
+        image = record.image if isinstance(record.image, str) else f"record-{number}"
+        if record.id is not None and not isinstance(record.image, str):
+            image = str(record.id)
         rows = []
         for region in record.regions:
             index = regions_of[image]
@@ -64,12 +67,13 @@ def describe_data(dataset: Iterable[Record], name: str, limit: int | None = None
     """What is known of data: its name, how much it is, the names of branches without a question, and a fingerprint of
     all but the pictures' content."""
     digest = hashlib.sha256()
-    counts: Counter[str] = Counter(records=0, regions=0, branches=0)
+    counts: Counter[str] = Counter(records=0, regions=0, whole_images=0, branches=0)
     names: dict[str, None] = {}
     for record, rows in walk(dataset, limit):
         counts["records"] += 1
         for region, row in zip(record.regions, rows, strict=True):
             counts["regions"] += 1
+            counts["whole_images"] += region.mask is None
             counts["branches"] += len(row)
             digest.update(_digestible(region.mask))
             for asked in row:
@@ -90,6 +94,8 @@ def describe_data(dataset: Iterable[Record], name: str, limit: int | None = None
 
 
 def _digestible(mask: Any) -> bytes:
+    if isinstance(mask, MaskFile):
+        return mask.name.encode("utf-8", "backslashreplace")  # counts by its name, as pictures do
     if isinstance(mask, (str, int, float, list, tuple, dict, type(None))):
         return json.dumps(mask, sort_keys=True, default=repr).encode()
     array = np.asarray(mask)

@@ -50,7 +50,10 @@ def scene_record(scene: Scene, image: str, *, with_masks: bool = True) -> dict[s
 
 
 def known_answers(
-    record_id: str | None, region_id: str | None, image_size: tuple[int, int], references: Mapping[str, str]
+    record_id: str | int | None,
+    region_id: str | int | None,
+    image_size: tuple[int, int],
+    references: Mapping[str, str],
 ) -> dict[str, tuple[str, ...]]:
     """All right answers about a region of a record that `scene_record` made, from its ids: the scene is drawn again.
 
@@ -64,8 +67,8 @@ def known_answers(
     Returns:
         For each question that applies all wordings of the right answer; empty where nothing is known.
     """
-    match = re.fullmatch(rf"({'|'.join(SPLITS)})-(\d{{1,18}})", record_id or "")
-    number = re.fullmatch(r"image|\d", region_id or "")
+    match = re.fullmatch(rf"({'|'.join(SPLITS)})-(\d{{1,18}})", str(record_id))
+    number = re.fullmatch(r"image|\d", str(region_id))
     if match is None or number is None or image_size[0] != image_size[1]:
         return {}
     split, seed = check_split(match[1]), int(match[2])

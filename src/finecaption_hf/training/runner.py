@@ -120,7 +120,7 @@ def _train_stage(
         if before != args.world_size:
             tell(f"It was written by {before} processes, now there are {args.world_size}: random numbers will differ.")
 
-    train_data, eval_data = open_data(recipe, stage, args.seed)
+    train_data, eval_data = open_data(recipe, stage, args.seed, tell)
     model, processor = _load_model(recipe, model_source, args)
     if args.should_save and checkpoint is None:
         _keep_origin(model_source, folder)
@@ -201,8 +201,15 @@ def split_revision(source: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def open_data(recipe: Recipe, stage: Stage, seed: int) -> tuple[Dataset, Dataset | None]:
+def open_data(
+    recipe: Recipe, stage: Stage, seed: int, tell: Callable[[str], None] = lambda line: None
+) -> tuple[Dataset, Dataset | None]:
     """Data of a stage: the mix with its whole-image samples, and what is held out.
+
+    Args:
+        recipe, stage: what says which data.
+        seed: of mix and samples.
+        tell: gets a line about each data set.
 
     Raises:
         StageError: If the stage names data that is not given.
@@ -217,7 +224,10 @@ def open_data(recipe: Recipe, stage: Stage, seed: int) -> tuple[Dataset, Dataset
 
     def opened(entry: Any) -> Any:
         fields = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
-        return open_dataset(fields.pop("path"), max_regions=recipe.max_regions, **fields)
+        path = fields.pop("path")
+        data = open_dataset(path, max_regions=recipe.max_regions, **fields)
+        tell(f"{path}: {data.num_whole_images:,} of {data.num_regions:,} regions are whole pictures.")
+        return data
 
     held_out: list[Any] = [opened(entry) for entry in recipe.eval_data.values()]
     parts: dict[str, Any] = {}

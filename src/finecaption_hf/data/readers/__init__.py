@@ -41,6 +41,7 @@ class RecordReader:
     Attributes:
         images (`ImageStore`, *optional*): where its pictures lie. None for datasets that hold them.
         num_records, num_rejected (`int`): counts of the last iteration, so far.
+        num_regions, num_whole_images (`int`): regions of the records so far, and those of them without a mask.
         rejects_path (`Path`): where rejected records are written, if there are any and `on_error` is "skip".
         on_reject (*optional*): is called with where and reason of each rejected record.
         left_out (`Counter[str]`): what the rules of the format leave out (reason -> number), such as objects without
@@ -69,7 +70,7 @@ class RecordReader:
         self._reset()
 
     def _reset(self) -> None:
-        self.num_records = self.num_rejected = 0
+        self.num_records = self.num_rejected = self.num_regions = self.num_whole_images = 0
         self.left_out: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record]:
@@ -95,6 +96,8 @@ class RecordReader:
                         error = raised
                     else:
                         self.num_records += 1
+                        self.num_regions += len(found.regions)
+                        self.num_whole_images += sum(region.mask is None for region in found.regions)
                         yield used
                         continue
                 assert isinstance(error, DataError)
@@ -135,7 +138,7 @@ class RecordReader:
             yield from self._rows()
         elif self.format == "refcoco":
             for where, found in refcoco(self.source, self.left_out):
-                yield where, self._with_store(found), None, None
+                yield where, found.with_store(self.images) if isinstance(found, Record) else found, None, None
         elif self.format == "grand":
             yield from self._grand()
         elif self.format == "jsonl":
@@ -216,11 +219,11 @@ class RecordReader:
             DataError: If it cannot be used.
         """
         try:
-            return self._with_store(self._record(value, where, image))
+            return self._record(value, where, image).with_store(self.images)
         except DataError as error:
             raise error if error.where == where else error.at(where) from error
 
-    def _record(self, value: Any, where: str, image: str | None) -> Any:
+    def _record(self, value: Any, where: str, image: str | None) -> Record:
         if self.format == "jsonl":
             return Record.from_json(value, where)
         if self.format == "grand":
@@ -236,11 +239,6 @@ class RecordReader:
 
             return row_record(value, where, self.keys, self.left_out)
         return described.osprey(value, where, self.keys, self.left_out)
-
-    def _with_store(self, found: Any) -> Any:
-        if isinstance(found, Record) and self.images is not None:
-            object.__setattr__(found, "store", self.images)
-        return found
 
 
 def read_records(

@@ -32,7 +32,8 @@ _LOST = """
 SELECT at, image_id FROM annotations
 WHERE NOT EXISTS (SELECT 1 FROM images WHERE images.id = annotations.image_id) ORDER BY at
 """
-_Row = tuple[int, str, int, str, "str | None", "str | None"]
+# Of the join: picture, file, image, caption; then id (as JSON) and mask of an annotation, if there is one.
+_Row = tuple[int, str, int, str, str, "str | None"]
 
 
 def refcoco(path: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
@@ -100,7 +101,7 @@ def _image(entry: Any) -> tuple[str, str, str]:
     )
 
 
-def _annotation(entry: Any) -> tuple[str, str | None, str]:
+def _annotation(entry: Any) -> tuple[str, str, str]:
     entry = as_object(entry, "annotation")
     mask = as_reference(entry.get("segmentation"), "segmentation")
     if mask is None:
@@ -110,19 +111,19 @@ def _annotation(entry: Any) -> tuple[str, str | None, str]:
         text.encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise DataError("segmentation", f"it is no region ({error}).") from error
-    return _needed_id(entry, "image_id"), as_id(entry.get("id")), text
+    return _needed_id(entry, "image_id"), json.dumps(as_id(entry.get("id"))), text
 
 
 def _needed_id(entry: dict[str, Any], key: str) -> str:
     found = as_id(entry.get(key))
     if found is None:
         raise DataError(key, "it is missing.")
-    return found
+    return str(found)  # by which both lists are joined
 
 
 def _records(rows: list[_Row], name: str, left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
     """One picture: a row for each of its captions with each annotation of that (or with None)."""
-    regions: dict[str, tuple[str | None, dict[str, None]]] = {}
+    regions: dict[str, tuple[str, dict[str, None]]] = {}
     picture, first = rows[0][1:3]
     for at, group in groupby(rows, key=lambda row: row[2]):
         (_, _, _, caption, region_id, mask), *more = group
@@ -138,7 +139,7 @@ def _records(rows: list[_Row], name: str, left_out: Counter[str]) -> Iterator[tu
         where = f"{name}: images[{first}]"
         try:
             found = [
-                Region(json.loads(mask), tuple(Branch(text, "region") for text in captions), region_id)
+                Region(json.loads(mask), tuple(Branch(text, "region") for text in captions), json.loads(region_id))
                 for mask, (region_id, captions) in regions.items()
             ]
             yield where, Record(picture, tuple(found), where=where)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from ...masks_finecaption import REGION_KEYS
 from ..records import Branch, DataError, Record, Region, as_id, as_list, as_object, as_reference, as_text, keys_of, kind
 from .keys import Keys
 from .texts import (
@@ -40,9 +41,7 @@ def compositioncap(row: Any, where: str, keys: Keys, keep_entity_references: boo
     for index, (name, value) in enumerate(pairs):
         what = f"{keys.regions[0]}[{index if name is None else ascii(name[:40])}]"
         entity = as_object(value, what)
-        mask = as_reference(keys.get(entity, "mask"), f"{what}.{keys.mask[0]}")
-        if mask is None:
-            raise DataError(what, f"there is no mask; there are {keys_of(entity)}, needed is {_names(keys.mask)}.")
+        mask = _region(entity, keys, what)
         branches = []
         for field, branch_name in (("caption", keys.caption_name), ("dense_caption", "dense")):
             if (value := keys.get(entity, field)) is not None:
@@ -53,7 +52,8 @@ def compositioncap(row: Any, where: str, keys: Keys, keep_entity_references: boo
         if not branches:
             left_out["entities without texts"] += 1
             continue
-        regions.append(Region(mask, tuple(branches), as_id(keys.get(entity, "region_id")) or name))
+        region_id = as_id(keys.get(entity, "region_id"))
+        regions.append(Region(mask, tuple(branches), name if region_id is None else region_id))
     if not regions:
         raise DataError("record", f"it describes no region; there are {keys_of(row)}. Is the mapping of keys right?")
     return Record(_image(row, keys), tuple(regions), as_id(keys.get(row, "id")), where)
@@ -109,6 +109,10 @@ def _texts(value: Any, what: str) -> list[str]:
 def llava(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Record:
     """LLaVA: {id, image, conversations}, about the whole image; of a single turn, the branch is named "global"."""
     row = as_object(row, "record")
+    if keys.region(row) is not None:
+        raise DataError(
+            "record", "it has a region, but this format is about whole images. Read it as osprey (--format)."
+        )
     turns = _turns(row, keys)
     name = "global" if len(turns) == 1 else None
     branches = []
@@ -146,7 +150,7 @@ def osprey(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Record:
     return Record(_image(row, keys), regions, as_id(keys.get(row, "id")), where)
 
 
-def _masks(row: dict[str, Any], keys: Keys) -> list[tuple[Any, str | None]]:
+def _masks(row: dict[str, Any], keys: Keys) -> list[tuple[Any, str | int | None]]:
     """The region references of a record, with ids."""
     listed = keys.get(row, "regions")
     if listed is not None:
@@ -154,25 +158,28 @@ def _masks(row: dict[str, Any], keys: Keys) -> list[tuple[Any, str | None]]:
         for index, entry in enumerate(as_list(listed, "regions")):
             what = f"{keys.regions[0]}[{index}]"
             region = as_object(entry, what)
-            mask = as_reference(keys.get(region, "mask"), what)
-            if mask is None:
-                raise DataError(what, f"there is no mask; there are {keys_of(region)}, needed is {_names(keys.mask)}.")
-            found.append((mask, as_id(keys.get(region, "region_id"))))
+            found.append((_region(region, keys, what), as_id(keys.get(region, "region_id"))))
         if not found:
             raise DataError(keys.regions[0], "the list is empty.")
         return found
-    mask = keys.get(row, "mask")
-    if mask is None:
-        raise DataError("record", f"there is no mask; there are {keys_of(row)}, needed is {_names(keys.mask)}.")
+    mask = _region(row, keys, "record")
     # A list of numbers or of lists is one outline; a list of anything else holds one reference per region.
-    if isinstance(mask, list) and mask and not any(isinstance(entry, (list, int, float)) for entry in mask):
-        return [(_present(as_reference(entry, f"{keys.mask[0]}[{index}]")), None) for index, entry in enumerate(mask)]
-    return [(_present(as_reference(mask, keys.mask[0])), None)]
+    if isinstance(mask, list) and not any(isinstance(entry, (list, int, float)) for entry in mask):
+        if None in mask:
+            raise DataError("mask", "one of the masks is missing.")
+        return [(as_reference(entry, f"mask[{index}]"), None) for index, entry in enumerate(mask)]
+    return [(mask, None)]
 
 
-def _present(mask: Any) -> Any:
+def _region(row: dict[str, Any], keys: Keys, what: str) -> Any:
+    try:
+        mask = keys.region(row)
+    except DataError as error:
+        raise error.at(what) from error
     if mask is None:
-        raise DataError("mask", "one of the masks is missing.")
+        raise DataError(
+            what, f"there is no mask; there are {keys_of(row)}, needed is {_names(keys.mask or REGION_KEYS[:6])}."
+        )
     return mask
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from ...masks_finecaption import REGION_KEYS
 from ..records import DataError, keys_of
 from .json_stream import JsonStream, json_lines
 from .keys import COMPOSITIONCAP, OSPREY, Keys
@@ -109,7 +110,7 @@ def _element_format(value: Any) -> Format | None:
     regions = value.get("regions")
     if isinstance(regions, list) and any(isinstance(region, dict) and "branches" in region for region in regions):
         return "jsonl"
-    masked = _has(value, (*OSPREY.mask, *OSPREY.regions))
+    masked = _has(value, (*REGION_KEYS, *OSPREY.regions))
     if masked and _has(value, OSPREY.image) and _has(value, ("conversations", "description", "caption", "answer")):
         return "osprey"
     if _has(value, COMPOSITIONCAP.image) and _has(value, COMPOSITIONCAP.regions):

@@ -8,10 +8,11 @@ and takes all memory where arrays are nested 100,000 deep.
 import codecs
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from ..records import DataError
+from ..errors import DataError
 
 MAX_ELEMENT_BYTES = 2**26
 """A longer line or element (64 MiB) is no description of an image."""
@@ -72,6 +73,29 @@ def parse_line(line: bytes, where: str, first: bool) -> Any:
         return DataError(where, f"the line is no UTF-8 ({error.reason} at byte {error.start + 1}).")
     except ValueError as error:
         return DataError(where, f"the line is no JSON ({error}).")
+
+
+class LinesByNumber:
+    """The lines of a JSONL file by number, of which only the places are kept. Safe in processes that were forked."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._numbers, self._offsets, self._lengths = array("q"), array("q"), array("q")
+
+    def add(self, number: int, offset: int, length: int) -> None:
+        """Keep a place that `json_lines` gave."""
+        for values, value in ((self._numbers, number), (self._offsets, offset), (self._lengths, length)):
+            values.append(value)
+
+    def read(self, index: int) -> tuple[int, Any]:
+        """Number in the file (from 1) and value of the line that was added as number `index`, or a `DataError`."""
+        number, length = self._numbers[index], self._lengths[index]
+        if length > MAX_ELEMENT_BYTES:
+            return number, DataError(f"{self.path}:{number}", f"the line has {length} bytes, too many.")
+        # Opened each time (some microseconds): a handle would be shared by forked workers, and its position with it.
+        with open(self.path, "rb") as file:
+            file.seek(self._offsets[index])
+            return number, parse_line(file.read(length), f"{self.path}:{number}", first=number == 1)
 
 
 class JsonStream:

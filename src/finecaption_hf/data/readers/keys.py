@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..records import DataError
+from ..records import DataError, as_reference, region_of
 
 Names = tuple[str, ...]
 
@@ -22,7 +23,8 @@ class Keys:
         global_caption: caption of the whole image.
         regions: list of regions, or an object of them by id.
         region_id: id of a region.
-        mask: its region reference (or, in a record without a list of regions, one or a list of them).
+        mask: its region reference (or, in a record without a list of regions, one or a list of them), where it has
+            another name than the package's keys of a region, which always count.
         caption: short caption of a region; becomes a branch named `caption_name`.
         dense_caption: detailed caption of a region; becomes a branch named "dense".
         attributes: attributes of a region: an object of texts (or lists of texts) by name, or a list of objects.
@@ -30,6 +32,7 @@ class Keys:
         conversations: list of turns.
         descriptions: list with one detailed description for each region.
         question, answer: of a row that asks one question.
+        own: further keys, which are known not to be a region whatever they hold.
         caption_name: not a key but the name of the branch that `caption` becomes.
     """
 
@@ -38,7 +41,7 @@ class Keys:
     global_caption: Names = ("global_caption",)
     regions: Names = ("regions",)
     region_id: Names = ("id",)
-    mask: Names = ("mask",)
+    mask: Names = ()
     caption: Names = ("caption",)
     dense_caption: Names = ("dense_caption",)
     attributes: Names = ("attributes",)
@@ -48,6 +51,7 @@ class Keys:
     descriptions: Names = ("description",)
     question: Names = ("question",)
     answer: Names = ("answer",)
+    own: Names = ()
     caption_name: str = "region"
 
     def changed(self, changes: "Mapping[str, Any] | str | os.PathLike[str] | None") -> "Keys":
@@ -81,6 +85,21 @@ class Keys:
         names: Names = getattr(self, field)
         return next((row[name] for name in names if row.get(name) is not None), None)
 
+    def region(self, row: dict[str, Any]) -> Any:
+        """The region reference of a row; `None` is the whole image.
+
+        Raises:
+            DataError: See `region_of`.
+        """
+        given = self.get(row, "mask")
+        return region_of(row, self._known)[1] if given is None else as_reference(given, self.mask[0])
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(
+            name for field in fields(self) if field.name != "caption_name" for name in getattr(self, field.name)
+        )
+
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
@@ -107,7 +126,6 @@ COMPOSITIONCAP = Keys(
     global_caption=("global_caption",),
     regions=("entities",),
     region_id=("entity_id",),
-    mask=("mask",),
     caption=("caption",),
     dense_caption=("dense_caption",),
     attributes=("attributes",),
@@ -119,10 +137,9 @@ COMPOSITIONCAP = Keys(
 OSPREY = Keys(
     image=("image", "file_name"),
     regions=("annotation",),
-    mask=("mask_rle", "segmentation", "mask"),
     caption_name="dense",
 )
 """Osprey-724K (`file_name`, `annotation`, `description`) and DAM (`image`, `mask_rle`)."""
 
-DATASETS = Keys(image=("image", "image_path", "file_name"), mask=("mask_rle", "segmentation", "mask"))
+DATASETS = Keys(image=("image", "image_path", "file_name"))
 """Columns of a `datasets.Dataset`."""

@@ -2,14 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..records import Branch, DataError, Record, Region, as_id, as_list, as_object, as_text
 from . import described
+from .detection import is_saved_dataset
 from .keys import Keys
 
 
@@ -36,6 +38,69 @@ def load(source: Any) -> Any:
     return source
 
 
+def open_split(source: Any, split: str | None) -> tuple[Any, str]:
+    """A dataset and its name: from memory, from where it was saved, or with `split` from the Hub.
+
+    Raises:
+        DataError: If it cannot be loaded, there is no such split, or there are several.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            str(source), "it is read with the library datasets. Install it: pip install datasets"
+        ) from error
+    name = type(source).__name__
+    if isinstance(source, (str, os.PathLike)):
+        name = Path(source).name
+        try:
+            if is_saved_dataset(Path(source)):
+                source = datasets.load_from_disk(os.fspath(source))
+            else:
+                source = datasets.load_dataset(os.fspath(source), split=split)
+        except Exception as error:  # the library raises many kinds, for what is damaged and what is not there
+            raise DataError(str(source), f"the dataset cannot be loaded ({error}).") from error
+    if isinstance(source, datasets.DatasetDict) and split is not None:
+        if split not in source:
+            raise DataError(name, f"there is no split {split!r}, only {', '.join(source)}.")
+        source, name = source[split], f"{name}/{split}"
+    return load(source), name
+
+
+class DatasetRows:
+    """Rows of a `datasets.Dataset` by number, pictures undecoded."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        import datasets
+
+        self.name = name
+        pictures = [each for each, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        for each in pictures:
+            dataset = dataset.cast_column(each, datasets.Image(decode=False))
+        self.dataset = dataset
+        self.pictures = pictures
+
+    def scan(self) -> Iterator[tuple[str, Any]]:
+        """Without the pictures, which would all have to be read: each row that holds one is an image of its own."""
+        rest = self.dataset.remove_columns(self.pictures)
+        stand_in = {"bytes": None, "path": None}
+        absent = [self._absent(each) for each in self.pictures]
+        for index in range(len(self.dataset)):
+            there = {each: stand_in for each, missing in zip(self.pictures, absent) if not next(missing)}
+            yield self._row(index, rest[index] if rest.column_names else {}, there)
+
+    def _absent(self, column: str) -> Iterator[bool]:
+        for batch in self.dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+            yield from batch.column(0).is_null().to_pylist()
+
+    def read(self, index: int) -> tuple[str, Any]:
+        row = self.dataset[index]
+        return self._row(index, row, {each: row.pop(each) for each in self.pictures if row[each] is not None})
+
+    def _row(self, index: int, row: dict[str, Any], pictures: dict[str, Any]) -> tuple[str, Any]:
+        return f"{self.name}[{index}]", {**without_none(row), **pictures}
+
+
 def row_record(row: Any, where: str, keys: Keys, left_out: Counter[str]) -> Record:
     """A row with the columns of the package's JSONL, or of Osprey, LLaVA or a question and its answer.
 
@@ -50,7 +115,7 @@ def row_record(row: Any, where: str, keys: Keys, left_out: Counter[str]) -> Reco
         found = Record.from_json({**row, "image": "image"}, where)
         return Record(image, found.regions, as_id(row.get("id")), where)
     rest = {**row, keys.image[0]: "image"}
-    if keys.get(row, "regions") is None and keys.get(row, "mask") is None:
+    if keys.get(row, "regions") is None and keys.region(rest) is None:
         found = _whole_image(rest, where, keys, left_out)
     else:
         found = described.osprey(rest, where, keys, left_out)

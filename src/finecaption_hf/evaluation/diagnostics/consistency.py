@@ -221,7 +221,7 @@ class _Asker:
             references = {it.name: it.references[0] for it in row if it.name is not None}
             known = self.truth(first.image_id, first.region_id, (picture.height, picture.width), references)
         requests = requests_about(((None, it) for it in questions), (), (), max_new_tokens=self.max_new_tokens)
-        region_name = str(first.region_id or first.region_index)
+        region_name = str(first.region_index if first.region_id is None else first.region_id)
         return _Plan(AskedRegion(requests), first.image, region_name, names, joint, known)
 
     def _compare(self, plan: _Plan) -> Iterable[_Compared]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..intervals import Interval, Statistic, interval
 
-Truth = Callable[[str | None, str | None, tuple[int, int], Mapping[str, str]], Mapping[str, Sequence[str]]]
+Truth = Callable[[str | int | None, str | int | None, tuple[int, int], Mapping[str, str]], Mapping[str, Sequence[str]]]
 """Where right answers are known: (id of the record, id of the region, size of its picture, its references by name) ->
 for each name all wordings of the right answer; empty where they are not known. `scenes.known_answers` is one."""
 

@@ -65,12 +65,14 @@ Block = Heading | Paragraph | Code | Table | Picture | Example
 def layout(report: Mapping[str, Any]) -> list[Block]:
     """The blocks of a report, from the content of report.json."""
     counts = report["counts"]
+    whole = report["data"].get("whole_images")
+    whole = "" if whole is None else f" ({whole:,} of them whole pictures)"
     blocks: list[Block] = [
         Heading(f"{report['model']} on {report['data'].get('name') or 'unnamed data'}", 1),
         Paragraph(
-            f"{counts['captions']:,} captions about {counts['regions']:,} regions of {counts['images']:,} images. "
-            f"Metrics are x100, over all {counts['captions']:,} captions, with 95 % intervals resampled by image "
-            f"({report['resampling']['resamples']:,} resamples, seed {report['resampling']['seed']})."
+            f"{counts['captions']:,} captions about {counts['regions']:,} regions{whole} of {counts['images']:,} "
+            f"images. Metrics are x100, over all {counts['captions']:,} captions, with 95 % intervals resampled by "
+            f"image ({report['resampling']['resamples']:,} resamples, seed {report['resampling']['seed']})."
         ),
     ]
     rejected = report["data"].get("rejected_records")
