@@ -34,7 +34,7 @@ def initialised(model: PreTrainedModel, names: set[str], seed: int) -> Iterator[
         for name in wanted:
             yield name, tensors.pop(name)
         for holder, name, parameter in made:
-            holder._parameters[name] = parameter
+            setattr(holder, name, parameter)
 
 
 def initialised_order(model: PreTrainedModel, names: set[str]) -> list[str]:
@@ -68,16 +68,15 @@ def _units(module: nn.Module, prefix: str, owner: PreTrainedModel) -> Iterator[_
     yield prefix, owner, module, not (holds_list or isinstance(module, PreTrainedModel))
 
 
-def _materialise(module: nn.Module, recurse: bool) -> list[tuple[nn.Module, str, nn.Parameter | None]]:
+def _materialise(module: nn.Module, recurse: bool) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """Give parameters memory; returns what was there before."""
-    before: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    before: list[tuple[nn.Module, str, nn.Parameter]] = []
     for holder in module.modules() if recurse else (module,):
-        for name, parameter in list(holder._parameters.items()):
-            if parameter is not None:
-                before.append((holder, name, parameter))
-                # Not a number: what initialisation leaves out shows.
-                empty = torch.full(parameter.shape, float("nan"), dtype=torch.float32)
-                holder._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        for name, parameter in list(holder.named_parameters(recurse=False, remove_duplicate=False)):
+            before.append((holder, name, parameter))
+            # Not a number: what initialisation leaves out shows.
+            empty = torch.full(parameter.shape, float("nan"), dtype=torch.float32)
+            setattr(holder, name, nn.Parameter(empty, requires_grad=False))
     return before
 
 

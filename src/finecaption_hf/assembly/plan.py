@@ -38,6 +38,7 @@ _DECIDES = {
     "llm": ("text_config",),
     "from_llava": ("vision_config", "text_config", "vision_feature_layer", "adapter_hidden_size", "grid_size"),
 }
+_OPTIONAL = ("mask", "convnext", "sam")
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,19 @@ class Options:
     config: dict[str, Any]
     image_token: str
 
+    @property
+    def left_away(self) -> frozenset[str]:
+        """What the model is built without, by `without` or by `use_mask`, `use_convnext` or `use_sam` in `config`."""
+        return self.without | {name for name in _OPTIONAL if self.config.get(f"use_{name}") is False}
+
     def __post_init__(self) -> None:
-        switched_off = {name for name in ("mask", "convnext", "sam") if self.config.get(f"use_{name}") is False}
-        object.__setattr__(self, "without", self.without | switched_off)
-        unknown = self.without - {"mask", "convnext", "sam"}
+        unknown = self.without - set(_OPTIONAL)
         if unknown:
             raise AssemblyError(
                 f"--without {', '.join(sorted(unknown))}: only mask, convnext and sam can be left away."
             )
         for name in ("convnext", "sam"):
-            if name in self.without and getattr(self, name):
+            if name in self.left_away and getattr(self, name):
                 raise AssemblyError(f"--{name} and --without {name} contradict each other.")
         if self.from_llava:
             second = [name for name in ("clip", "convnext", "sam", "llm", "tokenizer") if getattr(self, name)]
@@ -170,7 +174,7 @@ def _tower_fields(
 ) -> dict[str, Any]:
     """Fields of the configuration that the towers decide, over those that the user gave."""
     fields = dict(options.config)
-    for name in options.without:
+    for name in options.left_away:
         fields[f"use_{name}"] = False
     if "from_llava" in sources:
         fields |= configs.llava_fields(sources["from_llava"])

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
@@ -27,11 +28,11 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         StageError: If there is no such option, or its value is of the wrong kind.
     """
     parser = _Parser(TrainingArguments, add_help=False, allow_abbrev=False)
-    for action in parser._actions:
-        action.default = _NOT_GIVEN
-    given, unknown = parser.parse_known_args(list(texts))
+    names = [item.name for item in fields(TrainingArguments) if item.init]
+    # What the namespace has already gets no default.
+    given, unknown = parser.parse_known_args(list(texts), Namespace(**dict.fromkeys(names, _NOT_GIVEN)))
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
+        known = [f"--{option}" for name in names for option in (name, name.replace("_", "-"))]
         close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise StageError(

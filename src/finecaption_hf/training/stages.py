@@ -61,7 +61,6 @@ class Stage:
     def __post_init__(self) -> None:
         if isinstance(self.trains, str):
             raise StageError(f"trains is the text {self.trains!r}. Give a list of patterns, such as [{self.trains!r}].")
-        object.__setattr__(self, "trains", tuple(self.trains))
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w-][\w.-]*", self.name):
             raise self._error(f"name is {self.name!r}; use letters, digits, '-', '_' and '.': it names a folder.")
         if not self.trains and self.peft is None:
@@ -69,13 +68,6 @@ class Stage:
         for pattern in self.trains:
             if not isinstance(pattern, str) or not pattern:
                 raise self._error(f"trains holds {pattern!r}; patterns are texts such as 'model.adapter.*'.")
-        for name in ("learning_rate", "whole_image_share"):
-            value = getattr(self, name)
-            if isinstance(value, str):  # YAML reads 1e-3, without a dot, as text
-                try:
-                    object.__setattr__(self, name, float(value))
-                except ValueError:
-                    raise self._error(f"{name} is {value!r}, which is no number.") from None
         if not _is_number(self.learning_rate) or self.learning_rate <= 0:
             raise self._error(f"learning_rate is {self.learning_rate!r}; it must be a number above 0.")
         if not _is_number(self.whole_image_share) or not 0 <= self.whole_image_share <= 1:
@@ -127,7 +119,17 @@ class Stage:
             raise StageError(
                 f"A stage lacks {', '.join(missing)}. Give it, or take a known stage with stage: 1, 2 or 3."
             )
-        return cls(**{"trains": (), **merged})
+        trains = merged.get("trains") or ()
+        merged["trains"] = trains if isinstance(trains, str) else tuple(trains)
+        for name in ("learning_rate", "whole_image_share"):
+            if isinstance(merged.get(name), str):  # YAML reads 1e-3, without a dot, as text
+                try:
+                    merged[name] = float(merged[name])
+                except ValueError:
+                    raise StageError(
+                        f"Stage {merged.get('name')!r}: {name} is {merged[name]!r}, which is no number."
+                    ) from None
+        return cls(**merged)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as for JSON or YAML; `Stage.from_dict` takes them back."""
