@@ -19,7 +19,8 @@ from describers import Request, Told, describe, unmarkable
 from PIL import Image
 
 from finecaption_hf.data.records import Branch, Record, Region
-from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, Prompts, Referral, ReferralError
+from finecaption_hf.evaluation import EvaluationError
+from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, Prompts, Referral
 from finecaption_hf.evaluation.predictions import read_predictions
 from finecaption_hf.evaluation.run import run_predictions
 
@@ -409,7 +410,7 @@ def test_setting_that_cannot_be_meant_says_why(options: dict[str, Any], message:
 
 
 def test_endpoint_takes_no_mask(stub: Stub) -> None:
-    with pytest.raises(ReferralError, match="takes no mask"):
+    with pytest.raises(EvaluationError, match="takes no mask"):
         EndpointDescriber("stub", Referral("mask"), base_url=stub.url, api_key_env=None)
 
 

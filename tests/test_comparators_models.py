@@ -10,13 +10,13 @@ from other_models import FAMILIES, llava_without_template, random_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import (
     AdapterDescriber,
     DescribeAnything,
     FilledBoxDescriber,
     Prompts,
     Referral,
-    ReferralError,
     TransformersDescriber,
 )
 from finecaption_hf.evaluation.comparators.referral import CONVENTIONS
@@ -243,7 +243,7 @@ def test_descriptions_come_as_soon_as_they_are_there(models: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("kind", ["mask", "filled_box"])
 def test_model_without_mask_input_refuses_a_mask(kind: str, models: dict[str, Any]) -> None:
-    with pytest.raises(ReferralError, match="has no mask input"):
+    with pytest.raises(EvaluationError, match="has no mask input"):
         TransformersDescriber(*models["llava"], Referral(kind), name="it")
 
 
@@ -386,7 +386,7 @@ def test_adapter_of_a_model_without_masks_gets_the_text_instead() -> None:
     [(DescribeAnything(StandIn()), "crop", "takes masks, but"), (Texter(), "mask", "takes no masks, but")],
 )
 def test_adapter_refuses_a_referral_that_it_cannot_follow(model: Any, kind: str, message: str) -> None:
-    with pytest.raises(ReferralError, match=message):
+    with pytest.raises(EvaluationError, match=message):
         AdapterDescriber(model, Referral(kind), name="it")
 
 

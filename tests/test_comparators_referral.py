@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
+from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators.prompts import Prompts, read_prompts
 from finecaption_hf.evaluation.comparators.referral import (
     BOX_FORMATS,
@@ -19,7 +20,6 @@ from finecaption_hf.evaluation.comparators.referral import (
     KINDS,
     Marked,
     Referral,
-    ReferralError,
     box_mask,
     crop_window,
     grid_cells,
@@ -274,12 +274,12 @@ def test_every_convention_has_a_format() -> None:
 
 
 def test_pixels_after_resizing_need_their_size() -> None:
-    with pytest.raises(ReferralError, match="needs the size of the picture after resizing"):
+    with pytest.raises(EvaluationError, match="needs the size of the picture after resizing"):
         write_box((0, 0, 1, 1), (10, 10), "qwen2_5_vl")
 
 
 def test_unknown_box_format_lists_the_known() -> None:
-    with pytest.raises(ReferralError, match=r"no box format 'yolo'.*pixels, unit, qwen2_vl"):
+    with pytest.raises(EvaluationError, match=r"no box format 'yolo'.*pixels, unit, qwen2_vl"):
         write_box((0, 0, 1, 1), (10, 10), "yolo")
 
 
@@ -324,7 +324,7 @@ def test_settings_are_those_that_matter() -> None:
     ],
 )
 def test_referral_that_cannot_be_meant_says_why(value: Any, message: str) -> None:
-    with pytest.raises(ReferralError, match=message):
+    with pytest.raises(EvaluationError, match=message):
         read_referral(value)
 
 
@@ -356,5 +356,5 @@ def test_braces_in_a_question_stay() -> None:
     ],
 )
 def test_prompts_that_cannot_be_meant_say_why(value: Any, message: str) -> None:
-    with pytest.raises(ReferralError, match=message):
+    with pytest.raises(EvaluationError, match=message):
         read_prompts(value)

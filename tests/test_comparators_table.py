@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
 from finecaption_hf.data.records import Branch, Record, Region
+from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import (
     PAPER_TABLE_2,
     AdapterDescriber,
@@ -20,7 +21,6 @@ from finecaption_hf.evaluation.comparators import (
     FilledBoxDescriber,
     Row,
     RowResult,
-    TableError,
     TransformersDescriber,
     cited_row,
     read_table,
@@ -125,7 +125,7 @@ def test_row_has_what_the_file_says(tmp_path: Path) -> None:
 )
 def test_row_that_cannot_be_meant_is_named_with_the_reason(row: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, "{name: first, kind: finecaption}", row)
-    with pytest.raises(TableError, match=message) as caught:
+    with pytest.raises(EvaluationError, match=message) as caught:
         read_table(path)
     assert f"{path}, row 2" in str(caught.value)
 
@@ -141,19 +141,19 @@ def test_row_that_cannot_be_meant_is_named_with_the_reason(row: str, message: st
 )
 def test_file_that_is_no_table_says_so(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "table.yaml").write_text(text)
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(EvaluationError, match=message):
         read_table(tmp_path / "table.yaml")
 
 
 def test_unknown_table_lists_those_of_the_package() -> None:
     with pytest.raises(
-        TableError, match=r"nowhere.yaml is neither a file nor a table of the package; those are table2"
+        EvaluationError, match=r"nowhere.yaml is neither a file nor a table of the package; those are table2"
     ):
         read_table("nowhere.yaml")
 
 
 def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"row 2 .*its name is no other row's"):
+    with pytest.raises(EvaluationError, match=r"row 2 .*its name is no other row's"):
         read_table(write(tmp_path, "{name: A b, kind: finecaption}", "{name: a-B, kind: finecaption}"))
 
 

@@ -19,11 +19,10 @@ from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
 from finecaption_hf.data import open_dataset
-from finecaption_hf.evaluation import read_predictions
+from finecaption_hf.evaluation import EvaluationError, read_predictions
 from finecaption_hf.evaluation.evaluating import report_on
 from finecaption_hf.evaluation.intervals import Statistic, differences, interval, intervals
 from finecaption_hf.evaluation.judging import (
-    ComparisonError,
     by_attribute,
     by_size,
     compare,
@@ -208,12 +207,12 @@ def test_two_runs_are_compared_branch_by_branch_in_any_order() -> None:
 
 def test_runs_on_other_branches_are_refused_with_their_numbers() -> None:
     first = judge(SAID, score)
-    with pytest.raises(ComparisonError, match="3 are in the first only, 0 in the second only, 2 in both"):
+    with pytest.raises(EvaluationError, match="3 are in the first only, 0 in the second only, 2 in both"):
         compare(first, judge(SAID[:2], score), seed=0)
-    with pytest.raises(ComparisonError, match="0 are in the first only, 1 in the second only, 5 in both"):
+    with pytest.raises(EvaluationError, match="0 are in the first only, 1 in the second only, 5 in both"):
         compare(first, judge([*SAID, prediction("z|0|0", "red")], score), seed=0)
     changed = [prediction("a|0|0", "a red cup", "a green cup"), *SAID[1:]]
-    with pytest.raises(ComparisonError, match=r"1 of 5 branches have other references .* 'a\|0\|0'"):
+    with pytest.raises(EvaluationError, match=r"1 of 5 branches have other references .* 'a\|0\|0'"):
         compare(first, judge(changed, score), seed=0)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_finecaption import FineCaptionConfig
+    from .errors_finecaption import FineCaptionError
     from .image_processing_finecaption import FineCaptionImageProcessor
     from .masks_finecaption import MaskError, as_mask, decode_mask, encode_mask
     from .modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionModel
@@ -30,7 +31,10 @@ _CLASSES = {
     "FineCaptionImageProcessor": "image_processing_finecaption",
     "RegionCaptioningPipeline": "pipeline_finecaption",
 }
-_MASK_NAMES = ("as_mask", "encode_mask", "decode_mask", "MaskError")
+_OTHERS = {
+    "FineCaptionError": "errors_finecaption",
+    **dict.fromkeys(("as_mask", "encode_mask", "decode_mask", "MaskError"), "masks_finecaption"),
+}
 
 
 def register() -> None:
@@ -75,8 +79,8 @@ def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         register()
         value = getattr(import_module(f".{_CLASSES[name]}", __name__), name)
-    elif name in _MASK_NAMES:
-        value = getattr(import_module(".masks_finecaption", __name__), name)
+    elif name in _OTHERS:
+        value = getattr(import_module(f".{_OTHERS[name]}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -90,6 +94,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "EMBEDDED_CHECKPOINT",
     "FineCaptionConfig",
+    "FineCaptionError",
     "FineCaptionForConditionalGeneration",
     "FineCaptionImageProcessor",
     "FineCaptionModel",

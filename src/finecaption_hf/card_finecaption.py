@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from .errors_finecaption import FineCaptionError
 from .hub_lists_finecaption import (
     COMMUNITY,
     LIBRARIES,
@@ -28,7 +29,7 @@ from .hub_lists_finecaption import (
 )
 
 
-class HubError(ValueError):
+class HubError(FineCaptionError, ValueError):
     """What keeps a checkpoint from the Hub; the message says what to do."""
 
 

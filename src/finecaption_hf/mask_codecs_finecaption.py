@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from .errors_finecaption import FineCaptionError
+
 BoolArray = NDArray[np.bool_]
 _Size = tuple[int, int]
 
@@ -49,7 +51,7 @@ _AS_COCO = "Give the counts as COCO writes them"
 _SAME_MASK = "Give counts and size of the same mask."
 
 
-class MaskError(ValueError):
+class MaskError(FineCaptionError, ValueError):
     """A region reference that cannot be turned into a region; the message says what to do about it."""
 
 

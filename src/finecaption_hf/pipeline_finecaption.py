@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .configuration_finecaption import FineCaptionConfig
+from .errors_finecaption import FineCaptionError
 
 # isort: split
 from transformers import Pipeline
@@ -36,7 +37,7 @@ from .prompts_finecaption import is_global, resolve_questions
 TASK = "region-captioning"
 
 
-class ImageError(ValueError):
+class ImageError(FineCaptionError, ValueError):
     """What was given as an image cannot be read as one."""
 
 

@@ -1,5 +1,7 @@
 """The one error of this room."""
 
+from ..errors_finecaption import FineCaptionError
 
-class AssemblyError(ValueError):
+
+class AssemblyError(FineCaptionError, ValueError):
     """The parts do not make a checkpoint; the message says which tensors or files are in the way."""

@@ -89,13 +89,9 @@ def ablate(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from ..data.records import DataError
-    from ..resuming import ResumeError
-    from ..training.stages import StageError
-
     logging.basicConfig(format="%(message)s")
     disable_progress_bar()
-    try:
+    with errors_in_one_line(at_work=True):
         if not report_only:
             ablation.ablate(
                 plan,
@@ -110,9 +106,6 @@ def ablate(
                 tell=lambda line: typer.echo(line, err=True),
             )
         written = ablation.write_report(ablation.read_results(output), output, label)
-    except (StageError, ResumeError, DataError, ImportError, OSError) as error:
-        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
     typer.echo((output / "ablation.md").read_text(encoding="utf-8"))
     typer.echo(f"Wrote {', '.join(map(str, written))}", err=True)
     if len(written) < 3:

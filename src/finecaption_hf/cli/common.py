@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from .. import EMBEDDED_CHECKPOINT
+from ..errors_finecaption import FineCaptionError
 
 if TYPE_CHECKING:
     from ..asking import FineCaptionDescriber
@@ -104,11 +105,17 @@ def asked_in_order(
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """One line and exit code 2 for what the user can mend; around such steps only: a defect keeps its traceback."""
+def errors_in_one_line(*, at_work: bool = False) -> Iterator[None]:
+    """One line and exit code 2 for what the user can mend; around such steps only: a defect keeps its traceback.
+
+    Args:
+        at_work: whether the arguments were checked before, so that a bare `ValueError` is a defect.
+    """
     try:
         yield
-    except (ImportError, OSError, ValueError) as error:
+    except (FineCaptionError, ImportError, OSError, ValueError) as error:
+        if at_work and not isinstance(error, FineCaptionError | ImportError | OSError):
+            raise
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
 

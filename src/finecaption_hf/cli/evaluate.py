@@ -306,25 +306,19 @@ def evaluate(
 
 
 def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console, **options: Any) -> None:
-    from ..data.records import DataError
-    from ..evaluation.run import EvaluationError, run_predictions
-    from ..resuming import ResumeError
+    from ..evaluation.run import run_predictions
 
     columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=err, transient=True) as progress:
-            bar = progress.add_task("captions", total=None)
-            run_predictions(
-                describer,
-                dataset,
-                path,
-                on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
-                tell=lambda line: err.print(Text(line)),
-                **options,
-            )
-    except (ResumeError, EvaluationError, DataError, OSError) as error:
-        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
+    with errors_in_one_line(at_work=True), Progress(*columns, console=err, transient=True) as progress:
+        bar = progress.add_task("captions", total=None)
+        run_predictions(
+            describer,
+            dataset,
+            path,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            tell=lambda line: err.print(Text(line)),
+            **options,
+        )
 
 
 def _diagnose(

@@ -103,19 +103,13 @@ def train(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from ..data.records import DataError
-    from ..resuming import ResumeError
-
     # Of several processes, one speaks.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(format="%(message)s")
     logging.getLogger("finecaption_hf").setLevel(level)
     disable_progress_bar()  # of loading and saving weights; the one of training stays
-    try:
+    with errors_in_one_line(at_work=True):
         run(plan, output, options=options, resume=resume)
-    except (StageError, ResumeError, DataError, OSError) as error:
-        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 def with_options(paths: dict[str, str], images: list[str] | None, on_error: OnError) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The error of data that cannot be used."""
 
+from ..errors_finecaption import FineCaptionError
 
-class DataError(ValueError):
+
+class DataError(FineCaptionError, ValueError):
     """Data that cannot be used.
 
     Attributes:

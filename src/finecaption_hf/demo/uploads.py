@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..data.images import decode_image
 from ..data.records import DataError
+from ..errors_finecaption import FineCaptionError
 
 MAX_FILE_BYTES = 50_000_000
 MAX_PICTURE_PIXELS = 40_000_000
@@ -19,7 +20,7 @@ MAX_QUESTIONS = 40
 MAX_QUESTION_LENGTH = 500
 
 
-class UploadError(ValueError):
+class UploadError(FineCaptionError, ValueError):
     """What was sent cannot be used; the message is for whoever sent it, and names nothing of this machine."""
 
 

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from ..errors_finecaption import FineCaptionError
+
 _Value = TypeVar("_Value")
 
 # To find each other, and to wait for those that have more to do.
 _START, _WORK = timedelta(minutes=10), timedelta(days=30)
 
 
-class ProcessLostError(RuntimeError):
+class ProcessLostError(FineCaptionError, RuntimeError):
     """Another of the processes is gone, or told of an error."""
 
 

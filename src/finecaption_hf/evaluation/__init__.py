@@ -1,5 +1,6 @@
 """Evaluation that others can repeat: predictions kept on disk, metrics with intervals, comparisons, a report."""
 
+from .errors import EvaluationError
 from .predictions import (
     Header,
     Prediction,
@@ -8,6 +9,7 @@ from .predictions import (
 )
 
 __all__ = [
+    "EvaluationError",
     "Header",
     "Prediction",
     "PredictionWriter",

@@ -44,7 +44,7 @@ def report_on(
 
     Raises:
         ResumeError: If a file is damaged or not finished.
-        ComparisonError: If the two files are about different branches.
+        EvaluationError: If the two files are about different branches.
         MetricError: If a metric cannot be computed.
     """
     header, found = read_finished(predictions)

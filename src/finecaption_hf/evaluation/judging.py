@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..prompts_finecaption import normalise_name
+from .errors import EvaluationError
 from .intervals import RESAMPLES, Interval, Statistic, differences, intervals
 from .predictions import Prediction
 
@@ -52,10 +53,6 @@ _NOTES = {
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], "Scores"]
 
 _TINY, _SMALL = 1e-15, 1e-9  # as pycocoevalcap's BLEU adds them
-
-
-class ComparisonError(ValueError):
-    """Two runs that are not about the same branches."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,7 @@ def compare(first: Judged, second: Judged, *, seed: int, resamples: int = RESAMP
     """Paired differences, first minus second, over all and by attribute.
 
     Raises:
-        ComparisonError: If the runs are not about the same branches with the same references.
+        EvaluationError: If the runs are not about the same branches with the same references.
     """
     places = check_same_branches(first.predictions, second.predictions)
     ordered = {name: statistic.of(places) for name, statistic in second.statistics.items()}
@@ -276,7 +273,7 @@ def check_same_branches(first: Sequence[Prediction], second: Sequence[Prediction
     """For each prediction of the first run, the place of the same branch in the second.
 
     Raises:
-        ComparisonError: If keys or references differ.
+        EvaluationError: If keys or references differ.
     """
     places = {prediction.key: number for number, prediction in enumerate(second)}
     keys = {prediction.key for prediction in first}
@@ -284,14 +281,14 @@ def check_same_branches(first: Sequence[Prediction], second: Sequence[Prediction
     more = [key for key in places if key not in keys]
     if missing or more:
         sample = ", ".join(repr(key) for key in [*missing, *more][:3])
-        raise ComparisonError(
+        raise EvaluationError(
             f"The runs are about different branches: {len(missing)} are in the first only, {len(more)} in the second "
             f"only, {len(first) - len(missing)} in both (such as {sample}). Paired differences need the same data: "
             "evaluate both on it, with the same --limit."
         )
     changed = [it.key for it in first if set(it.references) != set(second[places[it.key]].references)]
     if changed:
-        raise ComparisonError(
+        raise EvaluationError(
             f"{len(changed)} of {len(first)} branches have other references in the second run, such as {changed[0]!r}. "
             "Evaluate both on the same data."
         )

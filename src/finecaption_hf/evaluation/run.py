@@ -18,11 +18,8 @@ from ..data.images import MaskFile
 from ..data.records import DataError, Record
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import find_question, normalise_name
+from .errors import EvaluationError
 from .predictions import Header, Prediction, PredictionWriter
-
-
-class EvaluationError(ValueError):
-    """Something could not be described, and that was not to be recorded."""
 
 
 def walk(dataset: Iterable[Record], limit: int | None = None) -> Iterator[tuple[Record, list[list[Prediction]]]]:

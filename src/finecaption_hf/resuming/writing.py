@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..errors_finecaption import FineCaptionError
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class ResumeError(ValueError):
+class ResumeError(FineCaptionError, ValueError):
     """What is on disk does not go with what is asked for, is damaged, or is in use."""
 
 
-class UnfinishedError(OSError):
+class UnfinishedError(FineCaptionError, OSError):
     """The work cannot go on, as on a disk that is full. What was finished before is kept."""
 
 

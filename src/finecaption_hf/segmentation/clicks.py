@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors_finecaption import FineCaptionError
 
-class SegmentationError(ValueError):
+
+class SegmentationError(FineCaptionError, ValueError):
     """Points, a box or a segmenter that cannot be used; the message says what to give instead."""
 
 

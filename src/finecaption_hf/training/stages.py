@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..errors_finecaption import FineCaptionError
+
 LANGUAGE_MODEL_LINEAR = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 """Regular expression of the linear layers of a llama-like language model, for LoRA. A list of bare names such as
 `q_proj` would meet the CLIP tower's layers too."""
@@ -18,7 +20,7 @@ LANGUAGE_MODEL_LINEAR = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj
 _TRAINING = {"num_train_epochs": 1, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "bf16": True}
 
 
-class StageError(ValueError):
+class StageError(FineCaptionError, ValueError):
     """A stage that cannot be meant, or does not fit the model or the trainer."""
 
 

@@ -9,9 +9,9 @@ from .endpoint import EndpointDescriber, EndpointError
 from .models import FilledBoxDescriber, TransformersDescriber
 from .paper import PAPER_TABLE_2, CitedRow, cited_row
 from .prompts import Prompts
-from .referral import Referral, ReferralError
+from .referral import Referral
 from .summary import report_table
-from .table import Row, RowResult, TableError, read_table, run_table
+from .table import Row, RowResult, read_table, run_table
 
 __all__ = [
     "AdapterDescriber",
@@ -23,11 +23,9 @@ __all__ = [
     "PAPER_TABLE_2",
     "Prompts",
     "Referral",
-    "ReferralError",
     "RegionModel",
     "Row",
     "RowResult",
-    "TableError",
     "TransformersDescriber",
     "cited_row",
     "read_table",

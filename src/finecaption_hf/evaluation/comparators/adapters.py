@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from ...branches_finecaption import BranchUpdate
+from ..errors import EvaluationError
 from .prompts import Prompts
-from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError
+from .referral import BOX_FORMATS, WITH_MASK, Referral
 from .referring import Job, ReferringDescriber, describe_error
 
 
@@ -49,7 +50,7 @@ class AdapterDescriber(ReferringDescriber):
         box_format: a name of `BOX_FORMATS`, for boxes in the text.
 
     Raises:
-        ReferralError: If the model takes masks and the referral gives none, or the other way round.
+        EvaluationError: If the model takes masks and the referral gives none, or the other way round.
     """
 
     def __init__(
@@ -65,10 +66,10 @@ class AdapterDescriber(ReferringDescriber):
             takes, wanted = (
                 ("masks", "'mask'") if model.takes_mask else ("no masks", "one in the picture or in the text")
             )
-            raise ReferralError(f"{name} takes {takes}, but the referral is {referral.kind!r}. Give {wanted}.")
+            raise EvaluationError(f"{name} takes {takes}, but the referral is {referral.kind!r}. Give {wanted}.")
         super().__init__(name, referral, prompts, box_format)
         if BOX_FORMATS[box_format].units == "seen":
-            raise ReferralError(f"The box format {box_format!r} cannot be used with an adapter. Give 'pixels', say.")
+            raise EvaluationError(f"The box format {box_format!r} cannot be used with an adapter. Give 'pixels', say.")
         self._model = model
         self.settings = {
             "model": name,

@@ -21,9 +21,11 @@ from typing import Any
 from PIL import Image
 
 from ...branches_finecaption import BranchUpdate
+from ...errors_finecaption import FineCaptionError
 from ...masks_finecaption import RegionMask
+from ..errors import EvaluationError
 from .prompts import Prompts
-from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, ReferralError
+from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral
 from .referring import Job, ReferringDescriber, describe_error
 
 _MAX_ANSWER_BYTES = 16 * 2**20
@@ -31,7 +33,7 @@ _RETRIED = (408, 409, 425, 429)  # besides 5xx
 _GIVE_UP = 8  # questions in a row without a connection, each tried as often as is allowed
 
 
-class EndpointError(RuntimeError):
+class EndpointError(FineCaptionError, RuntimeError):
     """The endpoint answers no request (the key is wrong, nothing is left to pay with, the server is gone), so that
     going on makes no sense; what was answered before is kept."""
 
@@ -85,7 +87,7 @@ class EndpointDescriber(ReferringDescriber):
         served: names that the endpoint gave the model in its answers, with their numbers.
 
     Raises:
-        ReferralError: If the model cannot be referred to in this way.
+        EvaluationError: If the model cannot be referred to in this way.
         ValueError: If a setting makes no sense, or the variable of the key is not set.
     """
 
@@ -110,13 +112,13 @@ class EndpointDescriber(ReferringDescriber):
         concurrency: int = 4,
     ) -> None:
         if referral.kind in WITH_MASK:
-            raise ReferralError(
+            raise EvaluationError(
                 f"An endpoint takes no mask, so {model} cannot be referred to by {referral.kind!r}. Give a referral in "
                 "the picture or in the text, such as 'contour_drawn' or 'box_text'."
             )
         super().__init__(name or model, referral, prompts, box_format)
         if BOX_FORMATS[box_format].units == "seen":
-            raise ReferralError(
+            raise EvaluationError(
                 f"The box format {box_format!r} cannot be used with an endpoint, which does not tell what it makes of "
                 "a picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
             )

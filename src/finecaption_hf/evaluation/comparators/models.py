@@ -11,6 +11,7 @@ from PIL import Image
 from ...asking import Describer
 from ...branches_finecaption import BranchUpdate
 from ...masks_finecaption import RegionMask
+from ..errors import EvaluationError
 from .prompts import Prompts
 from .referral import (
     BOX_FORMATS,
@@ -20,7 +21,6 @@ from .referral import (
     Color,
     Marked,
     Referral,
-    ReferralError,
     pad_to_square,
     write_box,
 )
@@ -52,7 +52,7 @@ class TransformersDescriber(ReferringDescriber):
         settings: more of what decides the answers, for reports, such as the revision.
 
     Raises:
-        ReferralError: If the model cannot be referred to in this way.
+        EvaluationError: If the model cannot be referred to in this way.
     """
 
     independent = False  # a batch changes how sums are rounded, which decides where two tokens are as likely
@@ -73,7 +73,7 @@ class TransformersDescriber(ReferringDescriber):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if referral.kind in WITH_MASK:
-            raise ReferralError(
+            raise EvaluationError(
                 f"{name} has no mask input, so it cannot be referred to by {referral.kind!r}. Give a referral in the "
                 "picture or in the text, such as 'contour_drawn' or 'box_text'."
             )
@@ -242,7 +242,7 @@ class TransformersDescriber(ReferringDescriber):
             blank = Image.new("RGB", (size[1], size[0]))
             grid = image_processor(images=[blank], return_tensors="pt").get("image_grid_thw")
             if grid is None:
-                raise ReferralError(
+                raise EvaluationError(
                     f"The image processor of {self.name} does not tell the size to which it resizes, which the box "
                     f"format {self._box_format!r} needs. Give another box_format, such as 'pixels'."
                 )

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...prompts_finecaption import find_question
-from .referral import ReferralError, check_fields
+from ..errors import EvaluationError
+from .referral import check_fields
 
 _FIELDS = ("question", "referral", "box", "name")
 
@@ -22,7 +23,7 @@ class Prompts:
         system: a system message; `None` leaves it out.
 
     Raises:
-        ReferralError: If a template cannot be filled in.
+        EvaluationError: If a template cannot be filled in.
     """
 
     default: str = "{referral} {question}"
@@ -59,15 +60,17 @@ def read_prompts(value: Any) -> Prompts:
         return Prompts(default=value)
     known = Prompts.__dataclass_fields__
     if not isinstance(value, Mapping) or not set(value) <= set(known):
-        raise ReferralError(f"{value!r} are no prompts. Give a template, or a mapping with some of {', '.join(known)}.")
+        raise EvaluationError(
+            f"{value!r} are no prompts. Give a template, or a mapping with some of {', '.join(known)}."
+        )
     given = {name: entry for name, entry in value.items() if entry is not None}
     by_name = given.get("by_name", {})
     if not isinstance(by_name, Mapping):
-        raise ReferralError(
+        raise EvaluationError(
             f"by_name of the prompts is {by_name!r}. Give templates by the names of tasks or attributes."
         )
     texts = {name: entry for name, entry in given.items() if name != "by_name"} | dict(by_name)
     for name, entry in texts.items():
         if not isinstance(entry, str):
-            raise ReferralError(f"The prompt {name} is {entry!r}; text is needed.")
+            raise EvaluationError(f"The prompt {name} is {entry!r}; text is needed.")
     return Prompts(**given)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...drawing import grow
 from ...masks_finecaption import RegionMask
+from ..errors import EvaluationError
 
 Box = tuple[int, int, int, int]
 Color = tuple[int, int, int]
@@ -49,10 +50,6 @@ _LIGHT = 0.6  # luminance above which a line gets a dark edge instead of a white
 _WHITE, _INK = (255, 255, 255), (0, 0, 0)
 
 
-class ReferralError(ValueError):
-    """A referral that does not exist, or that cannot be made with this picture, mask or model."""
-
-
 @dataclass(frozen=True)
 class Marked:
     """A picture in which a region has been pointed out.
@@ -85,7 +82,7 @@ class Referral:
             model gets) filled in; `None` means that of `SENTENCES`.
 
     Raises:
-        ReferralError: If a setting cannot be meant.
+        EvaluationError: If a setting cannot be meant.
     """
 
     kind: str
@@ -97,15 +94,15 @@ class Referral:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ReferralError(f"There is no referral {self.kind!r}. Give one of {', '.join(KINDS)}.")
+            raise EvaluationError(f"There is no referral {self.kind!r}. Give one of {', '.join(KINDS)}.")
         if self.color not in COLORS:
-            raise ReferralError(f"There is no color {self.color!r}. Give one of {', '.join(COLORS)}.")
+            raise EvaluationError(f"There is no color {self.color!r}. Give one of {', '.join(COLORS)}.")
         if not 0 < self.opacity <= 1:
-            raise ReferralError(f"opacity is {self.opacity}. Give a number above 0 and up to 1.")
+            raise EvaluationError(f"opacity is {self.opacity}. Give a number above 0 and up to 1.")
         if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ReferralError(f"margin is {self.margin}. Give a share of the box's sides, such as 0.5.")
+            raise EvaluationError(f"margin is {self.margin}. Give a share of the box's sides, such as 0.5.")
         if self.min_side < 1:
-            raise ReferralError(f"min_side is {self.min_side}. Give 1 or more pixels.")
+            raise EvaluationError(f"min_side is {self.min_side}. Give 1 or more pixels.")
         check_fields(self._sentence, ("box", "color", "width", "height"), "sentence")
 
     @property
@@ -165,18 +162,18 @@ def read_referral(value: Any) -> Referral:
     if isinstance(value, str):
         return Referral(value)
     if not isinstance(value, Mapping) or "kind" not in value:
-        raise ReferralError(
+        raise EvaluationError(
             f"{value!r} is no referral. Give a name ({', '.join(KINDS)}) or a mapping such as "
             "{kind: box_drawn, color: red}."
         )
     known = Referral.__dataclass_fields__
     unknown = [str(name) for name in value if name not in known]
     if unknown:
-        raise ReferralError(f"A referral has no {', '.join(unknown)}; there are {', '.join(known)}.")
+        raise EvaluationError(f"A referral has no {', '.join(unknown)}; there are {', '.join(known)}.")
     for name, entry in value.items():
         wanted = {"opacity": (int, float), "margin": (int, float), "min_side": (int,)}.get(name, (str,))
         if isinstance(entry, bool) or not isinstance(entry, wanted):
-            raise ReferralError(
+            raise EvaluationError(
                 f"{name} of a referral is {entry!r}; {'text' if wanted == (str,) else 'a number'} is needed."
             )
     return Referral(**value)
@@ -186,12 +183,12 @@ def check_fields(template: str, known: tuple[str, ...], what: str) -> None:
     """Refuse a template that names what is not there.
 
     Raises:
-        ReferralError: If a field is unknown, or a brace has no partner.
+        EvaluationError: If a field is unknown, or a brace has no partner.
     """
     try:
         template.format(**dict.fromkeys(known, ""))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ReferralError(
+        raise EvaluationError(
             f"{what} is {template!r}, which cannot be filled in ({error}). It may use "
             f"{', '.join('{' + name + '}' for name in known)}; write a brace itself twice."
         ) from error
@@ -367,10 +364,10 @@ def write_box(box: Box, size: tuple[int, int], box_format: str, seen: tuple[int,
         seen: (height, width) after the processor has resized it; needed for units `"seen"` only.
 
     Raises:
-        ReferralError: If there is no such format, or `seen` is missing.
+        EvaluationError: If there is no such format, or `seen` is missing.
     """
     if box_format not in BOX_FORMATS:
-        raise ReferralError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+        raise EvaluationError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
     chosen = BOX_FORMATS[box_format]
     height, width = size
     shares = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
@@ -381,7 +378,7 @@ def write_box(box: Box, size: tuple[int, int], box_format: str, seen: tuple[int,
         numbers: list[Any] = list(box)
     elif chosen.units == "seen":
         if seen is None:
-            raise ReferralError(f"The box format {box_format!r} needs the size of the picture after resizing.")
+            raise EvaluationError(f"The box format {box_format!r} needs the size of the picture after resizing.")
         numbers = [round(share * seen[1 - index % 2]) for index, share in enumerate(shares)]
     elif chosen.units == "unit":
         numbers = [round(share, 2) for share in shares]

@@ -10,8 +10,9 @@ from PIL import Image
 from ...branches_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 from ...masks_finecaption import RegionMask
 from ...prompts_finecaption import ATTRIBUTES, TASKS
+from ..errors import EvaluationError
 from .prompts import Prompts
-from .referral import BOX_FORMATS, Marked, Referral, ReferralError, write_box
+from .referral import BOX_FORMATS, Marked, Referral, write_box
 
 
 class Job(NamedTuple):
@@ -38,7 +39,7 @@ class ReferringDescriber(ABC):
         box_format: a name of `BOX_FORMATS`.
 
     Raises:
-        ReferralError: If there is no such format.
+        EvaluationError: If there is no such format.
     """
 
     settings: Mapping[str, Any]
@@ -47,7 +48,7 @@ class ReferringDescriber(ABC):
 
     def __init__(self, name: str, referral: Referral, prompts: Prompts | None, box_format: str) -> None:
         if box_format not in BOX_FORMATS:
-            raise ReferralError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+            raise EvaluationError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
         self.name = name
         self._referral, self._prompts = referral, prompts or Prompts()
         self._box_format = box_format

@@ -18,6 +18,7 @@ import torch
 from ...asking import Describer, load, load_describer
 from ...data.records import Record
 from ...resuming import ResumeError, differences, read_manifest, write_json
+from ..errors import EvaluationError
 from ..predictions import read_predictions
 from ..run import describe_data, run_predictions
 from .adapters import AdapterDescriber, DescribeAnything
@@ -25,7 +26,7 @@ from .endpoint import EndpointDescriber
 from .models import FilledBoxDescriber, TransformersDescriber
 from .paper import CitedRow, cited_row
 from .prompts import Prompts, read_prompts
-from .referral import BOX_FORMATS, WITH_MASK, Referral, ReferralError, read_referral
+from .referral import BOX_FORMATS, WITH_MASK, Referral, read_referral
 from .referring import describe_error
 
 TABLES = Path(__file__).parent / "tables"
@@ -67,10 +68,6 @@ _OPTIONS: dict[str, dict[str, tuple[type, ...]]] = {
     },
 }
 KINDS = tuple(_OPTIONS)
-
-
-class TableError(ValueError):
-    """A table that cannot be read; the message names the row."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ def read_table(source: str | os.PathLike[str]) -> list[Row]:
         source: a YAML file with `rows: [...]`, or the name of a table of the package, such as `"table2"`.
 
     Raises:
-        TableError: If there is none, it is no YAML, or a row cannot be meant.
+        EvaluationError: If there is none, it is no YAML, or a row cannot be meant.
     """
     import yaml
 
@@ -175,58 +172,60 @@ def read_table(source: str | os.PathLike[str]) -> list[Row]:
     if not path.is_file():
         if not packaged.is_file():
             known = ", ".join(sorted(item.stem for item in TABLES.glob("*.yaml")))
-            raise TableError(f"{source} is neither a file nor a table of the package; those are {known}.")
+            raise EvaluationError(f"{source} is neither a file nor a table of the package; those are {known}.")
         path = packaged
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TableError(f"{path} is no YAML: {error}") from error
+        raise EvaluationError(f"{path} is no YAML: {error}") from error
     if (
         not isinstance(values, dict)
         or set(values) != {"rows"}
         or not isinstance(values["rows"], list)
         or not values["rows"]
     ):
-        raise TableError(f"{path} needs rows, and nothing beside them: rows: [{{name: .., kind: .., model: ..}}, ..].")
+        raise EvaluationError(
+            f"{path} needs rows, and nothing beside them: rows: [{{name: .., kind: .., model: ..}}, ..]."
+        )
     rows: list[Row] = []
     for number, value in enumerate(values["rows"], start=1):
         label = value.get("name") if isinstance(value, dict) else None
         try:
             row = _read_row(value)
             if not row.slug or row.slug in {other.slug for other in rows}:
-                raise TableError("its name is no other row's, and has a letter or digit. Change it.")
-        except (TableError, ReferralError, ValueError) as error:
-            raise TableError(f"{path}, row {number}{f' ({label})' if label else ''}: {error}") from error
+                raise EvaluationError("its name is no other row's, and has a letter or digit. Change it.")
+        except ValueError as error:
+            raise EvaluationError(f"{path}, row {number}{f' ({label})' if label else ''}: {error}") from error
         rows.append(row)
     return rows
 
 
 def _read_row(value: Any) -> Row:
     if not isinstance(value, dict):
-        raise TableError("a row is a mapping, such as {name: .., kind: .., model: ..}.")
+        raise EvaluationError("a row is a mapping, such as {name: .., kind: .., model: ..}.")
     known = Row.__dataclass_fields__
     unknown = [str(name) for name in value if name not in known]
     if unknown:
-        raise TableError(f"a row has no {', '.join(unknown)}; there are {', '.join(known)}.")
+        raise EvaluationError(f"a row has no {', '.join(unknown)}; there are {', '.join(known)}.")
     kind = value.get("kind")
     if kind not in KINDS:
-        raise TableError(f"kind is {kind!r}. Give one of {', '.join(KINDS)}.")
+        raise EvaluationError(f"kind is {kind!r}. Give one of {', '.join(KINDS)}.")
     for name in ("name", "model", "revision", "cites"):
         needed = name == "name" or (name == "model" and kind != "finecaption")
         entry = value.get(name)
         if not isinstance(entry, str) and (entry is not None or needed):
             hint = " Put it in quotes." if isinstance(entry, (int, float)) else ""
-            raise TableError(f"{name} is {entry!r}; text is needed.{hint}")
+            raise EvaluationError(f"{name} is {entry!r}; text is needed.{hint}")
     if "referral" not in value and kind != "finecaption":
-        raise TableError("referral is missing. Say how the region is pointed out, such as box_drawn or box_text.")
+        raise EvaluationError("referral is missing. Say how the region is pointed out, such as box_drawn or box_text.")
     referral = read_referral(value.get("referral", "mask"))
     if kind == "finecaption":
         if referral.kind not in WITH_MASK:
-            raise TableError(f"FineCaption is referred to by 'mask' or 'filled_box', not by {referral.kind!r}.")
+            raise EvaluationError(f"FineCaption is referred to by 'mask' or 'filled_box', not by {referral.kind!r}.")
         if value.get("prompts") is not None:
-            raise TableError("FineCaption's prompts come with its checkpoint. Take prompts out of this row.")
+            raise EvaluationError("FineCaption's prompts come with its checkpoint. Take prompts out of this row.")
     elif kind != "adapter" and referral.kind in WITH_MASK:
-        raise TableError(f"a model of kind {kind!r} takes no mask, so its referral cannot be {referral.kind!r}.")
+        raise EvaluationError(f"a model of kind {kind!r} takes no mask, so its referral cannot be {referral.kind!r}.")
     options = _read_options(kind, value.get("options") or {})
     row = Row(
         name=value["name"],
@@ -244,25 +243,29 @@ def _read_row(value: Any) -> Row:
 
 def _read_options(kind: str, options: Any) -> dict[str, Any]:
     if not isinstance(options, dict):
-        raise TableError(f"options are {options!r}; a mapping is needed.")
+        raise EvaluationError(f"options are {options!r}; a mapping is needed.")
     known = _OPTIONS[kind]
     unknown = [str(name) for name in options if name not in known]
     if unknown:
         key = " Keys are read from the environment variable that api_key_env names." if kind == "endpoint" else ""
-        raise TableError(f"options of kind {kind!r} have no {', '.join(unknown)}; there are {', '.join(known)}.{key}")
+        raise EvaluationError(
+            f"options of kind {kind!r} have no {', '.join(unknown)}; there are {', '.join(known)}.{key}"
+        )
     for name, value in options.items():
         kinds = known[name]
         fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
         if not fits or (isinstance(value, bool) and bool not in kinds):
             wanted = next(_WORDS[kind] for kind in kinds if kind in _WORDS)
-            raise TableError(f"the option {name} is {value!r}; {wanted} is needed.")
+            raise EvaluationError(f"the option {name} is {value!r}; {wanted} is needed.")
     if "box_format" in options and options["box_format"] not in BOX_FORMATS:
-        raise TableError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
+        raise EvaluationError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
     if kind == "adapter":
         if "adapter" not in options:
-            raise TableError("the option adapter is missing. Give describe_anything, or module:function of your own.")
+            raise EvaluationError(
+                "the option adapter is missing. Give describe_anything, or module:function of your own."
+            )
         if options["adapter"] != "describe_anything" and not re.fullmatch(r"[\w.]+:\w+", options["adapter"]):
-            raise TableError(
+            raise EvaluationError(
                 f"the option adapter is {options['adapter']!r}. Give describe_anything, or module:function of your own."
             )
     return options

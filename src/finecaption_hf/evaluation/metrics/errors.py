@@ -1,5 +1,7 @@
 """The error of this room."""
 
+from ...errors_finecaption import FineCaptionError
 
-class MetricError(ValueError):
+
+class MetricError(FineCaptionError, ValueError):
     """Captions that cannot be scored, or something missing that a metric needs. No metric is ever left out instead."""

@@ -1,0 +1,11 @@
+"""The error of evaluations."""
+
+from ..errors_finecaption import FineCaptionError
+
+
+class EvaluationError(FineCaptionError, ValueError):
+    """An evaluation that cannot be made as asked.
+
+    A table, a row, a prompt or a referral that cannot be meant; runs that are not about the same; something that could
+    not be described, where that was not to be recorded.
+    """
