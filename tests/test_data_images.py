@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from waiting import exit_code, start
 
+from finecaption_hf import FineCaptionImageProcessor
 from finecaption_hf.data import DataError, ImageStore, open_images
 
 
@@ -177,3 +178,24 @@ def test_fork_while_another_thread_opens_the_archive_does_not_hang(
     finally:
         go_on.set()
     assert reading.result(timeout=60).size == store.read("a.png").size
+
+
+@pytest.mark.parametrize(("mode", "conversions"), [("RGB", []), ("P", ["RGB"]), ("LA", ["RGBA", "RGB"])])
+def test_picture_is_converted_once_on_its_way_to_both_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, conversions: list[str]
+) -> None:
+    Image.new(mode, (30, 20)).save(tmp_path / "a.png")
+    converted: list[str] = []
+    decoded: list[Any] = []
+    convert, process = Image.Image.convert, FineCaptionImageProcessor.process_image
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda self, to, *rest: converted.append(to) or convert(self, to, *rest)
+    )
+    monkeypatch.setattr(
+        FineCaptionImageProcessor, "process_image", lambda *args, **kw: decoded.append(args[1]) or process(*args, **kw)
+    )
+    picture = open_images(tmp_path).read("a.png")
+    assert converted == conversions
+    inputs = FineCaptionImageProcessor()(picture)
+    assert converted == conversions and decoded == [picture]
+    assert {"pixel_values", "high_res_pixel_values"} <= inputs.keys()

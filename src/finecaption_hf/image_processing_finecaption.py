@@ -165,53 +165,46 @@ def flatten_regions(masks: Any, image_indices: Any, num_images: int, is_list: bo
         ValueError: If masks and images do not match, or an index is out of range.
     """
     if image_indices is not None:
-        indices = torch.as_tensor(image_indices)
-        if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        given = torch.as_tensor(image_indices)
+        if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
             raise ValueError(
-                f"image_indices of shape {tuple(indices.shape)} and type {indices.dtype} arrived. Give one whole "
-                "number per region."
+                f"image_indices of shape {tuple(given.shape)} and type {given.dtype} arrived. Give one whole number "
+                "per region."
             )
+        indices = given.tolist()
         references = [None] * len(indices) if masks is None else _references(masks, "masks")
         if len(references) != len(indices):
             raise ValueError(
                 f"There are {len(references)} masks but {len(indices)} image_indices. Give one index per mask; masks "
                 "are one flat list then."
             )
-        for index in indices.tolist():
-            if not 0 <= index < num_images:
-                raise ValueError(
-                    f"image_indices holds {index}, but there are {num_images} images. Give indices from 0 to "
-                    f"{num_images - 1}."
-                )
-        pairs = list(zip(references, indices.tolist()))
-    else:
-        if masks is None:
-            per_image = [None] * num_images
-        elif not is_list:
-            per_image = [masks]
-        elif isinstance(masks, (list, tuple)) or getattr(masks, "ndim", 0) >= 3:
-            per_image = list(masks)
-        else:
+        if wrong := [index for index in indices if not 0 <= index < num_images]:
             raise ValueError(
-                f"One region reference ({type(masks).__name__}) arrived for a list of {num_images} images. Give masks "
-                "as a list with one entry per image: a region reference, or a list of them."
+                f"image_indices holds {wrong[0]}, but there are {num_images} images. Give indices from 0 to "
+                f"{num_images - 1}."
             )
+    else:
+        per_image = [None] * num_images if masks is None else [masks]
+        if masks is not None and is_list:
+            if not isinstance(masks, (list, tuple)) and getattr(masks, "ndim", 0) < 3:
+                raise ValueError(
+                    f"One region reference ({type(masks).__name__}) arrived for a list of {num_images} images. Give "
+                    "masks as a list with one entry per image: a region reference, or a list of them."
+                )
+            per_image = list(masks)
         if len(per_image) != num_images:
             raise ValueError(
                 f"There are {len(per_image)} entries in masks but {num_images} images. Give one entry per image (a "
                 "region reference, or a list of them), or one flat list of regions with image_indices."
             )
-        pairs = [
-            (reference, index)
-            for index, entry in enumerate(per_image)
-            for reference in _references(entry, "masks" if not is_list else f"masks[{index}]")
-        ]
-    without = set(range(num_images)) - {index for _, index in pairs}
-    if without:
+        found = [_references(entry, f"masks[{i}]" if is_list else "masks") for i, entry in enumerate(per_image)]
+        references = [reference for of_image in found for reference in of_image]
+        indices = [index for index, of_image in enumerate(found) for _ in of_image]
+    if without := set(range(num_images)) - set(indices):
         raise ValueError(
             f"Image {min(without)} of {num_images} has no region. Leave it out, or give None for it: the whole image."
         )
-    return [reference for reference, _ in pairs], [index for _, index in pairs]
+    return references, indices
 
 
 def _references(entry: Any, where: str) -> list[Any]:
@@ -443,9 +436,8 @@ class FineCaptionImageProcessor(TorchvisionBackend):
                 canvas[:, :, :left] = canvas[:, :, left + width :] = padding
 
         if do_mask:
-            data["mask_values"] = _mask_values(
-                references, indices, picture_sizes, (size.height, size.width), do_pad, mask_mean, mask_std, device
-            )
+            options = {"size": (size.height, size.width), "pad": do_pad, "mean": mask_mean, "std": mask_std}
+            data["mask_values"] = _mask_values(references, indices, picture_sizes, device=device, **options)
         elif any(reference is not None for reference in references):
             logger.warning_once("masks have no effect: this image processor is set to do_mask=False.")
         data["image_indices"] = torch.tensor(indices, device=device)
@@ -453,31 +445,19 @@ class FineCaptionImageProcessor(TorchvisionBackend):
 
 
 def _mask_values(
-    references: list[Any],
-    indices: list[int],
-    picture_sizes: list[tuple[int, int]],
-    size: tuple[int, int],
-    pad: bool,
-    mean: float,
-    std: float,
-    device: str | torch.device | None,
+    references: list[Any], indices: list[int], picture_sizes: list[tuple[int, int]], **options: Any
 ) -> torch.Tensor:
     """`region_alpha` of each reference; the same object given again for the same image is resized once."""
-    alphas: list[torch.Tensor] = []
-    positions: dict[tuple[int, int], int] = {}
-    order = []
-    for number, (reference, index) in enumerate(zip(references, indices)):
-        key = (index, id(reference))
-        if key not in positions:
+    keys = [(index, id(reference)) for index, reference in zip(indices, references)]
+    alphas: dict[tuple[int, int], torch.Tensor] = {}
+    for number, (key, reference) in enumerate(zip(keys, references)):
+        if key not in alphas:
             try:
-                mask = as_mask(reference, *picture_sizes[index])
+                mask = as_mask(reference, *picture_sizes[key[0]])
             except MaskError as error:
-                raise MaskError(f"Region {number} (of image {index}): {error}") from error
-            positions[key] = len(alphas)
-            alphas.append(region_alpha(torch.from_numpy(mask)[None, None], size, pad, mean, std, device))
-        order.append(positions[key])
-    values = torch.cat(alphas)
-    return values if len(alphas) == len(order) else values[order]
+                raise MaskError(f"Region {number} (of image {key[0]}): {error}") from error
+            alphas[key] = region_alpha(torch.from_numpy(mask)[None, None], **options)
+    return torch.cat([alphas[key] for key in keys])
 
 
 def _grey_level_statistics(
@@ -496,11 +476,9 @@ def _grey_level_statistics(
     padding = (255 * mean).round()
     shift = (mean if do_normalize else 0 * mean) / scale
     spread = (std if do_normalize else std / std) / scale
-
-    def per_channel(values: torch.Tensor) -> torch.Tensor:
-        return values.to(torch.float32).to(device)[:, None, None]
-
-    return per_channel(shift), per_channel(spread), per_channel((padding - shift) / spread)
+    folded = (shift, spread, (padding - shift) / spread)
+    shift, spread, padding = (values.to(torch.float32).to(device)[:, None, None] for values in folded)
+    return shift, spread, padding
 
 
 def _flatten_images(images: Any) -> list[Any]:
@@ -590,12 +568,11 @@ def join_vision(parts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         )
     joined = {name: torch.cat([torch.as_tensor(part[name]) for part in parts]) for name in parts[0]}
     if "image_indices" in joined:
-        starts = [0]
-        for part in parts[:-1]:
-            starts.append(starts[-1] + len(part["pixel_values"]))
-        joined["image_indices"] = torch.cat(
-            [torch.as_tensor(part["image_indices"]) + start for part, start in zip(parts, starts)]
-        )
+        start, counted = 0, []
+        for part in parts:
+            counted.append(torch.as_tensor(part["image_indices"]) + start)
+            start += len(part["pixel_values"])
+        joined["image_indices"] = torch.cat(counted)
     return joined
 
 
