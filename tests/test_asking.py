@@ -243,9 +243,9 @@ def test_length_of_answers_has_one_default(embedded: Any) -> None:
 
 def test_region_is_checked_once_on_its_way(describer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    read = masks_finecaption._dict_region
-    monkeypatch.setattr(masks_finecaption, "_dict_region", lambda *args: calls.append(args) or read(*args))
-    monkeypatch.setattr(masks_finecaption, "_array_region", lambda *args: pytest.fail("a mask was checked again"))
+    read = masks_finecaption.read_region
+    monkeypatch.setattr(masks_finecaption, "read_region", lambda *args: calls.append(args) or read(*args))
+    monkeypatch.setattr(masks_finecaption, "array_mask", lambda *args: pytest.fail("a mask was checked again"))
     ask(describer, EXAMPLE_PICTURE, [{"box_xyxy": [5, 5, 90, 90]}], ["color", "global"], max_new_tokens=2)
     assert len(calls) == 1
 

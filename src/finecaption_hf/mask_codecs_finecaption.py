@@ -6,7 +6,6 @@ and messages never repeat a value at length.
 """
 
 import base64
-import binascii
 import itertools
 import operator
 import re
@@ -24,7 +23,7 @@ from .errors_finecaption import FineCaptionError
 BoolArray = NDArray[np.bool_]
 _Size = tuple[int, int]
 
-# No image has more pixels; below it, sums of run lengths and pixel indices stay far from the end of int64.
+# No image has more pixels; below, sums of run lengths and pixel indices stay far from the end of int64.
 _MAX_PIXELS = 2**40
 
 _GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -32,8 +31,8 @@ _COLOUR_MODES = ("LA", "RGB", "RGBA", "P", "PA")
 
 # decode_rle has no image to compare with, so 20 bytes of hostile text could ask for any allocation (at most 256 MiB).
 _MAX_RLE_PIXELS = 2**28
-# A run in COCO's compressed text takes at most this many characters: 12 x 5 bits hold any number up to 2**59.
-_MAX_RLE_CHUNKS = 12
+# A number in COCO's compressed text has at most so many bits, which is more than any run needs.
+_MAX_RLE_BITS = 50
 
 # Magic number, deflate, no flags, no time: the same mask gives the same text on every day and machine.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -47,7 +46,6 @@ _IMAGE_FILE_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkq", "TU0A", 
 
 _AT_SIZE = "Give the mask at the image's size"
 _ANEW = "Make it anew with encode_mask."
-_AS_COCO = "Give the counts as COCO writes them"
 _SAME_MASK = "Give counts and size of the same mask."
 
 
@@ -64,7 +62,7 @@ def arrived(value: Any) -> str:
     if isinstance(value, str):
         return f"The str {value[:32]!a}" + (f"... of {len(value)} characters" if len(value) > 32 else "")
     if isinstance(value, (list, tuple)):
-        return f"A {'list' if isinstance(value, list) else 'tuple'} of {len(value)} entries"
+        return f"A {type(value).__name__} of {len(value)} entries"
     if isinstance(value, dict):
         keys = [ascii(key[:32]) for key in itertools.islice(value, 8) if isinstance(key, str)]
         return f"A dict with the keys [{', '.join(keys)}]"
@@ -75,18 +73,16 @@ def arrived(value: Any) -> str:
 
 def check_size(height: Any, width: Any) -> _Size:
     """The size of an image as two positive `int`."""
-    size = []
-    for name, value in (("height", height), ("width", width)):
-        try:
-            number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-        except (TypeError, ValueError, RuntimeError):  # RuntimeError: tensors without data
-            number = None
-        if number is None or number < 1:
-            raise MaskError(f"{arrived(value)} is no {name}: give the image's {name} in pixels, a positive int.")
-        size.append(number)
-    if size[0] * size[1] > _MAX_PIXELS:
-        raise MaskError("The image would have more than 2**40 pixels. Give its height and width in pixels.")
-    return size[0], size[1]
+    try:
+        size = operator.index(height), operator.index(width)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: tensors without data
+        size = 0, 0
+    if min(size) < 1 or isinstance(height, bool) or isinstance(width, bool) or size[0] * size[1] > _MAX_PIXELS:
+        raise MaskError(
+            f"{arrived(height)} arrived for the height of an image. {arrived(width)} arrived for its width. Give both "
+            "in pixels: positive int, of which the product is at most 2**40."
+        )
+    return size
 
 
 def array_mask(value: Any, size: _Size | None = None) -> BoolArray:
@@ -263,16 +259,10 @@ def _image_array(image: Image.Image, size: _Size | None) -> NDArray[Any]:
 
 
 def encode_mask(mask: Any) -> str:
-    """Encode a mask as CompositionCap does: base64(gzip(uint8 H x W)), row-major, values 0 and 1.
-
-    Args:
-        mask: Array, tensor or PIL image of shape (H, W): bool, {0, 1} or {0, 255}.
+    """Encode a mask, as `array_mask` takes it, as CompositionCap does: base64(gzip(uint8 H x W)), values 0 and 1.
 
     Returns:
         `str`: ASCII text without line breaks, the same for the same mask (no time stamp). It does not hold the shape.
-
-    Raises:
-        MaskError: If the mask is empty, not 2-D or not binary.
     """
     pixels = array_mask(mask).data  # its bytes are 0 and 1, see `_binary`
     deflate = zlib.compressobj(level=6, wbits=-15)
@@ -356,9 +346,7 @@ def _decode_base64(blob: str, num_pixels: int) -> bytes:
     try:
         text = blob.encode("ascii")
         raw = base64.b64decode(text, validate=True)
-    except UnicodeEncodeError as error:
-        raise MaskError(f"The blob holds characters that are not ASCII, so it is no base64. {_ANEW}") from error
-    except binascii.Error as error:
+    except ValueError as error:  # of either
         raise MaskError(
             f"The blob is no intact base64 ({error}). It may be truncated, hold white space (remove it with "
             "''.join(blob.split())) or use another alphabet."
@@ -373,16 +361,10 @@ def _decode_base64(blob: str, num_pixels: int) -> bytes:
 
 
 def encode_rle(mask: Any) -> dict[str, Any]:
-    """Encode a mask as COCO's compressed run-length encoding.
-
-    Args:
-        mask: Array, tensor or PIL image of shape (H, W): bool, {0, 1} or {0, 255}.
+    """Encode a mask, as `array_mask` takes it, as COCO's compressed run-length encoding.
 
     Returns:
         `dict`: `{"size": [H, W], "counts": str}`, as pycocotools writes it (there `counts` holds the same as bytes).
-
-    Raises:
-        MaskError: If the mask is empty, not 2-D or not binary.
 
     The format: lengths of alternating runs of 0 and 1 down the columns (column-major), starting with 0. From the fourth
     run on, the difference to the run two before is stored. A number is cut into chunks of 5 bits, lowest first, the
@@ -392,9 +374,10 @@ def encode_rle(mask: Any) -> dict[str, Any]:
     region = array_mask(mask)
     columns = region.T.ravel()
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
-    starts_inside = [0] if columns[0] else []  # runs start with 0, so a region that starts at once has a run of none
-    borders = np.concatenate([starts_inside, [0], changes, [columns.size]]).astype(np.int64)
-    return {"size": list(region.shape), "counts": _compress_counts(borders[1:] - borders[:-1])}
+    borders = np.concatenate([[0], changes, [columns.size]]).astype(np.int64)
+    starts = [0] if columns[0] else []  # runs start with 0, so a region that starts at once has a run of none
+    runs = [*starts, *np.diff(borders).tolist()]
+    return {"size": list(region.shape), "counts": _compress_counts(runs)}
 
 
 def decode_rle(rle: Any, size: _Size | None = None) -> BoolArray:
@@ -429,19 +412,12 @@ def decode_rle(rle: Any, size: _Size | None = None) -> BoolArray:
     num_pixels, counts = height * width, rle["counts"]
     is_text = isinstance(counts, (str, bytes, bytearray))
     runs = (_decompress_counts if is_text else _plain_counts)(counts, num_pixels)
-    wrong = runs[(runs < 0) | (runs > num_pixels)]
-    if wrong.size:
+    low, high, total = (int(runs.min()), int(runs.max()), int(runs.sum())) if runs.size else (0, 0, 0)
+    # A sum beyond int64 may wrap, but only where a single run is beyond all sizes.
+    if low < 0 or high > num_pixels or total != num_pixels:
         raise MaskError(
-            f"The RLE has a run of {wrong[0]} pixels, but runs lie between 0 and the {num_pixels} pixels of "
-            f"{height}x{width}. {_AS_COCO}."
-        )
-    ends = np.cumsum(runs)
-    # A sum beyond int64 shows as a negative end, since no single run can step over that half of the range.
-    total = int(ends[-1]) if runs.size and ends.min() >= 0 else 0
-    if total != num_pixels:
-        raise MaskError(
-            f"The RLE's counts do not sum to the {num_pixels} pixels of its size {height}x{width} but to {total}. "
-            f"{_SAME_MASK}"
+            f"The RLE's counts do not sum to the {num_pixels} pixels of its size {height}x{width} but to {total}, in "
+            f"runs of {low} to {high}. {_SAME_MASK}"
         )
     inside = np.arange(runs.size) % 2 == 1
     # Runs go down the columns; the transpose is made row-major by `_binary`.
@@ -483,57 +459,50 @@ def _check_num_runs(num_runs: int, num_pixels: int) -> None:
 
 
 def _decompress_counts(counts: str | bytes | bytearray, num_pixels: int) -> NDArray[np.int64]:
-    """COCO's compressed text -> run lengths; the reverse of `_compress_counts`, for all runs at once."""
+    """COCO's compressed text -> run lengths; the reverse of `_compress_counts`."""
     # Characters of a number d: at most 1 + |d| / 16. Over all runs, |d| sums to at most twice the pixels.
     if len(counts) > 2 * num_pixels + 16:
         raise MaskError(
             f"The RLE's counts have {len(counts)} characters, more than {num_pixels} pixels can need. {_SAME_MASK}"
         )
-    try:
-        text = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
-    except UnicodeEncodeError as error:
-        raise MaskError(f"The RLE's counts hold characters that are not ASCII. {_AS_COCO}.") from error
-    chunks = np.frombuffer(text, dtype=np.uint8) - np.uint8(48)  # characters below '0' wrap to above 63
-    if (chunks > 63).any():
-        wrong = chr(text[int(np.flatnonzero(chunks > 63)[0])])
-        raise MaskError(
-            f"The RLE's counts hold the character {wrong!a}, but COCO uses '0' to 'o' only. {_AS_COCO} (not zlib- or "
-            "base64-packed)."
-        )
-    last = np.flatnonzero((chunks & 0x20) == 0)
-    if chunks.size and (not last.size or last[-1] != chunks.size - 1):
+    # What is no ASCII becomes bytes that COCO does not use.
+    text = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else bytes(counts)
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        chunk = character - 48
+        if not 0 <= chunk < 64 or shift >= _MAX_RLE_BITS:
+            wrong = "a number beyond all sizes" if 0 <= chunk < 64 else f"the character {chr(character)!a}"
+            raise MaskError(
+                f"The RLE's counts hold {wrong}; COCO uses '0' to 'o' only. Give the counts as COCO writes them (not "
+                "zlib- or base64-packed)."
+            )
+        value |= (chunk & 0x1F) << shift
+        shift += 5
+        if not chunk & 0x20:
+            if chunk & 0x10:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            if not 0 <= runs[-1] <= num_pixels:
+                return np.array(runs[-1:])  # which the caller refuses
+            value = shift = 0
+    if shift:
         raise MaskError("The RLE's counts end in the middle of a number: they are truncated. Give the whole text.")
-    _check_num_runs(last.size, num_pixels)
-    if not last.size:
-        return np.zeros(0, dtype=np.int64)
-    lengths = np.diff(last, prepend=-1)
-    if lengths.max() > _MAX_RLE_CHUNKS:
-        raise MaskError(f"The RLE's counts hold a number of {lengths.max()} characters, beyond all sizes. {_AS_COCO}.")
-    first = last - lengths + 1
-    shifts = 5 * (np.arange(chunks.size) - np.repeat(first, lengths))
-    values = np.add.reduceat((chunks & 0x1F).astype(np.int64) << shifts, first)
-    negative = (chunks[last] & 0x10) != 0
-    values -= negative * (np.int64(1) << (5 * lengths))
-    # A sum beyond int64 may wrap, but only after a run that the caller sees to be beyond all sizes.
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
+    _check_num_runs(len(runs), num_pixels)
+    return np.array(runs, dtype=np.int64)
 
 
-def _compress_counts(counts: NDArray[np.int64]) -> str:
-    rest = counts.copy()
-    rest[3:] -= counts[1:-2]
-    open_ = np.ones(rest.size, dtype=np.bool_)  # runs of which chunks are still to be written
-    table = np.zeros((rest.size, _MAX_RLE_CHUNKS), dtype=np.uint8)  # 0 where a run has no such chunk
-    for i in range(_MAX_RLE_CHUNKS):
-        chunk = rest & 0x1F
-        rest >>= 5  # arithmetic: -1 is what remains of a negative number
-        more = rest != np.where(chunk & 0x10, -1, 0)
-        table[open_, i] = (chunk + np.where(more, 0x20, 0) + 48)[open_]
-        open_ &= more
-        if not open_.any():
-            break
-    return str(table[table != 0].tobytes(), "ascii")
+def _compress_counts(counts: list[int]) -> str:
+    text = bytearray()
+    for i, run in enumerate(counts):
+        rest = run - counts[i - 2] if i > 2 else run
+        more = True
+        while more:
+            chunk = rest & 0x1F
+            rest >>= 5  # arithmetic: -1 is what remains of a negative number
+            more = rest != (-1 if chunk & 0x10 else 0)
+            text.append(chunk + (0x20 if more else 0) + 48)
+    return text.decode("ascii")
 
 
 __all__ = [

@@ -173,13 +173,12 @@ def _fill(polygons: list[list[_FloatArray]], height: int, width: int) -> BoolArr
             num_empty += rows.size == 0
     points = np.concatenate([rings[0] for rings in polygons])
     if num_empty == len(polygons):
-        problem = f"covers no pixel of the image of {height}x{width} (height x width): it lies outside, cancels itself "
-        problem += "or is all hole. Give its points in the image's pixels, x before y."
-        if not any(_has_area(rings[0]) for rings in polygons):
-            problem = "is degenerate: its points lie on one line. Give at least three that span an area, or a box."
         low, high = points.min(axis=0), points.max(axis=0)
-        extent = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
-        raise MaskError(f"The polygon of {len(points)} points ({extent}) {problem}")
+        raise MaskError(
+            f"The polygon of {len(points)} points (x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}) covers no "
+            f"pixel of the image of {height}x{width} (height x width): it lies on one line or outside, cancels itself "
+            "or is all hole. Give at least three points that span an area, in the image's pixels, x before y."
+        )
     if num_empty:  # tools that trace masks write parts of one or two points
         logger.warning("Left out %d of %d parts of a region, which cover no pixel.", num_empty, len(polygons))
     _warn_if_normalised(points, "polygon", height, width, stacklevel=6)
@@ -194,12 +193,6 @@ def _check_work(rings: list[_FloatArray], height: int, width: int) -> None:
     crossings = sum(np.abs(ring - np.roll(ring, -1, axis=0)).sum() for ring in inside)
     if area > _MAX_AREA + 64 * height * width or crossings > _MAX_CROSSINGS + height * width / 8:
         raise MaskError("The polygons are too complex for their image. Simplify them, or give a mask or RLE.")
-
-
-def _has_area(ring: _FloatArray) -> bool:
-    """Whether the points of a ring leave the line that is nearest to them."""
-    spread = np.linalg.svd(ring - ring.mean(axis=0), compute_uv=False)
-    return len(ring) > 2 and bool(spread[1] > _FLATNESS * np.abs(ring).max())
 
 
 def _window(ring: _FloatArray, bounds: _Window) -> _Window:
@@ -258,7 +251,7 @@ def _middles(rings: list[_FloatArray], height: int, width: int) -> tuple[NDArray
     On each centre line that it crosses, along rows and along columns, the pixel under the middle of what is inside, so
     that a thin line has no gaps; of a shape between centre lines, the one under the mean of its corners.
     """
-    outline, size = rings[0], np.array([width, height])
+    outline, size, flat = rings[0], np.array([width, height]), _FLATNESS * np.abs(rings[0]).max()
     crosses, cells = False, [np.zeros((0, 2))]
     for turn in (1, -1):  # x along rows, then y along columns
         length, num_lines = size[::turn]
@@ -268,12 +261,13 @@ def _middles(rings: list[_FloatArray], height: int, width: int) -> tuple[NDArray
         order = np.lexsort((places, lines))
         low, high = np.clip(places[order].reshape(-1, 2), 0, length).T
         middles = np.minimum((low + high) / 2, length - 1)
-        wide = high - low > _FLATNESS * np.abs(outline).max()
+        wide = high - low > flat
         cells.append(np.stack([middles, lines[order][::2]], axis=1)[wide, ::turn])
-    inside = ((outline > 0) & (outline < size)).all(axis=1)
-    is_tiny = not crosses or (np.ptp(outline, axis=0) <= 1).all()  # larger ones without a stretch cancel themselves
-    if not any(map(len, cells)) and is_tiny and inside.any() and _has_area(outline):
-        cells.append(outline[inside].mean(axis=0, keepdims=True))
+    if not any(map(len, cells)) and (not crosses or (np.ptp(outline, axis=0) <= 1).all()):
+        inside = ((outline > 0) & (outline < size)).all(axis=1)
+        x, y = (outline - outline[0]).T
+        if inside.any() and abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) > flat:
+            cells.append(outline[inside].mean(axis=0, keepdims=True))
     pixels = np.floor(np.concatenate(cells))
     # A hole that reaches over its outline adds nothing there.
     pixels = pixels[((pixels > outline.min(axis=0) - 1) & (pixels < outline.max(axis=0))).all(axis=1)]
