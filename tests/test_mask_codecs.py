@@ -43,7 +43,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 @given(region_masks())
 def test_blob_round_trip_is_exact(mask):
     blob = encode_mask(mask)
-    assert blob == encode_mask(mask)  # deterministic
+    assert blob == encode_mask(mask)
+    assert base64.b64decode(blob)[3:8] == bytes(5)  # flags and modification time: the same on every day
     decoded = decode_mask(blob, *mask.shape)
     assert_region(decoded, *mask.shape)
     np.testing.assert_array_equal(decoded, mask)
@@ -57,11 +58,6 @@ def test_blob_is_byte_compatible_with_gzip_and_frombuffer(mask, top, level):
     np.testing.assert_array_equal(pixels.reshape(mask.shape), mask.astype(np.uint8))
     foreign = blob_of((mask.astype(np.uint8) * top).tobytes(), level)
     np.testing.assert_array_equal(decode_mask(foreign, *mask.shape), mask)
-
-
-def test_blob_carries_no_time_and_no_name():
-    raw = base64.b64decode(encode_mask(np.eye(4)))
-    assert raw[3:8] == bytes(5)  # flags and modification time
 
 
 def test_blob_with_a_file_name_is_accepted():
@@ -172,15 +168,13 @@ def bomb():
         checksum = zlib.crc32(chunk, checksum)
     end = zlib.compressobj(9, wbits=-15).flush()
     raw = b"\x1f\x8b\x08" + bytes(6) + b"\xff" + block * (size // len(chunk)) + end
-    return text(raw + checksum.to_bytes(4, "little") + (size % 2**32).to_bytes(4, "little"))
-
-
-def test_gzip_bomb_is_a_real_one(bomb):
-    inflate, rest, size = zlib.decompressobj(wbits=31), base64.b64decode(bomb), 0
+    raw += checksum.to_bytes(4, "little") + (size % 2**32).to_bytes(4, "little")
+    inflate, rest, inflated = zlib.decompressobj(wbits=31), raw, 0
     while not inflate.eof:
-        size += len(inflate.decompress(rest, 2**20))
+        inflated += len(inflate.decompress(rest, 2**20))
         rest = inflate.unconsumed_tail
-    assert size == 2**30  # zlib has checked checksum and length at this point
+    assert inflated == size  # zlib has checked checksum and length at this point
+    return text(raw)
 
 
 def test_gzip_bomb_stops_one_byte_past_the_mask(bomb, monkeypatch):
@@ -208,23 +202,9 @@ def test_gzip_bomb_stops_one_byte_past_the_mask(bomb, monkeypatch):
     assert produced == [1000 * 1000 + 1]
 
 
-def test_gzip_bomb_keeps_the_memory_peak_small(bomb):
-    """The peak of Python's allocators: pixels of the mask and copies of the text, nothing of the GiB."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(MaskError, match="more than"):
-            decode_mask(bomb, 1000, 1000)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    print(f"gzip bomb of {len(bomb)} characters, 1 GiB inflated, 1000x1000 mask: traced peak {peak / 2**20:.1f} MiB")
-    # The mask's bytes twice (zlib's blocks, then joined), the text as bytes twice and decoded once.
-    assert peak < 2 * 1_000_001 + 3 * len(bomb) + 2**20
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to reset the high-water mark of resident memory")
 def test_gzip_bomb_keeps_the_process_small(bomb):
-    """The same seen by the operating system, in a process of its own, with a control that the meter works."""
+    """As the operating system sees it, in a process of its own, with a control that the meter works."""
     program = """
 import sys
 from finecaption_hf import masks_finecaption as masks
@@ -402,11 +382,6 @@ def test_bad_rle_raises(message, reference):
     assert_refused(message, as_mask, reference, 6, 6)
 
 
-def test_rle_of_another_type_raises():
-    with pytest.raises(MaskError, match="COCO RLE is needed"):
-        decode_rle("T1")
-
-
 @pytest.mark.parametrize("size", [[10**9, 10**9], [30_000, 30_000]])
 def test_rle_with_a_huge_size_allocates_nothing(size):
     reference = {"size": size, "counts": [0, size[0] * size[1]]}
@@ -421,7 +396,9 @@ def test_rle_with_a_huge_size_allocates_nothing(size):
         tracemalloc.stop()
 
 
-def test_rle_swapped_size_is_named():
+def test_rle_of_another_type_or_with_swapped_sides_raises():
+    with pytest.raises(MaskError, match="COCO RLE is needed"):
+        decode_rle("T1")
     with pytest.raises(MaskError, match=r"RLE is 4x6 but the image is 6x4. Its sides are swapped"):
         as_mask(encode_rle(np.ones((4, 6))), 6, 4)
 

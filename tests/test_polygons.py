@@ -281,15 +281,6 @@ def test_holes_match_an_exact_test(outline, hole):
         np.testing.assert_array_equal(mask, expected)
 
 
-def test_pentagram_is_hollow():
-    angles = np.pi * (0.8 * np.arange(5) - 0.5)
-    star = np.stack([50 + 45 * np.cos(angles), 50 + 45 * np.sin(angles)], axis=1)
-    mask = as_mask({"polygon": star}, 100, 100)
-    assert not mask[50, 50]
-    assert mask[10, 50]
-    assert mask.sum() == reference_fill([star.tolist()], 100, 100).sum()
-
-
 def test_neighbouring_polygons_share_no_pixel_and_leave_none():
     """Triangles around one point fill the image: every pixel belongs to exactly one of them."""
     rng = np.random.default_rng(9)
