@@ -1,12 +1,14 @@
 """Small random parts in the file formats in which the real ones are published."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -142,14 +144,13 @@ def make_tokenizer(template: str | None = TEMPLATES["llama3"], image_token: bool
     return made
 
 
-def clip(folder: Path, model: bool = True) -> Path:
+def clip(folder: Path) -> Path:
     """`CLIPModel` with its text side; 28 positions of text, 100 tokens."""
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text |= {"vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
     made = randomise(CLIPModel(CLIPConfig(vision_config=VISION, text_config=text, projection_dim=16)), seed=1)
     made.save_pretrained(folder)
-    card = "---\nlicense: mit\n---\n# A CLIP\n"
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A CLIP\n")
     return folder
 
 
@@ -186,16 +187,12 @@ def alpha_clip(
     return file
 
 
-def convnext(folder: Path, suffix: str = ".safetensors") -> Path:
+def convnext(folder: Path) -> Path:
     """A folder as timm's repositories on the Hub have it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     architecture, model_args = CONVNEXT
     state = randomise(timm.create_model(architecture, num_classes=7, **model_args), seed=3).state_dict()
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
-    if suffix == ".safetensors":
-        save_file(state, folder / "model.safetensors")
-    else:
-        torch.save(state, folder / "pytorch_model.bin")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     config = {
         "architecture": architecture,
         "num_classes": 7,
@@ -263,18 +260,15 @@ def llava(folder: Path) -> Path:
     return folder
 
 
-def rename(source: Path, target: Path, new_name: Any) -> Path:
-    """A copy of a folder of one safetensors file, with other tensor names."""
-    import shutil
-
-    from safetensors.torch import load_file
-
+def changed(source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """A copy of a part, a folder of one safetensors file or a pickle; `change` alters its tensors or returns others."""
+    if source.is_file():
+        state = torch.load(source, weights_only=True)
+        torch.save(change(state) or state, target)
+        return target
     shutil.copytree(source, target)
-    save_file(
-        {new_name(name): tensor for name, tensor in load_file(source / "model.safetensors").items()},
-        target / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    state = load_file(source / "model.safetensors")
+    save_file(change(state) or state, target / "model.safetensors", metadata={"format": "pt"})
     return target
 
 
@@ -288,3 +282,13 @@ def one_of_each(folder: Path) -> Path:
     language_model(folder / "llm")
     llava(folder / "llava")
     return folder
+
+
+def options(folder: Path, **changes: Any) -> dict[str, Any]:
+    """All parts as options of `assemble`; a part given as `None` is left away."""
+    return {**{name: str(folder / name) for name in ("clip", "convnext", "sam", "llm")}, **changes}
+
+
+def small(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A one-tower model."""
+    return options(folder, convnext=None, sam=None, without=["convnext", "sam"], **changes)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import parts
 import pytest
 import timm
 import torch
+from conftest import NOT_INSTALLED
+from parts import options, small
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -37,16 +41,14 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def full(folder) -> Path:
     """All five parts, in several shards."""
-    assemble(
-        folder / "full",
-        clip=str(folder / "clip"),
-        alpha_clip=str(folder / "alpha.pth"),
-        convnext=str(folder / "convnext"),
-        sam=str(folder / "sam"),
-        llm=str(folder / "llm"),
-        max_shard_size="200KB",
-    )
+    assemble(folder / "full", **options(folder, alpha_clip=str(folder / "alpha.pth")), max_shard_size="200KB")
     return folder / "full"
+
+
+def assembled(out: Path, **given: Any) -> Any:
+    """Model and processor of a checkpoint that is assembled and loaded."""
+    assemble(out, **given)
+    return load(out, device="cpu")
 
 
 def pixels(size: int, seed: int = 0) -> torch.Tensor:
@@ -55,6 +57,11 @@ def pixels(size: int, seed: int = 0) -> torch.Tensor:
 
 def masks(seed: int = 1) -> torch.Tensor:
     return (torch.rand(2, 1, 84, 84, generator=torch.Generator().manual_seed(seed)) - 0.5) / 0.26
+
+
+def renamed(new_name: Callable[[str], str]) -> Any:
+    """A change of tensors for `parts.changed`."""
+    return lambda state: {new_name(name): tensor for name, tensor in state.items()}
 
 
 def keys_of(folder: Path) -> set[str]:
@@ -69,8 +76,7 @@ def keys_of(folder: Path) -> set[str]:
 
 
 def test_clip_without_alpha_is_bit_equal_to_the_clip_vision_model(folder, tmp_path):
-    assemble(tmp_path / "out", clip=str(folder / "clip"), llm=str(folder / "llm"), without=["convnext", "sam"], seed=3)
-    tower = load(tmp_path / "out", device="cpu")[0].model.vision_tower
+    tower = assembled(tmp_path / "out", **small(folder), seed=3)[0].model.vision_tower
     expected = CLIPVisionModel.from_pretrained(folder / "clip").eval()
     with torch.inference_mode():
         wanted = expected(pixels(84), output_hidden_states=True).hidden_states[-2]
@@ -81,7 +87,7 @@ def test_clip_without_alpha_is_bit_equal_to_the_clip_vision_model(folder, tmp_pa
 def test_clip_is_read_in_every_format_of_the_hub(folder, tmp_path, format):
     given = tmp_path / "clip"
     if format == "unprefixed":
-        parts.rename(folder / "clip", given, lambda name: name.removeprefix("vision_model."))
+        parts.changed(folder / "clip", given, renamed(lambda name: name.removeprefix("vision_model.")))
     else:
         model = parts.CLIPModel.from_pretrained(folder / "clip")
         model.save_pretrained(given, max_shard_size="50KB" if format == "sharded" else "5GB")
@@ -90,9 +96,8 @@ def test_clip_is_read_in_every_format_of_the_hub(folder, tmp_path, format):
         else:
             torch.save(load_file(given / "model.safetensors"), given / "pytorch_model.bin")
             (given / "model.safetensors").unlink()
-    options = {"llm": str(folder / "llm"), "without": ["convnext", "sam"]}
-    assemble(tmp_path / "one", clip=str(folder / "clip"), **options)
-    assemble(tmp_path / "two", clip=str(given), **options)
+    assemble(tmp_path / "one", **small(folder))
+    assemble(tmp_path / "two", **small(folder, clip=str(given)))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
@@ -128,14 +133,7 @@ def alpha_clip_by_formula(
 @pytest.mark.parametrize("prefix", ["", "module.", "visual.", "module.visual."])
 def test_alpha_clip_equals_its_formula_before_and_after_the_split(folder, tmp_path, prefix):
     file = parts.alpha_clip(tmp_path / "alpha.pth", prefix)
-    assemble(
-        tmp_path / "out",
-        clip=str(folder / "clip"),
-        alpha_clip=str(file),
-        llm=str(folder / "llm"),
-        without=["convnext", "sam"],
-    )
-    tower = load(tmp_path / "out", device="cpu")[0].model.vision_tower
+    tower = assembled(tmp_path / "out", **small(folder, alpha_clip=str(file)))[0].model.vision_tower
     state = {name.removeprefix(prefix): tensor for name, tensor in torch.load(file, weights_only=True).items()}
     joint = state["transformer.resblocks.1.attn.in_proj.weight"]
     split = [getattr(tower.encoder.layers[1].self_attn, f"{name}_proj").weight for name in "qkv"]
@@ -151,8 +149,7 @@ def test_alpha_clip_equals_its_formula_before_and_after_the_split(folder, tmp_pa
 
 def test_alpha_clip_alone_tells_its_own_configuration(folder, tmp_path):
     file = parts.alpha_clip(tmp_path / "alpha.pth", width=64, legacy=True)
-    assemble(tmp_path / "out", alpha_clip=str(file), llm=str(folder / "llm"), without=["convnext", "sam"])
-    model = load(tmp_path / "out", device="cpu")[0]
+    model = assembled(tmp_path / "out", **small(folder, clip=None, alpha_clip=str(file)))[0]
     vision = model.config.vision_config
     assert (vision.hidden_size, vision.num_attention_heads, vision.num_hidden_layers) == (64, 1, 3)
     assert (vision.image_size, vision.patch_size, vision.hidden_act) == (84, 14, "quick_gelu")
@@ -163,33 +160,35 @@ def test_alpha_clip_alone_tells_its_own_configuration(folder, tmp_path):
     assert torch.allclose(found, wanted, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
-def test_convnext_features_equal_those_of_timm(folder, full, tmp_path, suffix):
-    given = folder / "convnext" if suffix == ".safetensors" else parts.convnext(tmp_path / "convnext", suffix)
+def convnext_of_timm(folder: Path) -> Any:
     architecture, model_args = parts.CONVNEXT
     reference = timm.create_model(architecture, num_classes=7, **model_args).eval()
-    name = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
-    reference.load_state_dict(load_file(given / name) if suffix == ".safetensors" else torch.load(given / name))
-    if suffix == ".bin":
-        full = tmp_path / "out"
-        assemble(full, convnext=str(given), llm=str(folder / "llm"), clip=str(folder / "clip"), without=["sam"],
-                 config={"high_res_image_size": 256})  # fmt: skip
-    model = load(full, device="cpu")[0]
+    reference.load_state_dict(load_file(folder / "convnext" / "model.safetensors"))
+    return reference
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"])
+def test_convnext_features_equal_those_of_timm_in_every_format(folder, tmp_path, name):
+    given = Path(shutil.copytree(folder / "convnext", tmp_path / "convnext"))
+    if name != "model.safetensors":
+        state = load_file(given / "model.safetensors")
+        (given / "model.safetensors").unlink()
+        if name.startswith("open_clip"):
+            state = {f"visual.trunk.{key}": tensor for key, tensor in state.items() if not key.startswith("head.fc")}
+            others = ("logit_scale", "token_embedding.weight", "transformer.resblocks.0.a", "visual.head.proj.weight")
+            state |= {key: torch.zeros(2) for key in others}
+        torch.save(state, given / name)
+    model = assembled(tmp_path / "out", **options(folder, convnext=str(given)))[0]
     assert model.config.convnext_image_mean == [0.5, 0.4, 0.3]
     with torch.inference_mode():
-        assert torch.equal(model.model.convnext_tower(pixels(256)), reference.forward_features(pixels(256)))
+        wanted = convnext_of_timm(folder).forward_features(pixels(256))
+        assert torch.equal(model.model.convnext_tower(pixels(256)), wanted)
 
 
 @pytest.mark.parametrize("name", ["sam", "sam.pth"])
 def test_sam_features_equal_those_of_the_library(folder, tmp_path, name):
-    assemble(
-        tmp_path / "out",
-        clip=str(folder / "clip"),
-        sam=str(folder / name),
-        llm=str(folder / "llm"),
-        without=["convnext"],
-    )
-    model = load(tmp_path / "out", device="cpu")[0]
+    given = options(folder, sam=str(folder / name), convnext=None, without=["convnext"])
+    model = assembled(tmp_path / "out", **given)[0]
     reference = SamModel.from_pretrained(folder / "sam").eval()
     with torch.inference_mode():
         wanted = reference.get_image_embeddings(pixels(256))
@@ -199,30 +198,9 @@ def test_sam_features_equal_those_of_the_library(folder, tmp_path, name):
     assert model.config.grid_size == 8 and model.config.sam_feature_size == 64
 
 
-def test_convnext_is_read_from_an_openclip_file(folder, full, tmp_path):
-    given = tmp_path / "openclip"
-    given.mkdir()
-    (given / "config.json").write_text((folder / "convnext" / "config.json").read_text())
-    state = load_file(folder / "convnext" / "model.safetensors")
-    trunk = {f"visual.trunk.{name}": tensor for name, tensor in state.items() if not name.startswith("head.fc")}
-    text = {name: torch.zeros(2) for name in ("logit_scale", "token_embedding.weight", "transformer.resblocks.0.a")}
-    torch.save({**trunk, **text, "visual.head.proj.weight": torch.zeros(2)}, given / "open_clip_pytorch_model.bin")
-    assemble(
-        tmp_path / "out",
-        clip=str(folder / "clip"),
-        convnext=str(given),
-        llm=str(folder / "llm"),
-        without=["sam"],
-        config={"high_res_image_size": 256},
-    )
-    one, two = (load(place, device="cpu")[0].model.convnext_tower.state_dict() for place in (full, tmp_path / "out"))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
 def test_earlier_layers_can_be_chosen(folder, tmp_path):
     fields = {"vision_feature_layer": 1, "sam_feature_layer": 0, "convnext_config": {"feature_stage": -2}}
-    given = {name: str(folder / name) for name in ("clip", "convnext", "sam", "llm")}
-    summary = assemble(tmp_path / "out", **given, config=fields)
+    summary = assemble(tmp_path / "out", **options(folder), config=fields)
     model = load(tmp_path / "out", device="cpu")[0].model
     reasons = {entry["reason"].split(":")[0] for part in summary["parts"] for entry in part["ignored"]}
     assert {"a layer behind the one whose features are used", "SAM's neck"} <= reasons
@@ -236,9 +214,6 @@ def test_earlier_layers_can_be_chosen(folder, tmp_path):
 def test_both_towers_see_their_own_statistics(folder, full):
     model = load(full, device="cpu")[0]
     config = model.config
-    architecture, model_args = parts.CONVNEXT
-    convnext = timm.create_model(architecture, num_classes=7, **model_args).eval()
-    convnext.load_state_dict(load_file(folder / "convnext" / "model.safetensors"))
     raw = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(3))
     identity = ([0.0] * 3, [1.0] * 3)
     with torch.inference_mode():
@@ -246,7 +221,7 @@ def test_both_towers_see_their_own_statistics(folder, full):
         features = model.get_high_res_features(arriving)
         own = convert_normalisation(raw, identity, ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3]))
         # two float32 conversions instead of one
-        assert torch.allclose(features[:, :32], convnext.forward_features(own), atol=1e-3, rtol=1e-3)
+        assert torch.allclose(features[:, :32], convnext_of_timm(folder).forward_features(own), atol=1e-3, rtol=1e-3)
 
 
 # --- the language model ----------------------------------------------------------------------------------------------
@@ -258,8 +233,7 @@ def test_both_towers_see_their_own_statistics(folder, full):
 def test_text_only_logits_equal_those_of_the_language_model(folder, tmp_path, family, tied, extra_rows):
     given = parts.language_model(tmp_path / "llm", family, tied, extra_rows, max_shard_size="30KB")
     assert len(list(given.glob("*.safetensors"))) > 1
-    assemble(tmp_path / "out", clip=str(folder / "clip"), llm=str(given), without=["convnext", "sam"])
-    model, processor = load(tmp_path / "out", device="cpu")
+    model, processor = assembled(tmp_path / "out", **small(folder, llm=str(given)))
     original = AutoModelForCausalLM.from_pretrained(given).eval()
     rows = original.config.vocab_size
     ids = torch.randint(0, rows, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -287,8 +261,7 @@ def test_padding_gets_a_token_that_is_not_the_end(folder, full):
 @pytest.mark.parametrize("family", ["llama3", "qwen3", "mistral", "smollm2", "none"])
 def test_template_is_the_language_models_own_with_images_first(folder, tmp_path, family):
     given = parts.language_model(tmp_path / "llm", template=parts.TEMPLATES.get(family))
-    assemble(tmp_path / "out", clip=str(folder / "clip"), llm=str(given), without=["convnext", "sam"])
-    processor = load(tmp_path / "out", device="cpu")[1]
+    processor = assembled(tmp_path / "out", **small(folder, llm=str(given)))[1]
     image = {"type": "image"}
     question, answer = {"type": "text", "text": "what color"}, {"type": "text", "text": "red"}
     chat = [
@@ -336,7 +309,9 @@ def llava_inputs(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("names", [None, old_llava_name, new_llava_name], ids=["as_saved", "old", "new"])
 def test_llava_gives_its_own_logits_for_any_mask_while_alpha_is_zero(folder, tmp_path, names):
-    given = folder / "llava" if names is None else parts.rename(folder / "llava", tmp_path / "llava", names)
+    given = folder / "llava"
+    if names is not None:
+        given = parts.changed(given, tmp_path / "llava", renamed(names))
     summary = assemble(tmp_path / "out", from_llava=str(given))
     model, processor = load(tmp_path / "out", device="cpu")
     original = LlavaForConditionalGeneration.from_pretrained(folder / "llava").eval()
@@ -374,15 +349,7 @@ def test_llava_with_alpha_clip_is_the_mask_aware_baseline(folder, tmp_path):
 
 # --- the folder ------------------------------------------------------------------------------------------------------
 
-FRESH = """
-import importlib.abc, os, sys
-
-class NotInstalled(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "finecaption_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, NotInstalled())
+FRESH = f"""{NOT_INSTALLED}
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 

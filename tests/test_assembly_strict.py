@@ -17,13 +17,14 @@ import pytest
 import torch
 import yaml
 from hub_server import Client, HubServer
+from parts import options, small
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPVisionModel
 from typer.testing import CliRunner
 
 from finecaption_hf.asking import load
-from finecaption_hf.assembly import AssemblyError, assemble, plan, sources
+from finecaption_hf.assembly import AssemblyError, assemble, key_maps, plan, sources
 from finecaption_hf.assembly.configs import language_config, part_dtype
 from finecaption_hf.assembly.writer import ShardWriter
 from finecaption_hf.cli import app
@@ -33,18 +34,6 @@ from finecaption_hf.configuration_finecaption import FineCaptionConfig
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return parts.one_of_each(tmp_path_factory.mktemp("parts"))
-
-
-def options(folder: Path, **changes: Any) -> dict[str, Any]:
-    """All parts; a part given as `None` is left away."""
-    given: dict[str, Any] = {name: str(folder / name) for name in ("clip", "convnext", "sam", "llm")}
-    given |= changes
-    return given
-
-
-def small(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A one-tower model."""
-    return options(folder, convnext=None, sam=None, without=["convnext", "sam"], **changes)
 
 
 # --- strictness ------------------------------------------------------------------------------------------------------
@@ -64,16 +53,7 @@ OPTION = {"alpha.pth": "alpha_clip", "sam.pth": "sam", "llava": "from_llava"}
 
 def damaged(folder: Path, target: Path, part: str, change: Any) -> dict[str, Any]:
     """Options with a copy of one part whose tensors `change` has changed."""
-    source = folder / part
-    if source.is_file():
-        state = torch.load(source, weights_only=True)
-        change(state)
-        torch.save(state, target)
-    else:
-        shutil.copytree(source, target)
-        state = load_file(target / "model.safetensors")
-        change(state)
-        save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    parts.changed(folder / part, target, change)
     if part == "llava":
         return {"from_llava": str(target)}
     return options(folder, **{OPTION.get(part, part): str(target)})
@@ -160,15 +140,9 @@ def test_ignored_tensors_are_all_listed_with_reasons(folder, tmp_path):
     assert ignored["convnext"] == {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
     assert all(name.startswith(("mask_decoder.", "prompt_encoder.")) for name in ignored["sam"])
     assert ignored["llm"] == set()
-    documented = (Path(__file__).parents[1] / "docs" / "assembly.md").read_text(encoding="utf-8")
-    for part in summary["parts"]:
-        for entry in part["ignored"]:
-            assert entry["reason"] in documented, entry["reason"]
 
 
 def test_documented_reasons_are_those_of_the_code():
-    from finecaption_hf.assembly import key_maps
-
     documented = (Path(__file__).parents[1] / "docs" / "assembly.md").read_text(encoding="utf-8")
     for name, value in vars(key_maps).items():
         if name.isupper() and isinstance(value, str) and " " in value:
@@ -551,22 +525,19 @@ def test_command_assembles_parts_of_the_hub_and_pushes_what_it_made(folder, tmp_
         assert "untrained as a whole" in body and not any(str(tmp_path).encode() in data for data in files.values())
 
 
-@pytest.mark.parametrize("public", [False, True])
-def test_an_upload_is_to_a_private_repository_unless_a_public_one_is_asked_for(folder, tmp_path, monkeypatch, public):
+def test_an_upload_is_to_a_public_repository_where_one_is_asked_for(folder, tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr("finecaption_hf.hub.push", lambda *args, **options: pushed.append((*args, options["private"])))
     arguments = ["assemble", "--out", tmp_path / "out", "--clip", folder / "clip", "--llm", folder / "llm"]
-    arguments += ["--without", "sam", "--without", "convnext", "--push", "me/mine", *(["--public"] if public else [])]
+    arguments += ["--without", "sam", "--without", "convnext", "--push", "me/mine", "--public"]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
-    assert pushed == [(tmp_path / "out", "me/mine", not public)]
+    assert pushed == [(tmp_path / "out", "me/mine", False)]
 
 
 def test_names_of_timm_are_repositories_of_timm(folder, tmp_path, hub):
-    (folder / "convnext_atto.some_tag").mkdir(exist_ok=True)
     shutil.copytree(folder / "convnext", folder / "convnext_atto.some_tag", dirs_exist_ok=True)
-    given = options(folder, convnext="convnext_atto.some_tag")
-    summary = assemble(tmp_path / "out", **given)
+    summary = assemble(tmp_path / "out", **options(folder, convnext="convnext_atto.some_tag"))
     assert "timm/convnext_atto.some_tag" in {part["source"] for part in summary["parts"]}
 
 
