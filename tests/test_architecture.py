@@ -23,8 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "scenes": {"asking", "data", "resuming"},
     "describing": {"asking", "data", "resuming"},
     "training": {"asking", "data", "resuming"},
-    "info": {"training"},  # what trains in which stage
-    "assembly": {"hub"},  # pushes what it has made
+    "assembly": {"hub", "training"},  # pushes what it has made; counts what trains in which stage
     "evaluation": {"asking", "data", "resuming", "drawing", "training", "scenes"},  # the ablation trains, on scenes too
     "demo": {"asking", "data", "segmentation", "drawing", "scenes"},  # its examples are scenes
 }
