@@ -1,13 +1,21 @@
 """Who imports whom: docs/architecture.md draws it, and this test says where an arrow goes another way."""
 
 import ast
+import traceback
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
+from typer.testing import CliRunner
 
-PACKAGE = Path(__file__).parents[1] / "src" / "finecaption_hf"
+from finecaption_hf import image_processing_finecaption
+from finecaption_hf.asking import FineCaptionDescriber
+from finecaption_hf.cli import app
+
+PACKAGE = Path(image_processing_finecaption.__file__).parent
 TRAVELS, ROOT = "what travels", "the package itself"
 
 # From a room to those that it may import, besides what travels. Rows from below to above.
@@ -28,8 +36,8 @@ ARROWS: dict[str, set[str]] = {
     "demo": {"asking", "data", "segmentation", "drawing", "scenes"},  # its examples are scenes
 }
 ARROWS["cli"] = set(ARROWS)
-# Arrows back that are still to go.
-LEFT = {("hub_finecaption", "processing_finecaption"), ("data.records", "data.images")}
+# An arrow back that is still to go.
+LEFT = {("hub_finecaption", "processing_finecaption")}
 
 
 def _modules() -> dict[str, Path]:
@@ -92,3 +100,28 @@ def test_files_are_in_no_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"In a circle: {' -> '.join(error.args[1])}")
+
+
+def test_region_is_six_frames_away_from_the_command(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader has to follow, from the option's text to the mask at the model's size."""
+    found: list[list[str]] = []
+    resize = image_processing_finecaption.region_alpha
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        frames = (frame for frame in traceback.extract_stack() if str(PACKAGE) in frame.filename)
+        found.append([f"{Path(frame.filename).stem}.{frame.name}" for frame in frames])
+        return resize(*arguments, **options)
+
+    monkeypatch.setattr("finecaption_hf.asking.loading.load", lambda *_, **__: embedded)
+    FineCaptionDescriber(*embedded)  # which compares two ways of decoding, once per model
+    monkeypatch.setattr(image_processing_finecaption, "region_alpha", noted)
+    result = CliRunner().invoke(app, ["caption", str(EXAMPLE_PICTURE), "--mask", str(EXAMPLE_MASK)])
+    assert result.exit_code == 0, result.output
+    assert found[-1] == [
+        "caption.caption",
+        "asker.ask",
+        "pipeline_finecaption.prepare",
+        "image_processing_finecaption.preprocess",
+        "image_processing_finecaption._preprocess_image_like_inputs",
+        "image_processing_finecaption._mask_values",
+    ]

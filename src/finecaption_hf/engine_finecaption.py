@@ -13,6 +13,7 @@ width of a head, V vocabulary.
 from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
 
 # isort: split
+import functools
 import gc
 import time
 from collections import Counter
@@ -116,6 +117,8 @@ class BranchEngine:
             raise ValueError(f"max_batch_tokens is {max_batch_tokens}. Give a positive number, or None.")
         self.model = model
         self.processor = processor
+        # (picture, regions) -> `vision` of `stream`
+        self.prepare = functools.partial(processor.image_processor, return_tensors="pt")
         self.max_batch_tokens = max_batch_tokens
         self.max_new_tokens: int = model.generation_config.max_new_tokens or 64
         self.counts: Counter[str] = Counter()
@@ -161,17 +164,13 @@ class BranchEngine:
                 f"Branches are decoded in the plain way, each with a prefix of its own, which is much slower. {reason}"
             )
 
-    # --- a describer, see AskedImage ---
+    # --- with `prepare` and `stream`, what makes it a describer: see `answers` in pipeline_finecaption.py ---
 
     @property
     def questions(self) -> Mapping[str, str]:
         """The names of tasks and attributes that are known, with their questions."""
         questions: Mapping[str, str] = self.processor.questions
         return questions
-
-    def prepare(self, picture: Any, regions: Sequence[Any], **options: Any) -> dict[str, Any]:
-        """See `prepare_regions`."""
-        return prepare_regions(self.processor.image_processor, picture, regions, **options)
 
     def refusal(self, question: str) -> str | None:
         """Why a question cannot be asked; `None` where it can."""
@@ -641,23 +640,6 @@ class _Images:
         self._features = {image: features for image, features in self._features.items() if image in images}
 
 
-def prepare_regions(
-    image_processor: Any, picture: Any, regions: Sequence[Any], high_res_features: torch.Tensor | None = None
-) -> dict[str, Any]:
-    """What the engine needs of a picture and its regions.
-
-    Args:
-        image_processor (`FineCaptionImageProcessor`): the checkpoint's.
-        picture: as it takes it.
-        regions: B region references.
-        high_res_features (1, C, h, w), *optional*: of the picture, which then is not prepared at high resolution.
-    """
-    if high_res_features is None:
-        return dict(image_processor(picture, masks=list(regions), return_tensors="pt"))
-    vision = image_processor(picture, masks=list(regions), return_tensors="pt", high_res_size=None)
-    return {**vision, "high_res_features": high_res_features}
-
-
 @torch.no_grad()
 def encode_picture(model: Any, image_processor: Any, picture: Any) -> torch.Tensor | None:
     """What the high-resolution towers say of a picture, (1, C, h, w); `None` where the model has none."""
@@ -692,5 +674,4 @@ __all__ = [
     "BranchRequest",
     "BranchUpdate",
     "encode_picture",
-    "prepare_regions",
 ]

@@ -296,7 +296,14 @@ class FineCaptionImageProcessor(TorchvisionBackend):
             kwargs[name] = tuple(value) if isinstance(value, list) else value
         return kwargs
 
-    def preprocess(self, images: Any, masks: Any = None, image_indices: Any = None, **kwargs: Any) -> BatchFeature:
+    def preprocess(
+        self,
+        images: Any,
+        masks: Any = None,
+        image_indices: Any = None,
+        high_res_features: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
         """Prepare images and their regions.
 
         Args:
@@ -312,6 +319,8 @@ class FineCaptionImageProcessor(TorchvisionBackend):
                 - With `image_indices`: one flat list of B region references.
                 - `None`: the whole of each image, one region per image.
             image_indices (*optional*): of which image each of the B regions is.
+            high_res_features (*optional*): of shape (I, C, h, w), what `get_high_res_features` says of the images. They
+                are handed on in the place of `high_res_pixel_values`.
             return_tensors (`str`, *optional*): `"pt"` (what comes without it, too) or `"np"`.
             device (`str` or `torch.device`, *optional*): where to resize; the image goes there as uint8.
             **kwargs: any attribute of this class, for this call.
@@ -328,7 +337,13 @@ class FineCaptionImageProcessor(TorchvisionBackend):
             ValueError: If there is no image, masks and images do not match, or an image cannot be read as one.
             MaskError: If a region reference is none, does not fit its image or is empty.
         """
-        return super().preprocess(images, image_like_kwargs={"masks": masks, "image_indices": image_indices}, **kwargs)
+        if high_res_features is not None:
+            kwargs["high_res_size"] = None
+        regions = {"masks": masks, "image_indices": image_indices}
+        prepared: BatchFeature = super().preprocess(images, image_like_kwargs=regions, **kwargs)
+        if high_res_features is not None:
+            prepared["high_res_features"] = high_res_features
+        return prepared
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open paths, URLs, base64 text and bytes; anything else, and what is in lists of it, comes back as it is."""

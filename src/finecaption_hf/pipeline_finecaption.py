@@ -29,7 +29,7 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .branches_finecaption import BranchAnswer, BranchRequest
-from .engine_finecaption import BranchEngine, encode_picture, prepare_regions
+from .engine_finecaption import BranchEngine, encode_picture
 from .image_processing_finecaption import FineCaptionImageProcessor, flatten_regions, upright_rgb
 from .masks_finecaption import MaskError, RegionMask, is_region_reference
 from .prompts_finecaption import is_global, resolve_questions
@@ -305,24 +305,18 @@ def read_picture(image: Any) -> Image.Image:
 
 
 def read_item(
-    prepare: Callable[..., Any],
-    known: Mapping[str, str],
-    item: Mapping[str, Any],
-    questions: str | Sequence[str] = "region",
-    **decoding: Any,
-) -> AskedImage:
-    """An image of a call, as `items_of` gives it -> the image with its regions, prepared.
+    item: Mapping[str, Any], known: Mapping[str, str], questions: str | Sequence[str] = "region", **decoding: Any
+) -> dict[str, Any]:
+    """An image of a call, as `items_of` gives it -> what `AskedImage.prepare` takes.
 
     Args:
-        prepare: the describer's.
-        known: the names of questions that it knows.
         item: its own questions come before `questions`.
+        known: the names of questions that the describer knows.
         questions: see `resolve_questions`.
         **decoding: for `BranchRequest`.
     """
     asked = resolve_questions(questions if item["questions"] is None else item["questions"], known)
-    references = _references(item["regions"])
-    index = item["index"]
+    references, index = _references(item["regions"]), item["index"]
     regions = [
         AskedRegion(requests_about(asked.items(), (index, number), (index, None), **decoding), {"region_index": number})
         for number in range(len(references))
@@ -332,8 +326,8 @@ def read_item(
         picture = read_picture(item["image"]) if references else None
     except ImageError as error:
         picture = error
-    options = {name: item[name] for name in ("high_res_features",) if name in item}
-    return AskedImage.prepare(prepare, picture, references, regions, index, **options)
+    more = {name: item[name] for name in ("high_res_features",) if name in item}
+    return {"picture": picture, "references": references, "regions": regions, "index": index, **more}
 
 
 def items_of(images: Any, regions: Any) -> Any:
@@ -601,8 +595,8 @@ class RegionCaptioningPipeline(Pipeline):
 
     def preprocess(self, item: Mapping[str, Any], **options: Any) -> AskedImage:
         """Read one image and its regions; what cannot be read ends in records of errors."""
-        prepare = functools.partial(prepare_regions, self.processor.image_processor)
-        return read_item(prepare, self.processor.questions, item, **options)
+        prepare = functools.partial(self.processor.image_processor, return_tensors="pt")
+        return AskedImage.prepare(prepare, **read_item(item, self.processor.questions, **options))
 
     def _forward(
         self, images: list[AskedImage], log_probs: bool = False, max_batch_tokens: int | None = None

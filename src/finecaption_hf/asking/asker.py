@@ -1,7 +1,7 @@
 """Pictures, regions and questions -> records, by any describer."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..branches_finecaption import BranchRequest
@@ -40,13 +40,17 @@ def ask(
     Raises:
         ValueError: If there is no question or it cannot be asked, or an option or the form of an argument is wrong.
     """
-    items = _items(images, regions, high_res_features)
     check_questions(describer, questions, **decoding)
     found = []
-    for batch in _batches(describer, items, questions, batch_size, decoding):
-        answer_all(describer, batch, log_probs=log_probs)
-        found += [image.records(log_probs) for image in batch]
-    return found[0] if isinstance(items, dict) else found
+    items, is_one = _items(images, regions, high_res_features)
+    while batch := list(itertools.islice(items, batch_size)):
+        asked = []
+        for item in batch:
+            given = read_item(item, describer.questions, questions, **decoding)
+            asked.append(AskedImage.prepare(describer.prepare, **given))
+        answer_all(describer, asked, log_probs=log_probs)
+        found += [image.records(log_probs) for image in asked]
+    return found[0] if is_one else found
 
 
 def stream(
@@ -66,12 +70,16 @@ def stream(
     Raises:
         ValueError: As `ask`, at once.
     """
-    items = _items(images, regions, high_res_features)
     check_questions(describer, questions, **decoding)
-    batches = _batches(describer, items, questions, batch_size, decoding)
-    return (
-        piece for batch in batches for piece in stream_answers(describer, batch, log_probs=log_probs, partial=partial)
-    )
+    items, _ = _items(images, regions, high_res_features)
+
+    def pieces() -> Iterator[dict[str, Any]]:
+        while batch := list(itertools.islice(items, batch_size)):
+            given = (read_item(item, describer.questions, questions, **decoding) for item in batch)
+            asked = [AskedImage.prepare(describer.prepare, **each) for each in given]
+            yield from stream_answers(describer, asked, log_probs=log_probs, partial=partial)
+
+    return pieces()
 
 
 def check_questions(describer: Describer, questions: str | Sequence[str], **decoding: Any) -> dict[str, str]:
@@ -88,23 +96,12 @@ def check_questions(describer: Describer, questions: str | Sequence[str], **deco
     return asked
 
 
-def _items(images: Any, regions: Any, high_res_features: Any) -> Any:
+def _items(images: Any, regions: Any, high_res_features: Any) -> tuple[Iterator[dict[str, Any]], bool]:
+    """The pictures of a call, and whether it is one that did not come in a list."""
     items = items_of(images, regions)
-    if high_res_features is None:
-        return items
-    if not isinstance(items, dict):
+    if isinstance(items, dict):
+        more = {} if high_res_features is None else {"high_res_features": high_res_features}
+        return iter([{**items, **more}]), True
+    if high_res_features is not None:
         raise ValueError("high_res_features are of one image, but several arrived. Call once per image.")
-    return {**items, "high_res_features": high_res_features}
-
-
-def _batches(
-    describer: Describer,
-    items: Any,
-    questions: str | Sequence[str],
-    batch_size: int,
-    decoding: Mapping[str, Any],
-) -> Iterator[list[AskedImage]]:
-    given: Iterable[Any] = [items] if isinstance(items, dict) else items
-    left = iter(given)
-    while batch := list(itertools.islice(left, batch_size)):
-        yield [read_item(describer.prepare, describer.questions, item, questions, **decoding) for item in batch]
+    return iter(items), False

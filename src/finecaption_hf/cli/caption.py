@@ -170,7 +170,7 @@ def caption(
         check_attributes(questions, describer.questions)
         asked = list(check_questions(describer, [name for _, name in questions]))
         with _warnings_in_one_line():
-            found = find_regions(
+            masks, found_by, features = find_regions(
                 picture,
                 regions,
                 lambda: open_segmenter_for(
@@ -179,16 +179,16 @@ def caption(
                 everything=everything,
                 max_regions=max_regions,
             )
-        if found.by is not None:
-            name, number = found.by
+        if found_by is not None:
+            name, number = found_by
             typer.echo(f"{number} region{'' if number == 1 else 's'} found by: {name}", err=True)
-    records = ask(describer, picture, found.masks or None, asked, high_res_features=found.high_res_features, **decoding)
+    records = ask(describer, picture, masks or None, asked, high_res_features=features, **decoding)
     if as_json:
         typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
     else:
         _print_answers(records)
     if out is not None:
-        _write_picture(out, picture, found.masks, records)
+        _write_picture(out, picture, masks, records)
 
 
 def _check_regions(

@@ -9,7 +9,7 @@
 
 from .clicks import Clicks, SegmentationError
 from .opening import open_segmenter
-from .pointing import FoundRegions, find_regions, read_regions
+from .pointing import find_regions, read_regions
 from .segmenter import Candidate, EncodedImage, Segmenter
 from .shared import SharedSegmenter, open_segmenter_for, open_shared_segmenter
 
@@ -17,7 +17,6 @@ __all__ = [
     "Candidate",
     "Clicks",
     "EncodedImage",
-    "FoundRegions",
     "SegmentationError",
     "Segmenter",
     "SharedSegmenter",

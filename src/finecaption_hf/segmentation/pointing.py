@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -75,20 +75,6 @@ def read_regions(given: Sequence[tuple[str, str]], height: int, width: int, refi
     return regions
 
 
-class FoundRegions(NamedTuple):
-    """Regions of a picture, none without a mask.
-
-    Attributes:
-        masks: in their order.
-        by: who found those that were to be found, and how many; `None` where there were none.
-        high_res_features: of the picture, (1, C, h, w), where the segmenter shares a model's encoding.
-    """
-
-    masks: list[RegionMask]
-    by: tuple[str, int] | None = None
-    high_res_features: Any = None
-
-
 def find_regions(
     picture: Image.Image,
     regions: Sequence[Pointed],
@@ -96,7 +82,7 @@ def find_regions(
     *,
     everything: bool = False,
     max_regions: int | None = None,
-) -> FoundRegions:
+) -> tuple[list[RegionMask], tuple[str, int] | None, Any]:
     """Find what is only pointed at, by a segmenter, which is opened where it is needed.
 
     Args:
@@ -106,12 +92,16 @@ def find_regions(
         everything: find regions instead, `max_regions` of the best.
         max_regions: `None` means `MAX_REGIONS`.
 
+    Returns:
+        The regions in their order; who found how many of them, `None` where there was nothing to find; and the
+        picture's `high_res_features`, where the segmenter shares a model's encoding.
+
     Raises:
         SegmentationError: If nothing is found where something was pointed at, or nothing at all.
     """
     to_find = sum(isinstance(region, Clicks) for _, region in regions)
     if not to_find and not everything:
-        return FoundRegions([region for _, region in regions if isinstance(region, RegionMask)])
+        return [region for _, region in regions if isinstance(region, RegionMask)], None, None
     segmenter = open_segmenter()
     encoded = segmenter.encode(picture)
     masks: list[RegionMask] = []
@@ -131,7 +121,7 @@ def find_regions(
                 )
             region = RegionMask(candidates[0].mask, picture.height, picture.width)
         masks.append(region)
-    return FoundRegions(masks, (segmenter.name, to_find or len(masks)), encoded.high_res_features)
+    return masks, (segmenter.name, to_find or len(masks)), encoded.high_res_features
 
 
 def _mask(where: str, reference: Any, height: int, width: int) -> RegionMask:

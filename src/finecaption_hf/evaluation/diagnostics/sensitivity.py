@@ -173,7 +173,7 @@ class _Probe:
         complement = {place: len(places) + number for number, place in enumerate(places)}
         whole_at = 2 * len(places)
         complements = [RegionMask(~mask.pixels, *size) for mask in masks.values()]
-        vision = self.describer.prepare(picture, [*masks.values(), *complements, RegionMask(None, *size)])
+        vision = dict(self.describer.prepare(picture, [*masks.values(), *complements, RegionMask(None, *size)]))
         shuffled = self._add_shuffled(asked, vision, own, whole_at)
         branches = self._branches(asked, picture, masks)
         tokens = self.scorer.image_tokens(vision)
