@@ -86,8 +86,7 @@ def imported(path: Path) -> dict[str, bool]:
     def look(node: ast.AST, at_once: bool) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             return
-        # An import that stands in a `try` is of something that may be absent: what follows says what to install.
-        at_once = at_once and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Try)
+        at_once = at_once and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
