@@ -196,7 +196,7 @@ def run_examples(path: Path) -> int:
     return len(blocks)
 
 
-@pytest.mark.parametrize("name", ["diagnostics.md", "engine.md", "evaluation-metrics.md"])
+@pytest.mark.parametrize("name", ["diagnostics.md", "engine.md", "evaluation-metrics.md", "regions.md"])
 def test_examples_of_the_documentation_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert run_examples(ROOT / "docs" / name) >= 1
