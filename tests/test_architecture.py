@@ -125,3 +125,17 @@ def test_region_is_six_frames_away_from_the_command(embedded: Any, monkeypatch: 
         "image_processing_finecaption._preprocess_image_like_inputs",
         "image_processing_finecaption._mask_values",
     ]
+
+
+def test_frozen_records_are_changed_by_nobody_but_their_own_making() -> None:
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = {
+            id(call)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef) and function.name == "__post_init__"
+            for call in ast.walk(function)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "object.__setattr__":
+                assert id(node) in own and ast.unparse(node.args[0]) == "self", f"{module}, line {node.lineno}"
