@@ -115,24 +115,8 @@ def test_flops_are_those_of_the_formulas(size: str, request: pytest.FixtureReque
 # --- parameters and memory -------------------------------------------------------------------------------------------
 
 
-def test_full_size_parameters_are_those_of_the_published_parts(full_size: ModelInfo) -> None:
-    # Where these come from: test_configuration.py.
-    millions = {name: number / 1e6 for name, number in full_size.parameters.items()}
-    assert millions == pytest.approx(
-        {
-            "vision_tower": 291.11,
-            "convnext_tower": 843.39,
-            "sam_tower": 308.28,
-            "adapter": 37.757,
-            "language_model": 8030.269,
-            "total": 9510.8,
-        },
-        abs=0.05,
-    )
-    assert full_size.tokens_per_region == 1024
-
-
 def test_full_size_memory_is_parameters_times_bytes(full_size: ModelInfo) -> None:
+    assert full_size.tokens_per_region == 1024
     total = full_size.parameters["total"]
     head = 128
     linear = 32 * (4096 * head * (2 * 32 + 2 * 8) + 3 * 4096 * 14336)
