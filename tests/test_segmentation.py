@@ -735,7 +735,7 @@ def test_name_that_can_be_no_segmenter_is_shown(name: str) -> None:
 def test_checkpoint_says_whose_encoder_its_tower_is_until_that_trains(tmp_path: Any) -> None:
     SamConfig(vision_config=tiny_config().sam_config.to_dict()).save_pretrained(tmp_path)
     SamImageProcessor().save_pretrained(tmp_path)
-    options: Any = SimpleNamespace(config={}, without=frozenset())
+    options: Any = SimpleNamespace(config={}, without=frozenset(), left_away=frozenset())
     for is_hub, expected in ((True, "facebook/sam-vit-large"), (False, None)):
         source = Source("facebook/sam-vit-large", None, tmp_path, (), None, is_hub)
         assert _tower_fields(options, {"sam": source}, {"sam": {}}).get("sam_pretrained") == expected
