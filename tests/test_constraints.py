@@ -1,0 +1,114 @@
+"""The releases that the scripts install: constraints.txt and machines where it cannot be met."""
+
+import configparser
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+# A machine may bring its own.
+BOUNDED = {"torch", "torchvision", "numpy"}
+
+
+def constraints(text: str, python: str) -> dict[str, Requirement]:
+    """Those for a Python of that version, by name; each name has one."""
+    lines = [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
+    here = [line for line in lines if line.marker is None or line.marker.evaluate({"python_version": python})]
+    found = {canonicalize_name(line.name): line for line in here}
+    assert len(found) == len(here)
+    return found
+
+
+def asked_for() -> list[Requirement]:
+    """All that setup.cfg and pyproject.toml ask for."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    texts = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
+    build = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert build
+    texts.append(build[1].replace('"', "").replace(", ", "\n"))
+    return [Requirement(line) for text in texts for line in text.splitlines() if line.strip()]
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_dependency_has_a_tested_release_that_its_range_admits(python: str) -> None:
+    found = constraints((ROOT / "constraints.txt").read_text(encoding="utf-8"), python)
+    for needed in asked_for():
+        name = canonicalize_name(needed.name)
+        assert name in found, f"{name}: add it"
+        (specifier,) = found[name].specifier
+        assert specifier.operator == ("<=" if name in BOUNDED else "=="), found[name]
+        assert needed.specifier.contains(specifier.version), f"{found[name]} is not in {needed}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_comes_along_is_bounded_and_nothing_has_an_address_or_extras(python: str) -> None:
+    found = constraints((ROOT / "constraints.txt").read_text(encoding="utf-8"), python)
+    assert {"pip", "gradio-client", "fastapi", "pydantic", "fsspec", "mcp"} <= set(found)
+    for line in found.values():
+        assert not line.url and not line.extras and len(line.specifier) == 1
+        assert next(iter(line.specifier)).operator in ("==", "<=")
+    # PyTorch names these exactly, another release of it others.
+    assert not any(name.startswith(("nvidia", "cuda", "triton")) for name in found)
+
+
+# --- where it cannot be met ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=240)
+    return folder
+
+
+def install(environment: Path, shelf: Path, constraint: str, package: str) -> subprocess.CompletedProcess[str]:
+    """`pip_install` of the scripts, without network, from a shelf that has releases 1.0 and 1.1 of `thing`."""
+    shelf.mkdir()
+    for version in ("1.0", "1.1"):
+        about = f"thing-{version}.dist-info"
+        with zipfile.ZipFile(shelf / f"thing-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: thing\nVersion: {version}\n")
+            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}/RECORD", "")
+    (shelf / "constraints.txt").write_text(constraint)
+    lines = '. "$0/scripts/environment.sh"; constraints=$1; pip_install "$2" "$3"'
+    command = ["bash", "-euo", "pipefail", "-c", lines, str(ROOT), str(shelf / "constraints.txt"), str(environment)]
+    settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf)}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    return subprocess.run([*command, package], env=others | settings, capture_output=True, text=True, timeout=240)
+
+
+def installed(environment: Path) -> str:
+    command = [environment / "bin" / "python", "-c", "from importlib.metadata import version; print(version('thing'))"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def test_scripts_install_the_tested_release(environment: Path, tmp_path: Path) -> None:
+    done = install(environment, tmp_path / "shelf", "thing==1.0\n", "thing")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert installed(environment) == "1.0"
+
+
+def test_scripts_take_the_newest_release_where_the_tested_one_cannot_be_had(environment: Path, tmp_path: Path) -> None:
+    done = install(environment, tmp_path / "shelf", "thing==2.0\n", "thing>=1.1")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"The releases in constraints.txt cannot be had here \(.*\bthing\b.*\); taking the newest", line)
+    assert installed(environment) == "1.1"
+
+
+def test_scripts_end_with_an_error_where_there_is_no_release_at_all(environment: Path, tmp_path: Path) -> None:
+    done = install(environment, tmp_path / "shelf", "thing==1.0\n", "another")
+    assert done.returncode and "No matching distribution found for another" in done.stderr.splitlines()[-1]
