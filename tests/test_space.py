@@ -21,16 +21,18 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import EXAMPLE_PICTURE, free_port
+from conftest import EXAMPLE_PICTURE, ROOT, free_port
 from hub_server import TOKEN, HubServer, Repo
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.cli import app
-from finecaption_hf.demo.space import GRADIO_VERSION, PYTHON_VERSION, write_space
+from finecaption_hf.demo.space import PYTHON_VERSION, write_space
 
 MODEL = "someone/finecaption"
+CONSTRAINTS = ROOT / "constraints.txt"
 BOX = {"box_xyxy": [178, 25, 249, 96]}
 
 
@@ -47,7 +49,7 @@ def test_front_matter_is_what_the_hub_reads(folder: Path) -> None:
     _, front, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     card = yaml.safe_load(front)
     assert card["title"] == 'A "fine" demo: 1' and '# A "fine" demo: 1' in text
-    assert card["sdk"] == "gradio" and card["sdk_version"] == GRADIO_VERSION
+    assert card["sdk"] == "gradio" and f"gradio=={card['sdk_version']}" in CONSTRAINTS.read_text().split()
     assert card["app_file"] == "app.py" and card["models"] == ["someone/finecaption"]
     # The Hub's limits.
     colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -65,14 +67,20 @@ def test_folder_has_the_code_but_no_weights_and_no_leftovers(folder: Path) -> No
     assert not (package / "training").exists() and not (package / "evaluation").exists()
 
 
-def test_requirements_are_those_of_the_package(folder: Path) -> None:
+def test_requirements_are_those_of_the_package_in_tested_releases(folder: Path) -> None:
     lines = (folder / "requirements.txt").read_text(encoding="utf-8").split()
-    names = {Requirement(line).name for line in lines}
-    assert {"transformers", "torch", "timm", "pillow", "opencv-python-headless", "spaces"} <= names
-    assert not names & {"pytest", "ruff", "finecaption-hf"}
+    found = {line.name: str(line.specifier) for line in map(Requirement, lines)}
+    assert {"transformers", "torch", "timm", "pillow", "opencv-python-headless", "spaces"} <= set(found)
+    assert not set(found) & {"pytest", "ruff", "finecaption-hf"}
     # Its version is that of the front matter; another requirement could contradict it.
-    assert "gradio" not in names
-    assert any(line.startswith("transformers") and "5.19" in line for line in lines)
+    assert "gradio" not in found
+    # On ZeroGPU it speaks with what the Hub runs.
+    assert found.pop("spaces") == ""
+    lines = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    pins = [pin for pin in map(Requirement, lines) if not pin.marker or pin.marker.evaluate({"python_version": "3.12"})]
+    tested = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
+    assert found == {name: tested[canonicalize_name(name)] for name in found}
+    assert found["transformers"].startswith("==") and found["torch"].startswith("<=")
 
 
 @pytest.mark.parametrize("model", ["finecaption", "a/b/c", "../x", "a/b\nc", "", "/folder"])
@@ -370,9 +378,16 @@ def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     try:
         run(sys.executable, "-m", "venv", str(work / "environment"))
         python = str(work / "environment" / "bin" / "python")
-        # The one command of the Hub's builder for Gradio.
-        gradio = [f"gradio[oauth,mcp]=={GRADIO_VERSION}", "uvicorn>=0.14.0", "websockets>=10.4", "spaces"]
-        run(python, "-m", "pip", "install", "--quiet", "-r", str(work / "app" / "requirements.txt"), *gradio)
+        requirements = str(work / "app" / "requirements.txt")
+        front = (work / "app" / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+        # The one command of the Hub's builder for Gradio, with what it brings along in tested releases.
+        gradio = [
+            f"gradio[oauth,mcp]=={yaml.safe_load(front)['sdk_version']}",
+            "uvicorn>=0.14.0",
+            "websockets>=10.4",
+            "spaces",
+        ]
+        run(python, "-m", "pip", "install", "--quiet", "-r", requirements, *gradio, "-c", str(CONSTRAINTS))
         yield python, work / "app"
     finally:
         shutil.rmtree(work, ignore_errors=True)  # gigabytes

@@ -7,9 +7,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
-
-GRADIO_VERSION = "6.31.0"
-"""What a Space is built with; the extra `demo` admits later ones too."""
+from packaging.utils import canonicalize_name
 
 PYTHON_VERSION = "3.12.12"
 """Of a Space. Without it 3.10 is taken, which current releases of transformers and torch do not support any more, and
@@ -115,12 +113,14 @@ def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCapti
         raise ValueError(f"The title {title!r} is no line of text.")
     # JSON text is YAML text.
     shown = json.dumps(title, ensure_ascii=False)
-    readme = _README.format(title=shown, gradio=GRADIO_VERSION, python=PYTHON_VERSION, model=model)
+    tested = _tested()
+    gradio = str(tested["gradio"].specifier).removeprefix("==")
+    readme = _README.format(title=shown, gradio=gradio, python=PYTHON_VERSION, model=model)
     files = {
         **_code(),
         "app.py": _APP.format(model=model).encode(),
         "README.md": readme.replace(f"# {shown}\n", f"# {title}\n").encode(),
-        "requirements.txt": "".join(f"{line}\n" for line in _requirements()).encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in _requirements(tested)).encode(),
     }
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -149,11 +149,21 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if "__pycache__" not in path.parts and path.suffix != ".pyi")
 
 
-def _requirements() -> list[str]:
-    """What the package and its classical segmenter need. Gradio comes with the Space, as the front matter says."""
+def _tested() -> dict[str, Requirement]:
+    """The releases with which everything was tested, by name, for the Python of a Space."""
+    lines = (Path(__file__).parent / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    python = {"python_version": PYTHON_VERSION.rpartition(".")[0]}
+    return {canonicalize_name(each.name): each for each in found if not each.marker or each.marker.evaluate(python)}
+
+
+def _requirements(tested: dict[str, Requirement]) -> list[str]:
+    """What the package and its classical segmenter need, in the tested releases, whenever the Hub builds the Space.
+    Gradio comes with it, as the front matter says; `spaces` has to go with what the Hub itself runs that day."""
     lines = {"spaces"}
     for line in requires("finecaption-hf") or ():
         needed = Requirement(line)
         if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", "segmentation")):
-            lines.add(f"{needed.name}{needed.specifier}")
+            release = tested.get(canonicalize_name(needed.name), needed)
+            lines.add(f"{needed.name}{release.specifier}")
     return sorted(lines)
