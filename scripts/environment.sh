@@ -6,6 +6,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 lowest_transformers=$(sed -n 's/^ *transformers>=\([0-9.]*\),.*/\1/p' "$root/setup.cfg")
 # The releases under which everything was tested; empty where the newest are wanted.
 constraints=$root/constraints.txt
+# These have all the others in them. What cannot live beside the newest of the others stays away.
+every_extra=browser,test
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
@@ -118,4 +120,36 @@ install_lowest() {
     constraints=$environment/constraints.txt pip_install "$environment" "transformers==$lowest_transformers.0" 'finecaption-hf[test]'
     "$environment/bin/python" -m pip check
     fingerprint >"$stamp"
+}
+
+# install_newest: .venv-newest, with the newest releases that the ranges in setup.cfg and pip's settings admit today.
+# It is looked for them each time, so there is no stamp of the installation.
+install_newest() {
+    local environment=$root/.venv-newest constraints='' python abi='import sysconfig; print(sysconfig.get_config_var("SOABI"))'
+    python=$(find_python)
+    if [ -e "$environment" ] && [ "$("$environment/bin/python" -c "$abi" 2>/dev/null)" != "$("$python" -c "$abi")" ]; then
+        say "Deleting .venv-newest, which is of another Python."
+        rm -r "$environment"
+    fi
+    make_environment "$environment" "$python"
+    if [ "$("$root/.venv/bin/python" -c "$abi" 2>/dev/null)" = "$("$python" -c "$abi")" ]; then
+        share_packages "$environment"
+    fi
+    say "Installing the newest releases into .venv-newest."
+    pip_install "$environment" --upgrade --upgrade-strategy eager --editable "${root}[$every_extra]"
+    install_test_model "$environment"
+    "$environment/bin/python" -m pip check
+}
+
+# check_code FOLDER [--fix]: format, lint and types with what that environment has; --fix mends what can be mended first.
+check_code() {
+    local python=$root/$1/bin/python
+    "$python" -c 'import mypy, ruff' 2>/dev/null || fail "ruff and mypy are missing from $1. scripts/test installs them."
+    if [ "${2:-}" = --fix ]; then
+        "$python" -m ruff check --fix-only --quiet .
+        "$python" -m ruff format --quiet .
+    fi
+    "$python" -m ruff format --check .
+    "$python" -m ruff check .
+    "$python" -m mypy
 }

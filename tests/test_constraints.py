@@ -1,12 +1,14 @@
-"""The releases that the scripts install: constraints.txt and machines where it cannot be met."""
+"""The releases that the scripts install: constraints.txt, how it is written, and machines where it cannot be met."""
 
 import configparser
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import ROOT
@@ -16,6 +18,16 @@ from packaging.utils import canonicalize_name
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # A machine may bring its own.
 BOUNDED = {"torch", "torchvision", "numpy"}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = ROOT / "scripts" / "update_constraints.py"
+    specification = importlib.util.spec_from_file_location("update_constraints", path)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def constraints(text: str, python: str) -> dict[str, Requirement]:
@@ -46,7 +58,7 @@ def test_every_dependency_has_a_tested_release_that_its_range_admits(python: str
     found = constraints((ROOT / "constraints.txt").read_text(encoding="utf-8"), python)
     for needed in asked_for():
         name = canonicalize_name(needed.name)
-        assert name in found, f"{name}: add it"
+        assert name in found, f"{name}: scripts/update-constraints adds it"
         (specifier,) = found[name].specifier
         assert specifier.operator == ("<=" if name in BOUNDED else "=="), found[name]
         assert needed.specifier.contains(specifier.version), f"{found[name]} is not in {needed}"
@@ -61,6 +73,41 @@ def test_what_comes_along_is_bounded_and_nothing_has_an_address_or_extras(python
         assert next(iter(line.specifier)).operator in ("==", "<=")
     # PyTorch names these exactly, another release of it others.
     assert not any(name.startswith(("nvidia", "cuda", "triton")) for name in found)
+
+
+def test_the_package_has_the_file_for_spaces() -> None:
+    link = ROOT / "src" / "finecaption_hf" / "demo" / "constraints.txt"
+    assert link.read_bytes() == (ROOT / "constraints.txt").read_bytes()
+
+
+# --- how it is written -----------------------------------------------------------------------------------------------
+
+
+def test_each_python_gets_what_it_can_have_of_the_tested_releases(script: ModuleType) -> None:
+    tested = {"transformers": "5.24.0", "torch": "2.14.1", "click": "8.5.1", "networkx": "3.6.1"}
+    old = {"transformers": "5.20.2", "torch": "2.14.1", "click": "8.5.1", "networkx": "3.4.2", "tomli": "2.5.0"}
+    new = tested | {"typer": "0.29.10"}
+    middle = tested | {"typer": "0.29.2", "mcp": "1.9.0"}
+    text = script.constraints(tested, {"3.10": old, "3.11": middle, "3.12": middle, "3.13": new | {"mcp": "1.10.0"}})
+    by_python = [{n: str(line.specifier) for n, line in constraints(text, python).items()} for python in PYTHONS]
+    assert [found["transformers"] for found in by_python] == ["==5.20.2", *["==5.24.0"] * 3]
+    assert [found.get("typer") for found in by_python][1:] == ["==0.29.2", "==0.29.2", "==0.29.10"]
+    bounds = {"torch": "<=2.14.1", "click": "<=8.5.1", "networkx": "<=3.6.1", "tomli": "<=2.5.0", "mcp": "<=1.10.0"}
+    assert all(bounds.items() <= found.items() for found in by_python)
+    # A later Python is as the last of these.
+    assert constraints(text, "3.14") == constraints(text, "3.13")
+
+
+def test_the_page_has_the_run_in_its_place_alone(script: ModuleType) -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    tested = {"transformers": "5.24.0", "torch": "2.14.1", "ruff": "0.17.6"}
+    once = script.with_run(page, "2031-01-02", "3.12.9", tested)
+    assert "on 2031-01-02, on Python 3.12.9, with torch 2.14.1, transformers 5.24.0." in once.replace("\n", " ")
+    assert script.with_run(once, "2031-01-02", "3.12.9", tested) == once
+    start, end = page.index("<!-- newest"), page.index("<!-- /newest -->")
+    assert once.startswith(page[:start]) and once.endswith(page[end:])
+    with pytest.raises(SystemExit, match="0 places match"):
+        script.with_run("A page.", "2031-01-02", "3.12.9", tested)
 
 
 # --- where it cannot be met ------------------------------------------------------------------------------------------
