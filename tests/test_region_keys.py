@@ -154,8 +154,6 @@ NO_REGION: list[tuple[dict[str, Any], str]] = [
 def test_what_may_be_meant_as_a_region_is_never_the_whole_picture(
     folder: Path, door: Door, row: dict[str, Any], message: str
 ) -> None:
-    if None in row.values() and door is dataset_rows:
-        message = "since a bbox is"  # Arrow's null says nothing
     with pytest.raises((MaskError, DataError), match=message):
         door(folder, row)
 
@@ -170,8 +168,15 @@ def test_the_whole_picture_is_meant_where_nothing_else_can_be(folder: Path, door
 def test_own_keys_are_left_alone(folder: Path, door: Door) -> None:
     assert door(folder, {"license": 4, "source": "mask of a camera", "shape": "round", "score": 0.5}) is None
     assert np.array_equal(door(folder, {**FORMS["box"], "tags": ["a"], "meta": {"b": [1]}}), MASK)
-    if door is not dataset_rows:  # where null is what Arrow fills in
-        assert door(folder, {"mask": None, "tags": ["a"], "meta": {"b": [1]}}) is None
+    assert door(folder, {"mask": None, "tags": ["a"], "meta": {"b": [1]}}) is None
+
+
+def test_nulls_that_arrow_fills_in_are_absent(folder: Path) -> None:
+    regions = [{"box_xyxy": [2, 1, 6, 4], "id": 1}, {"polygon": RING, "tags": ["a"]}, {"segmentation": [RING]}]
+    inputs = open_inputs(datasets.Dataset.from_list([{"image": "a.png", "regions": regions}]), images=folder)
+    assert [region.carried for region in inputs[0].regions] == [{"id": 1}, {"tags": ["a"]}, {}]
+    for region in inputs[0].regions:
+        np.testing.assert_array_equal(as_mask(region.reference, H, W), MASK)
 
 
 @pytest.mark.parametrize("door", [python, other_formats])

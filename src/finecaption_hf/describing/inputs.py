@@ -354,7 +354,9 @@ def _region(entry: Any, questions: tuple[str, ...] | None, where: str, carried: 
 def _carried(row: dict[str, Any], id_name: str) -> dict[str, Any]:
     """What goes from a row into its records: its id, and the user's own keys."""
     given = as_id(row.get("id"))
-    own = {key: value for key, value in row.items() if key not in _NOT_CARRIED and _is_json(value)}
+    own = {
+        key: value for key, value in row.items() if value is not None and key not in _NOT_CARRIED and _is_json(value)
+    }
     return own if given is None else {id_name: given, **own}
 
 

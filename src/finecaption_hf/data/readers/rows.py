@@ -86,7 +86,7 @@ class DatasetRows:
         stand_in = {"bytes": None, "path": None}
         absent = [self._absent(each) for each in self.pictures]
         for index in range(len(self.dataset)):
-            there = {each: stand_in for each, missing in zip(self.pictures, absent) if not next(missing)}
+            there = {each: None if next(missing) else stand_in for each, missing in zip(self.pictures, absent)}
             yield self._row(index, rest[index] if rest.column_names else {}, there)
 
     def _absent(self, column: str) -> Iterator[bool]:
@@ -95,18 +95,18 @@ class DatasetRows:
 
     def read(self, index: int) -> tuple[str, Any]:
         row = self.dataset[index]
-        return self._row(index, row, {each: row.pop(each) for each in self.pictures if row[each] is not None})
+        return self._row(index, row, {each: row.pop(each) for each in self.pictures})
 
     def _row(self, index: int, row: dict[str, Any], pictures: dict[str, Any]) -> tuple[str, Any]:
-        return f"{self.name}[{index}]", {**without_none(row), **pictures}
+        return f"{self.name}[{index}]", {**_without_none_below(row), **pictures}
 
 
 def row_record(row: Any, where: str, keys: Keys, left_out: Counter[str]) -> Record:
     """A row with the columns of the package's JSONL, or of Osprey, LLaVA or a question and its answer.
 
-    Arrow fills what a row does not have with None, so None counts as absent throughout.
+    Arrow fills what an object does not have with None, so None counts as absent below columns.
     """
-    row = without_none(as_object(row, "row"))
+    row = _without_none_below(as_object(row, "row"))
     image = _image(keys.get(row, "image"))
     if image is None:
         raise DataError("image", f"there is no image. Needed is a column {' or '.join(map(repr, keys.image))}.")
@@ -148,8 +148,12 @@ def _image(value: Any) -> Any:
     raise DataError("image", f"{type(value).__name__} arrived; a picture or a path is needed.")
 
 
-def without_none(value: Any) -> Any:
-    """A row without what Arrow filled in for keys that it does not have."""
+def _without_none_below(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose objects are without what Arrow filled in for keys that they do not have; columns keep their None."""
+    return {key: _without_none(value) for key, value in row.items()}
+
+
+def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_none(entry) for key, entry in value.items() if entry is not None}
-    return [without_none(entry) for entry in as_list(value, "list")] if isinstance(value, list) else value
+        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
+    return [_without_none(entry) for entry in as_list(value, "list")] if isinstance(value, list) else value
