@@ -11,34 +11,26 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessor,
     GotOcr2ImageProcessor,
-    InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
     InternVLVideoProcessor,
-    Kosmos2Config,
     Kosmos2ForConditionalGeneration,
     Kosmos2Processor,
-    LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
     LlavaProcessor,
-    MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaImageProcessor,
     MllamaProcessor,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
-    VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
 
@@ -92,102 +84,77 @@ def _template(image: str) -> str:
     return TEMPLATE.replace("IMAGE", image)
 
 
-def _llava(model_class: Any, config_class: Any, chat: bool = True) -> tuple[Any, Any]:
+def _llava(
+    model_class: Any,
+    processor_class: Any = LlavaProcessor,
+    image_processor_class: Any = CLIPImageProcessor,
+    chat: bool = True,
+    **fields: Any,
+) -> tuple[Any, Any]:
+    """`fields`: those of the configuration that only this model has; its image processor may have them, too."""
     tokenizer = byte_tokenizer("<image>")
-    processor = LlavaProcessor(
-        CLIPImageProcessor(**_SMALL),
+    own = fields if image_processor_class is LlavaNextImageProcessor else {}
+    processor = processor_class(
+        image_processor_class(**_SMALL, **own),
         tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=_template("<image>") if chat else None,
     )
-    layers = {"vision_feature_layers": [-1, -2]} if config_class is VipLlavaConfig else {}
-    config = config_class(
+    config = model_class.config_class(
         vision_config={**_VISION, "model_type": "clip_vision_model"},
         text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
-        **layers,
+        **fields,
     )
     return model_class(config), processor
 
 
 def llava() -> tuple[Any, Any]:
-    return _llava(LlavaForConditionalGeneration, LlavaConfig)
+    return _llava(LlavaForConditionalGeneration)
 
 
 def llava_without_template() -> tuple[Any, Any]:
-    return _llava(LlavaForConditionalGeneration, LlavaConfig, chat=False)
+    return _llava(LlavaForConditionalGeneration, chat=False)
 
 
 def vipllava() -> tuple[Any, Any]:
-    return _llava(VipLlavaForConditionalGeneration, VipLlavaConfig)
+    return _llava(VipLlavaForConditionalGeneration, vision_feature_layers=[-1, -2])
 
 
 def llava_next() -> tuple[Any, Any]:
-    tokenizer = byte_tokenizer("<image>")
-    pinpoints = [[28, 56], [56, 28], [56, 56]]
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessor(image_grid_pinpoints=pinpoints, **_SMALL),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=_template("<image>"),
-    )
-    config = LlavaNextConfig(
-        vision_config={**_VISION, "model_type": "clip_vision_model"},
-        text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-        image_grid_pinpoints=pinpoints,
-    )
-    return LlavaNextForConditionalGeneration(config), processor
+    classes = (LlavaNextForConditionalGeneration, LlavaNextProcessor, LlavaNextImageProcessor)
+    return _llava(*classes, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]])
 
 
-def _qwen_parts(processor_class: Any) -> tuple[Any, dict[str, Any]]:
+def _qwen(model_class: Any, processor_class: Any, **vision: Any) -> tuple[Any, Any]:
     tokenizer = byte_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 8 * 28 * 28})
     processor = processor_class(
-        image_processor,
+        Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 8 * 28 * 28}),
         tokenizer,
         Qwen2VLVideoProcessor(),
         chat_template=_template("<|vision_start|><|image_pad|><|vision_end|>"),
     )
-    ids = {
-        name: tokenizer.convert_tokens_to_ids(token)
-        for name, token in {
-            "image_token_id": "<|image_pad|>",
-            "video_token_id": "<|video_pad|>",
-            "vision_start_token_id": "<|vision_start|>",
-            "vision_end_token_id": "<|vision_end|>",
-        }.items()
-    }
+    tokens = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    tokens |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    text = {**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope}
-    return processor, {"text_config": text, **ids}
+    config = model_class.config_class(
+        text_config={**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope},
+        vision_config={"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 14, **vision},
+        **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()},
+    )
+    return model_class(config), processor
 
 
 def qwen2_vl() -> tuple[Any, Any]:
-    processor, parts = _qwen_parts(Qwen2VLProcessor)
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, **parts)), processor
+    return _qwen(Qwen2VLForConditionalGeneration, Qwen2VLProcessor, embed_dim=32, mlp_ratio=2)
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
-    processor, parts = _qwen_parts(Qwen2_5_VLProcessor)
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "patch_size": 14,
-        "window_size": 28,
-        "fullatt_block_indexes": [1],
-    }
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, **parts)), processor
+    sizes = {"intermediate_size": 48, "out_hidden_size": 32, "window_size": 28, "fullatt_block_indexes": [1]}
+    return _qwen(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, **sizes)
 
 
 def internvl() -> tuple[Any, Any]:
@@ -204,7 +171,7 @@ def internvl() -> tuple[Any, Any]:
         image_seq_length=1,
         chat_template=_template("<IMG_CONTEXT>"),
     )
-    config = InternVLConfig(
+    config = InternVLForConditionalGeneration.config_class(
         vision_config={**_VISION, "image_size": [28, 28], "patch_size": [14, 14]},
         text_config={**_TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
@@ -239,9 +206,8 @@ def mllama() -> tuple[Any, Any]:
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
     image_token = tokenizer.convert_tokens_to_ids("<|image|>")
     text["vocab_size"] = image_token
-    return MllamaForConditionalGeneration(
-        MllamaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
-    ), processor
+    parts = {"vision_config": vision, "text_config": text, "image_token_index": image_token}
+    return MllamaForConditionalGeneration(MllamaForConditionalGeneration.config_class(**parts)), processor
 
 
 def kosmos2() -> tuple[Any, Any]:
@@ -262,8 +228,8 @@ def kosmos2() -> tuple[Any, Any]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    config = Kosmos2Config(text_config=text, vision_config=_VISION, latent_query_num=64)
-    return Kosmos2ForConditionalGeneration(config), processor
+    parts = {"text_config": text, "vision_config": _VISION, "latent_query_num": 64}
+    return Kosmos2ForConditionalGeneration(Kosmos2ForConditionalGeneration.config_class(**parts)), processor
 
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {

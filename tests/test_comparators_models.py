@@ -354,16 +354,6 @@ def test_describe_anything_gets_mask_picture_and_query_in_its_own_form() -> None
     assert describer.settings["adapter"] == "describe_anything"
 
 
-def test_adapter_with_filled_boxes_gives_the_model_boxes() -> None:
-    stand_in = StandIn()
-    image = picture(60, 90)
-    mask = region(image, (20, 10, 70, 30))
-    mask[12, 25] = False
-    describer = AdapterDescriber(DescribeAnything(stand_in), Referral("filled_box"), name="DAM")
-    list(describe(describer, [Request(image, mask, ("Q",), (None,))]))
-    assert (stand_in.calls[0]["mask"] == region(image, (20, 10, 70, 30)) * 255).all()
-
-
 class Texter:
     takes_mask = False
     settings = {"checkpoint": "texter"}
