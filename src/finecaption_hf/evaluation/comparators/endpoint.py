@@ -1,21 +1,16 @@
-"""Models behind an OpenAI-compatible endpoint, asked about regions."""
+"""Models behind an OpenAI-compatible endpoint, asked about regions by the openai client."""
 
+import asyncio
 import base64
 import email.utils
 import io
 import json
 import os
-import random
-import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from email.message import Message
-from http.client import HTTPException
+from concurrent.futures import Future
 from typing import Any
 
 from PIL import Image
@@ -28,8 +23,15 @@ from .prompts import Prompts
 from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral
 from .referring import Job, ReferringDescriber, describe_error
 
+try:
+    import httpx2
+    import openai
+    from anyio.from_thread import start_blocking_portal
+except ImportError:  # of the extra `evaluation`
+    openai = None
+
 _MAX_ANSWER_BYTES = 16 * 2**20
-_RETRIED = (408, 409, 425, 429)  # besides 5xx
+_MAX_WAIT_S = 120.0  # as long as the client waits at most when a server says when to come back
 _GIVE_UP = 8  # questions in a row without a connection, each tried as often as is allowed
 
 
@@ -38,29 +40,12 @@ class EndpointError(FineCaptionError, RuntimeError):
     going on makes no sense; what was answered before is kept."""
 
 
-class _Failure(Exception):
-    """A request that failed. `retry`: it may succeed later; `wait`: seconds that the server asks for."""
-
-    def __init__(self, kind: str, message: str, *, retry: bool = False, wait: float | None = None) -> None:
-        super().__init__(f"{kind}: {message}")
-        self.kind = kind
-        self.retry = retry
-        self.wait = wait
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host, and turn a POST into a GET."""
-
-    def redirect_request(self, *arguments: Any, **kwargs: Any) -> None:
-        return None
-
-
 class EndpointDescriber(ReferringDescriber):
     """Answers of a model behind `POST {base_url}/chat/completions`.
 
     Several requests run at once, answers come in the order of the questions. What fails for good becomes an error of
-    its question; time-outs, broken connections, malformed answers, HTTP 408, 409, 425, 429 and 5xx are tried again
-    first, after the time that the server asks for, or after a time that doubles.
+    its question; time-outs, broken connections, malformed answers, HTTP 408, 409, 429 and 5xx are tried again by the
+    client first, after the time that the server asks for, or after half a second that doubles up to eight.
 
     Args:
         model: as the endpoint calls it.
@@ -79,14 +64,13 @@ class EndpointDescriber(ReferringDescriber):
         max_new_tokens: the longest answer.
         timeout_s: of one attempt, for each wait on the network; a whole attempt may take twice as long.
         attempts: how often a question is sent before its error counts.
-        backoff_s: the first wait between attempts.
-        max_wait_s: the longest wait between attempts, also where the server asks for more.
         concurrency: requests at once.
 
     Attributes:
         served: names that the endpoint gave the model in its answers, with their numbers.
 
     Raises:
+        ImportError: If openai is not installed.
         EvaluationError: If the model cannot be referred to in this way.
         ValueError: If a setting makes no sense, or the variable of the key is not set.
     """
@@ -106,11 +90,13 @@ class EndpointDescriber(ReferringDescriber):
         body: Mapping[str, Any] | None = None,
         max_new_tokens: int = 128,
         timeout_s: float = 120.0,
-        attempts: int = 6,
-        backoff_s: float = 1.0,
-        max_wait_s: float = 120.0,
+        attempts: int = 8,
         concurrency: int = 4,
     ) -> None:
+        if openai is None:
+            raise ImportError(
+                "Endpoints are asked by openai, which is not installed. Install finecaption-hf[evaluation]."
+            )
         if referral.kind in WITH_MASK:
             raise EvaluationError(
                 f"An endpoint takes no mask, so {model} cannot be referred to by {referral.kind!r}. Give a referral in "
@@ -123,12 +109,13 @@ class EndpointDescriber(ReferringDescriber):
                 "a picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
             )
         parts = urllib.parse.urlsplit(base_url)
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url is {_without_secrets(base_url)!r}. Give an address such as https://host/v1.")
+            raise ValueError(f"base_url is {address!r}. Give an address such as https://host/v1.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
-                f"base_url holds more than an address ({_without_secrets(base_url)} ...). Give the key in an "
-                "environment variable, by api_key_env."
+                f"base_url holds more than an address ({address} ...). Give the key in an environment variable, by "
+                "api_key_env."
             )
         if image_format not in ("jpeg", "png"):
             raise ValueError(f"image_format is {image_format!r}. Give 'jpeg' or 'png'.")
@@ -150,15 +137,14 @@ class EndpointDescriber(ReferringDescriber):
                     "Set it, or give api_key_env: null for an endpoint without keys."
                 )
         self.served: Counter[str] = Counter()
-        self._url = base_url.rstrip("/") + "/chat/completions"
+        self._base_url = base_url
         self._max_side, self._image_format = max_side, image_format
         defaults: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_new_tokens}
         self._body = {key: value for key, value in {**defaults, **(body or {})}.items() if value is not None}
         self._timeout, self._attempts, self._concurrency = timeout_s, attempts, concurrency
-        self._backoff, self._max_wait = backoff_s, max_wait_s
-        self._opener = urllib.request.build_opener(_NoRedirects)
-        self._pause = _Pause()
+        self._pause_until = 0.0  # no question is sent before this time: a server that is busy means all of them
         self._unreached = 0
+        self._encoded: tuple[Marked | None, str] = None, ""  # the questions about a region share its picture
         self.settings = {
             "model": model,
             "base_url": base_url,
@@ -177,32 +163,20 @@ class EndpointDescriber(ReferringDescriber):
             EndpointError: If the endpoint refuses the key, has no quota left, or cannot be reached for several
                 questions in a row; the answers before that are given first.
         """
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="endpoint")
+        client, slots = self._client(), asyncio.Semaphore(self._concurrency)
         running: deque[Future[BranchUpdate]] = deque()
-        marked: Marked | None = None
-        picture = ""
-        try:
-            while True:
-                # A few questions more than run at once: pictures of the others are not encoded yet.
-                while len(running) < 2 * self._concurrency and (job := next(jobs, None)) is not None:
-                    if isinstance(job, Job):
-                        try:
-                            if job.marked is not marked:
-                                marked, picture = job.marked, self._encode(job.marked.image)
-                        except Exception as error:
-                            job = job.failed(describe_error(error))
-                    if isinstance(job, Job):
-                        running.append(pool.submit(self._ask, job, picture, stop))
-                    else:
-                        running.append(Future())
-                        running[-1].set_result(job)
-                if not running:
-                    return
-                yield running.popleft().result()
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        with start_blocking_portal(name="endpoint") as portal:
+            try:
+                for job in jobs:
+                    running.append(portal.start_task_soon(self._ask, client, slots, job))
+                    if len(running) > 2 * self._concurrency:  # pictures of the others are not marked yet
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                for future in running:
+                    future.cancel()
+                portal.call(client.close)
 
     def _mark(self, picture: Image.Image, region: RegionMask) -> Marked:
         return self._shrink(super()._mark(picture, region))
@@ -224,189 +198,164 @@ class EndpointDescriber(ReferringDescriber):
             )
         return Marked(marked.image.resize(size, Image.Resampling.LANCZOS), None, box)
 
-    def _encode(self, image: Image.Image) -> str:
-        buffer = io.BytesIO()
-        image.save(buffer, self._image_format, **({"quality": 95} if self._image_format == "jpeg" else {}))
-        return f"data:image/{self._image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-    def _ask(self, job: Job, picture: str, stop: threading.Event) -> BranchUpdate:
-        messages: list[dict[str, Any]] = [
-            {
-                "role": "user",
-                "content": [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": job.text}],
-            }
-        ]
+    def _body_of(self, job: Job) -> bytes:
+        """What is sent to ask a question."""
+        if self._encoded[0] is not job.marked:
+            buffer = io.BytesIO()
+            job.marked.image.save(buffer, self._image_format, quality=95)
+            data = base64.b64encode(buffer.getvalue()).decode()
+            self._encoded = job.marked, f"data:image/{self._image_format};base64,{data}"
+        picture = {"type": "image_url", "image_url": {"url": self._encoded[1]}}
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [picture, {"type": "text", "text": job.text}]}]
         if self._prompts.system is not None:
             messages.insert(0, {"role": "system", "content": self._prompts.system})
-        data = json.dumps({**self._body, "messages": messages}).encode()
-        for attempt in range(1, self._attempts + 1):
-            self._pause.wait(stop)
-            if stop.is_set():
-                return job.failed("Stopped: the run ended before this question was asked.")
+        # Half a surrogate pair, which the client's own encoder refuses, becomes an escape here.
+        return json.dumps({**self._body, "messages": messages}).encode()
+
+    def _client(self) -> "openai.AsyncOpenAI":
+        http = openai.DefaultAsyncHttpxClient(
+            follow_redirects=False,  # one would carry the key to another host, and turn a POST into a GET
+            event_hooks={"request": [self._wait], "response": [self._receive]},
+        )
+        return openai.AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=self._base_url,
+            timeout=self._timeout,
+            max_retries=self._attempts - 1,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=http,
+        )
+
+    async def _ask(
+        self, client: "openai.AsyncOpenAI", slots: asyncio.Semaphore, job: Job | BranchUpdate
+    ) -> BranchUpdate:
+        if isinstance(job, BranchUpdate):
+            return job
+        # Said for each request, since the client adds what it finds in the environment to what is said once.
+        headers = {"Authorization": f"Bearer {self._key}" if self._key else openai.Omit()}
+        async with slots:
             try:
-                answer = self._read_answer(self._post(data))
-                self._unreached = 0
-                return job.answered(answer)
-            except _Failure as failure:
-                if not failure.retry or attempt == self._attempts:
-                    self._count(failure)
-                    tries = f" (after {attempt} attempts)" if attempt > 1 else ""
-                    return job.failed(self._clean(f"{failure}{tries}"))
-                # A random share keeps requests that failed together from coming back together.
-                wait = self._backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
-                if failure.wait is not None:
-                    self._pause.until(min(failure.wait, self._max_wait))
-                    wait = max(wait, failure.wait)
-                stop.wait(min(wait, self._max_wait))
-        raise AssertionError("unreachable: the last attempt returns")
-
-    def _count(self, failure: _Failure) -> None:
-        """End the run where no question gets through any more: each would wait for all of its attempts."""
-        # Threads may count at once and miss one: then it ends a question later.
-        self._unreached = self._unreached + 1 if failure.kind == "NoConnection" else 0
-        if self._unreached >= _GIVE_UP:
-            raise EndpointError(
-                self._clean(
-                    f"{self._url} could not be reached for {_GIVE_UP} questions in a row; the last said {failure}. "
+                content = self._body_of(job)
+            except Exception as error:
+                return job.failed(describe_error(error))
+            try:
+                response = await client.post(
+                    "/chat/completions", content=content, cast_to=httpx2.Response, options={"headers": headers}
                 )
-                + "Run the same again when it answers, with retry_failed."
+            except openai.APIError as error:
+                return job.failed(self._reason(error))
+        self._unreached = 0
+        text, reason = response.extensions["told"]
+        return job.answered(text) if reason is None else job.failed(reason)
+
+    def _reason(self, error: Any) -> str:
+        """What an error of the client says.
+
+        Raises:
+            EndpointError: If it is the same for all questions.
+        """
+        cause = error.__cause__ or error
+        unreached = False
+        if isinstance(error, openai.APIStatusError):
+            reason = describe_error(error)
+            if " - " not in reason:  # the client tells only messages of OpenAI's form
+                reason = f"{reason} - {_start(error.response.text)}".removesuffix(" - ")
+            if error.status_code == 401 or _is_spent(error.response):
+                raise self._end(f"answers nothing with this key ({reason}). Mend that and run the same again.")
+            wait = _asked_wait(error.response)
+            if wait > _MAX_WAIT_S:
+                raise self._end(f"asks to wait for {wait:g} s ({reason}). Run the same again after that.")
+        elif isinstance(error, openai.APITimeoutError):
+            reason = f"TimeOut: no answer within {self._timeout:g} s"
+        else:
+            reason, unreached = describe_error(cause), not isinstance(cause, httpx2.DecodingError)
+        self._unreached = self._unreached + 1 if unreached else 0
+        if self._unreached >= _GIVE_UP:  # each would wait for all of its attempts
+            raise self._end(
+                f"could not be reached for {_GIVE_UP} questions in a row; the last said {reason}. Run the same again "
+                "when it answers, with retry_failed."
             )
+        attempts = int(error.request.headers.get("x-stainless-retry-count", 0)) + 1
+        return self._clean(f"{reason} (after {attempts} attempts)" if attempts > 1 else reason)
 
-    def _post(self, data: bytes) -> Any:
-        """Send one request; the answer's JSON."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self._url, data=data, headers=headers, method="POST")
-        deadline = time.monotonic() + 2 * self._timeout
-        try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                content = _read(response, deadline)
-        except urllib.error.HTTPError as error:
-            with error:
-                self._raise_status(error, deadline)
-        except TimeoutError as error:
-            raise _Failure("TimeOut", f"no answer within {self._timeout:g} s", retry=True) from error
-        except (OSError, HTTPException) as error:
-            if isinstance(getattr(error, "reason", None), TimeoutError):
-                raise _Failure("TimeOut", f"no answer within {self._timeout:g} s", retry=True) from error
-            raise _Failure("NoConnection", describe_error(error), retry=True) from error
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise _Failure("MalformedAnswer", f"the answer is no JSON: {_start(content)}", retry=True) from error
+    async def _wait(self, request: "httpx2.Request") -> None:
+        """Before each attempt of the client: wait where a server has said so to another question."""
+        while (left := self._pause_until - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
-    def _raise_status(self, error: urllib.error.HTTPError, deadline: float) -> None:
-        try:
-            message, code = _message(_read(error, deadline))
-        except (OSError, HTTPException):
-            message, code = "", None
-        text = f"HTTP {error.code} {error.reason}{': ' + message if message else ''}"
-        if error.code == 401 or code == "insufficient_quota":
-            raise EndpointError(
-                self._clean(f"{self._url} answers nothing with this key ({text}). Mend that and run the same again.")
-            )
-        retry = error.code in _RETRIED or error.code >= 500
-        wait = _retry_after(error.headers) if retry else None
-        raise _Failure("RateLimited" if error.code == 429 else "HTTPStatus", text, retry=retry, wait=wait)
+    async def _receive(self, response: "httpx2.Response") -> None:
+        """After each attempt of the client: read what came, however slowly it drips, up to a deadline and a size. What
+        is raised as an error of httpx2 is tried again."""
+        if "Content-Encoding" in response.headers:
+            raise httpx2.DecodingError("the answer is compressed, which was not asked for")
+        stream, content = response.stream, bytearray()
+        deadline = time.monotonic() + self._timeout
+        async for part in stream:
+            content += part
+            if len(content) > _MAX_ANSWER_BYTES:
+                raise httpx2.DecodingError(f"the answer is larger than {_MAX_ANSWER_BYTES} bytes")
+            if time.monotonic() > deadline:
+                raise httpx2.ReadTimeout("the answer drips")
+        await stream.aclose()
+        response.stream = httpx2.ByteStream(bytes(content))
+        await response.aread()
+        if response.is_success:
+            response.extensions["told"] = self._read(response)
+            return
+        wait = _asked_wait(response)
+        if wait > _MAX_WAIT_S or _is_spent(response):
+            response.headers["x-should-retry"] = "false"
+        else:
+            self._pause_until = max(self._pause_until, time.monotonic() + wait)
 
-    def _read_answer(self, answer: Any) -> str:
+    def _read(self, response: "httpx2.Response") -> tuple[str, str | None]:
         try:
+            answer = response.json()
             choice = answer["choices"][0]
             message = choice["message"]
-            content, reason = message.get("content"), choice.get("finish_reason")
-            refusal = message.get("refusal")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Failure(
-                "MalformedAnswer", f"there is no message in {_start(json.dumps(answer))}", retry=True
-            ) from error
+            content, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            raise httpx2.DecodingError(f"there is no message in {_start(response.text)}") from error
         if isinstance(content, list):
             parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
             content = "".join(part for part in parts if isinstance(part, str)) if parts else None
         if refusal:
-            raise _Failure("Refused", _start(str(refusal)))
+            return "", self._clean(f"Refused: {_start(str(refusal))}")
         if reason == "content_filter":
-            raise _Failure("Refused", "the endpoint's filter withheld the answer")
+            return "", "Refused: the endpoint's filter withheld the answer"
         if not isinstance(content, str):
-            raise _Failure("MalformedAnswer", f"the message has no text: {_start(json.dumps(message))}", retry=True)
+            raise httpx2.DecodingError(f"the message has no text: {_start(response.text)}")
         if not content.strip() and reason == "length":
-            raise _Failure("NoAnswer", "all tokens went into reasoning; give a larger max_new_tokens")
+            return "", "NoAnswer: all tokens went into reasoning; give a larger max_new_tokens"
         served = answer.get("model")
         if isinstance(served, str):
             self.served[served] += 1
-        return content.strip()
+        return content, None
+
+    def _end(self, reason: str) -> EndpointError:
+        return EndpointError(self._clean(f"{self._base_url} {reason}"))
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
 
-class _Pause:
-    """A time before which no thread sends: where a server says when to come back, it means all of them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._time = 0.0
-
-    def until(self, seconds: float) -> None:
-        with self._lock:
-            self._time = max(self._time, time.monotonic() + seconds)
-
-    def wait(self, stop: threading.Event) -> None:
-        while (left := self._time - time.monotonic()) > 0 and not stop.is_set():
-            stop.wait(left)
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    """All of a body, however slowly it drips, up to a deadline and a size."""
-    parts: list[bytes] = []
-    size = 0
-    while part := response.read1(65536):
-        parts.append(part)
-        size += len(part)
-        if size > _MAX_ANSWER_BYTES:
-            raise _Failure("MalformedAnswer", f"the answer is larger than {_MAX_ANSWER_BYTES} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return b"".join(parts)
-
-
-def _retry_after(headers: Message) -> float | None:
-    """Seconds that a server asks to wait: a number or a date."""
-    value = (headers.get("Retry-After") or "").strip()
-    if not value:
-        return None
+def _asked_wait(response: "httpx2.Response") -> float:
+    """Seconds that a busy server asks to wait, as a number or as a date; 0 if it does not."""
+    value = response.headers.get("Retry-After", "") if response.status_code in (429, 503) else ""
     try:
-        seconds = float(value)
+        return float(value)
     except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError):
-            return None
-    return max(0.0, seconds) if seconds < float("inf") else None
-
-
-def _message(content: bytes) -> tuple[str, Any]:
-    """What an error's body says, and its code, where there is one."""
+        pass
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        return _start(content), None
-    error = body.get("error", body) if isinstance(body, dict) else body
-    message, code = (error.get("message"), error.get("code")) if isinstance(error, dict) else (error, None)
-    return _start(message if isinstance(message, str) else json.dumps(body)), code
+        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except ValueError:
+        return 0.0
 
 
-def _start(text: str | bytes) -> str:
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
+def _is_spent(response: "httpx2.Response") -> bool:
+    return response.status_code == 429 and "insufficient_quota" in response.text
+
+
+def _start(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 200 else f"{line[:197]}..."
-
-
-def _without_secrets(url: str) -> str:
-    """An address without user, password and query."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        return "no address"
