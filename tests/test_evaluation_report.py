@@ -14,6 +14,9 @@ import yaml
 from describers import StubDescriber
 from evaluation_data import box, prediction, record, region, score, write_data, write_predictions
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -32,7 +35,7 @@ from finecaption_hf.evaluation.judging import (
     metric_table,
 )
 from finecaption_hf.evaluation.report import build_report, write_report
-from finecaption_hf.evaluation.report.markdown import escape
+from finecaption_hf.evaluation.report.markdown import escape, table
 from finecaption_hf.evaluation.run import run_predictions
 from finecaption_hf.resuming import ResumeError
 
@@ -230,12 +233,17 @@ class Tags(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
+        self.texts: list[str] = []
         self.feed(text)
+        self.close()
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag not in ("meta", "img"):
             self.open.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -266,11 +274,14 @@ def test_nothing_in_a_caption_becomes_html(hostile: Path) -> None:
     text = (hostile / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
     assert not page.open
-    known = "html head meta title style body h1 h2 h3 p div table thead tbody tr th td pre code img figure figcaption"
-    assert {tag for tag, _ in page.tags} <= {*known.split(), "strong", "dl", "dt", "dd"}
+    known = (
+        "html head meta title style body h1 h2 h3 p div span table thead tbody tr th td pre code img ul li strong em"
+    )
+    assert {tag for tag, _ in page.tags} <= set(known.split())
     assert {attribute for _, attributes in page.tags for attribute in attributes} <= {
-        "lang", "charset", "http-equiv", "content", "name", "class", "alt", "src",
+        "lang", "charset", "http-equiv", "content", "name", "class", "alt", "src", "style",
     }  # fmt: skip
+    assert {attributes["style"] for _, attributes in page.tags if "style" in attributes} == {"text-align:right"}
     sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     # Three plots and that of differences, and the pictures of the captions that could be made.
     assert len(sources) >= 6
@@ -285,11 +296,26 @@ def test_nothing_in_a_caption_becomes_markdown(hostile: Path) -> None:
     assert "<script" not in outside and "<img" not in outside
     assert not re.search(r"(?<!\\)\[a(?<!\\)\]", outside)
     assert not re.search(r"^# d", outside, re.MULTILINE)
-    for table in re.findall(r"(?:^\|.*\n)+", outside, re.MULTILINE):
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    for lines in re.findall(r"(?:^\|.*\n)+", outside, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}) == 1
     assert escape("# a | b") == r"\# a \| b"
     assert escape("- a\n- b") == r"\- a - b"
     assert escape("-1.5") == "-1.5"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from(list("#-+*_`~|\\[](){}!<>&=:.\"'$ 12ax\n\t")), max_size=12))
+def test_what_is_escaped_is_read_as_the_text_itself(text: str) -> None:
+    plain = " ".join(text.split())
+    for written, tags in (
+        (escape(text), ["p"] if plain else []),
+        (f"# {escape(text)}", ["h1"]),
+        (f"- *said:* {escape(text)}", ["ul", "li", "em"]),
+        (table(("", "x"), [[text, text]]), ["table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]),
+    ):
+        page = Tags(MarkdownIt("commonmark").enable("table").render(written))
+        assert [tag for tag, _ in page.tags] == tags
+        assert plain in " ".join("".join(page.texts).split())
 
 
 def test_a_report_holds_all_that_it_shows(hostile: Path) -> None:

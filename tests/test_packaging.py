@@ -19,7 +19,7 @@ from finecaption_hf import configuration_finecaption
 
 PACKAGE = ROOT / "src" / "finecaption_hf"
 # What to install for what is imported, where the names differ.
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "markdown_it": "markdown-it-py"}
 HUB_FILES = sorted(PACKAGE.glob("*_finecaption.py"))
 HUB_LIBRARIES = {"transformers", "torch", "torchvision", "timm", "numpy", "PIL", "packaging"} | {
     "huggingface_hub",  # these come with transformers
@@ -45,6 +45,7 @@ CORE = set(
         "psutil",
         "pyyaml",
         "jinja2",
+        "markdown-it-py",
         "typer",
         "rich",
     ]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 from ...data.records import Record
 from ..evaluating import report_on
 from ..judging import LABELS, Score
-from ..report.layout import Block, Code, Heading, Paragraph, Table
-from ..report.markdown import to_markdown
+from ..report.markdown import code, escape, table
 from .paper import METRIC_NAMES
 from .table import RowResult
 
@@ -56,11 +55,11 @@ def report_table(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.json").write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(to_markdown(_blocks(content)), encoding="utf-8")
+    (folder / "table.md").write_text("\n\n".join(_blocks(content)) + "\n", encoding="utf-8")
     return content
 
 
-def _blocks(content: Mapping[str, Any]) -> list[Block]:
+def _blocks(content: Mapping[str, Any]) -> Iterator[str]:
     measured, cited = content["measured"], content["cited"]
     labels = {
         name: metric["label"]
@@ -68,48 +67,35 @@ def _blocks(content: Mapping[str, Any]) -> list[Block]:
         for name, metric in entry.get("metrics", {}).items()
         if name in METRIC_NAMES
     }
+    yield "# Comparison of models"
+    yield "## Measured here"
+    yield "Metrics are x100, with 95 % intervals resampled by image; questions without an answer count as empty."
     rows = []
     for entry in measured:
         metrics, counts = entry.get("metrics", {}), entry.get("counts", {})
         numbers = [_measured(metrics.get(name)) for name in labels]
         failed = entry["error"] or str(counts.get("errors", ""))
         rows.append([entry["name"], str(counts.get("captions", "")), *numbers, entry["referral"]["kind"], failed])
-    blocks: list[Block] = [
-        Heading("Comparison of models", 1),
-        Heading("Measured here", 2),
-        Paragraph(
-            "Metrics are x100, with 95 % intervals resampled by image; questions without an answer count as empty."
-        ),
-        Table(("model", "captions", *labels.values(), "referral", "errors"), rows, texts=2),
-    ]
+    yield table(("model", "captions", *labels.values(), "referral", "errors"), rows, texts=2)
     if cited:
-        blocks += [
-            Heading("Cited, not measured here", 2),
-            Paragraph(
-                "Figures as they were published. Data, prompts, decoding and tokenizers may be others than above, so a "
-                "difference to a measured figure is no result."
-            ),
-            Table(
-                ("model", *(LABELS[name] for name in METRIC_NAMES), "data", "source", "note"),
-                [
-                    [
-                        row["model"],
-                        *(f"{row['metrics'][name]:.2f}" if name in row["metrics"] else "" for name in METRIC_NAMES),
-                        row["data"],
-                        row["source"],
-                        row["note"],
-                    ]
-                    for row in cited
-                ],
-                texts=3,
-            ),
-        ]
-    blocks.append(Heading("Prompts and settings of the measured rows", 2))
+        yield "## Cited, not measured here"
+        yield (
+            "Figures as they were published. Data, prompts, decoding and tokenizers may be others than above, so a "
+            "difference to a measured figure is no result."
+        )
+        rows = []
+        for row in cited:
+            numbers = [f"{row['metrics'][name]:.2f}" if name in row["metrics"] else "" for name in METRIC_NAMES]
+            rows.append([row["model"], *numbers, row["data"], row["source"], row["note"]])
+        yield table(("model", *(LABELS[name] for name in METRIC_NAMES), "data", "source", "note"), rows, texts=3)
+    yield "## Prompts and settings of the measured rows"
     for entry in measured:
         shown = {name: entry.get(name) for name in ("model", "revision", "settings", "options", "served", "signature")}
         shown |= {} if "settings" in entry else {"prompts": entry["prompts"], "referral": entry["referral"]}
-        blocks += [Heading(entry["name"], 3), Code(json.dumps(shown, ensure_ascii=False, indent=2), "json")]
-    return [*blocks, Heading("Command", 2), Code(content["command"] or "(from Python)", "sh")]
+        yield f"### {escape(entry['name'])}"
+        yield code(json.dumps(shown, ensure_ascii=False, indent=2), "json")
+    yield "## Command"
+    yield code(content["command"] or "(from Python)", "sh")
 
 
 def _measured(metric: Mapping[str, Any] | None) -> str:

@@ -11,7 +11,6 @@ from .card import model_index
 from .content import build_report
 from .html import to_html
 from .layout import layout
-from .markdown import to_markdown
 from .pictures import example_pictures
 from .plots import MISSING, plots
 
@@ -65,11 +64,11 @@ def write_report(
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = layout(report)
+    text = layout(report)
     _write(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
-    _write(folder / "report.md", to_markdown(blocks))
+    _write(folder / "report.md", text)
     _write(folder / "model-index.yaml", model_index(report))
-    _write(folder / "report.html", to_html(blocks, files))
+    _write(folder / "report.html", to_html(text, files))
     return folder / "report.html"
 
 
