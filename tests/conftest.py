@@ -9,11 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 import pytest_timeout
+
+if TYPE_CHECKING:
+    from hub_server import Client, HubServer
 
 # Settings are read when a library is imported. Without network the Hub client would wait for most of a minute, and code
 # that a test loads from beside weights must neither come from an earlier run nor stay for the next one.
@@ -142,3 +145,30 @@ def embedded() -> tuple[Any, Any]:
     if not (EMBEDDED_CHECKPOINT / "config.json").is_file():
         pytest.fail(f"The embedded checkpoint is missing from {EMBEDDED_CHECKPOINT}; it belongs to the repository.")
     return load(device="cpu")
+
+
+# --- a Hub on loopback -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub() -> "Iterator[HubServer]":
+    from hub_server import HubServer
+
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(hub: "HubServer", tmp_path: Path) -> "Client":
+    """A user of it, in fresh processes with a home of their own."""
+    from hub_server import Client
+
+    return Client(hub, tmp_path)
+
+
+@pytest.fixture
+def here(hub: "HubServer", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "HubServer":
+    """It as this process sees it."""
+    from hub_server import reach
+
+    return reach(hub, monkeypatch, tmp_path)

@@ -26,7 +26,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 TOKEN = "hf_" + "loopbackLoopback" * 2
 _XET_TOKEN = "of-xet-and-for-an-hour"
@@ -181,10 +183,7 @@ _ROUTES = [
     ("POST", r"/xet/v1/shards", "xet_shard"),
     ("POST", rf"/api/{_REPO}/commit/(?P<revision>.+)", "commit"),
     ("POST", rf"/api/{_REPO}/branch/(?P<revision>.+)", "branch"),
-    ("POST", rf"/api/{_REPO}/paths-info/(?P<revision>.+)", "paths_info"),
     ("GET", rf"/api/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<path>.*))?", "tree"),
-    ("GET", rf"/api/{_REPO}/refs", "refs"),
-    ("GET", rf"/api/{_REPO}/commits/(?P<revision>.+)", "commits"),
     ("GET", rf"/api/{_REPO}(/revision/(?P<revision>.+))?", "info"),
     ("POST", r"/((?P<kind>datasets|spaces)/)?(?P<id>[\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
@@ -314,14 +313,11 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Answer(200, {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
     def validate_yaml(self) -> NoReturn:
-        text = self._json()["content"]
-        match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        try:
-            fields = yaml.safe_load(match[1]) if match else None
-            errors = [] if isinstance(fields, dict) else [{"message": "there is no front matter"}]
-        except yaml.YAMLError as error:
-            errors = [{"message": str(error)}]
-        raise _Answer(400 if errors else 200, {"errors": errors, "warnings": []})
+        problems = card_problems(self._json()["content"])
+        answer: Any = {"errors": [{"message": problem} for problem in problems], "warnings": []}
+        if self.headers.get("Accept") == "text/plain":
+            answer = "\n".join(problems).encode()
+        raise _Answer(400 if problems else 200, answer)
 
     def create(self) -> NoReturn:
         self._must_be_known()
@@ -537,28 +533,6 @@ class _Handler(BaseHTTPRequestHandler):
             _fail(404, "EntryNotFound", f"{path} does not exist")
         raise _Answer(200, found)
 
-    def paths_info(self, kind: str, id: str, revision: str) -> NoReturn:
-        commit = self._commit(self._repo(kind, id), revision)
-        asked = self._body().decode()
-        paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked).get("paths", [])
-        raise _Answer(200, [_entry(commit, path) for path in paths if path in commit.files])
-
-    def refs(self, kind: str, id: str) -> NoReturn:
-        repo = self._repo(kind, id)
-        branches = [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in repo.branches.items()
-        ]
-        raise _Answer(200, {"branches": branches, "converts": [], "tags": []})
-
-    def commits(self, kind: str, id: str, revision: str) -> NoReturn:
-        repo = self._repo(kind, id)
-        self._commit(repo, revision)
-        made = [
-            {"id": it.oid, "title": it.message, "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"}
-            for it in repo.history(revision)
-        ]
-        raise _Answer(200, made)
-
     def resolve(self, kind: str | None, id: str, revision: str, path: str) -> NoReturn:
         repo = self._repo(kind, id)
         commit = self._commit(repo, revision)
@@ -574,6 +548,32 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X_Linked_Etag": etag, "X_Linked_Size": str(len(content)), "Location": location}
             raise _Answer(302, **headers)
         raise _Answer(200, content, ETag=etag, Content_Type="text/plain; charset=utf-8", **headers)
+
+
+def card_problems(card: str) -> list[str]:
+    """What the Hub refuses in the front matter of a card; the rest it takes, known or not."""
+    try:
+        data = ModelCard(card).data
+    except (ValueError, yaml.YAMLError) as error:
+        return [" ".join(str(error).split())]
+    problems = []
+    for licence in [data.license] if data.license is None or isinstance(data.license, str) else data.license:
+        if licence is not None and not re.fullmatch(r"[a-z0-9.+-]+", str(licence)):
+            problems.append(f'"license" must be one of the Hub\'s ids, not {licence!r}')
+        if licence == "other" and not (isinstance(data.license_name, str) and isinstance(data.license_link, str)):
+            problems.append('"license_name" and "license_link" are required')
+    if data.license_link and not re.fullmatch(r"https?://\S+|LICENSE(\.md|\.txt)?", data.license_link):
+        problems.append('"license_link" must be a URL, LICENSE or LICENSE.md')
+    for name in ("base_model", "datasets"):
+        entries = data.get(name, [])
+        for entry in [entries] if isinstance(entries, str) else entries:
+            try:
+                validate_repo_id(entry)
+            except HFValidationError:
+                problems.append(f'"{name}" with value {entry!r} is not valid')
+    if not all(isinstance(tag, str) for tag in data.tags or []):
+        problems.append('"tags" must be texts')
+    return problems
 
 
 def _etag(commit: Commit, path: str) -> str:

@@ -30,14 +30,13 @@ ARROWS: dict[str, set[str]] = {
     "segmentation": {"asking", "data", "resuming"},
     "scenes": {"asking", "data", "resuming"},
     "describing": {"asking", "data", "resuming"},
-    "training": {"asking", "data", "resuming"},
+    "training": {"asking", "data", "resuming", "hub"},  # keeps what its base on the Hub says of itself
     "assembly": {"hub", "training"},  # pushes what it has made; counts what trains in which stage
-    "evaluation": {"asking", "data", "resuming", "drawing", "training", "scenes"},  # the ablation trains, on scenes too
+    # The ablation trains, on scenes too; a report has the lines for a card.
+    "evaluation": {"asking", "data", "resuming", "drawing", "training", "scenes", "hub"},
     "demo": {"asking", "data", "segmentation", "drawing", "scenes"},  # its examples are scenes
 }
 ARROWS["cli"] = set(ARROWS)
-# An arrow back that is still to go.
-LEFT = {("hub_finecaption", "processing_finecaption")}
 
 
 def _modules() -> dict[str, Path]:
@@ -95,7 +94,7 @@ def test_rooms_are_in_no_circle() -> None:
 
 
 def test_files_are_in_no_circle() -> None:
-    graph = {module: {it for it in _imports(module) if it != module and (module, it) not in LEFT} for module in MODULES}
+    graph = {module: {it for it in _imports(module) if it != module} for module in MODULES}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -527,7 +527,9 @@ def test_command_assembles_parts_of_the_hub_and_pushes_what_it_made(folder, tmp_
 
 def test_an_upload_is_to_a_public_repository_where_one_is_asked_for(folder, tmp_path, monkeypatch):
     pushed = []
-    monkeypatch.setattr("finecaption_hf.hub.push", lambda *args, **options: pushed.append((*args, options["private"])))
+    monkeypatch.setattr(
+        "finecaption_hf.hub.push_folder", lambda *args, **options: pushed.append((*args, options["private"]))
+    )
     arguments = ["assemble", "--out", tmp_path / "out", "--clip", folder / "clip", "--llm", folder / "llm"]
     arguments += ["--without", "sam", "--without", "convnext", "--push", "me/mine", "--public"]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -4,36 +4,18 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer, reach
+from hub_server import TOKEN, WITHOUT_WAITING, HubServer
 
 import finecaption_hf
-from finecaption_hf.hub import HubError, push
-from finecaption_hf.hub_finecaption import checkpoint_files
+from finecaption_hf.hub import HubError, push_folder
+from finecaption_hf.hub.checkpoint import checkpoint_files
 
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
 WEIGHTS = (TINY / "model.safetensors").read_bytes()
 SHA = hashlib.sha256(WEIGHTS).hexdigest()
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def here(hub, monkeypatch, tmp_path) -> HubServer:
-    """The Hub as this process sees it."""
-    return reach(hub, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def client(hub, tmp_path) -> Client:
-    return Client(hub, tmp_path)
 
 
 def messages(hub: HubServer, repo: str) -> list[str]:
@@ -131,7 +113,7 @@ def test_where_the_token_may_only_read_nothing_is_sent(hub, client):
 def test_an_odd_answer_ends_in_a_line(here, request_, answer, said):
     here.refuse(request_, 200, body=answer)
     with pytest.raises(HubError, match=re.escape(said)) as caught:
-        push(TINY, "me/odd")
+        push_folder(TINY, "me/odd")
     assert TOKEN not in str(caught.value) and caught.value.__suppress_context__
 
 
@@ -139,22 +121,22 @@ def test_an_odd_answer_ends_in_a_line(here, request_, answer, said):
     ("name", "content"),
     [("config.json", '{"model_type": "bert"}'), ("README.md", "---\nlibrary_name: diffusers\n---\n# Mine\n")],
 )
-def test_a_model_of_another_kind_is_not_pushed_over(here, embedded, tmp_path, name, content):
+def test_a_model_of_another_kind_is_not_pushed_over(here, tmp_path, name, content):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / name).write_text(content)
     (tmp_path / "other" / "pytorch_model.bin").write_bytes(b"weights")
     here.hold("me/other", tmp_path / "other")
-    for pushed in (lambda: push(TINY, "me/other"), lambda: embedded[1].push_to_hub("me/other")):
+    for revision in (None, "next"):
         with pytest.raises(HubError, match=r"me/other holds a model of another kind \((bert|diffusers)\)"):
-            pushed()
-    assert messages(here, "me/other") == ["all of it"]
+            push_folder(TINY, "me/other", revision=revision)
+    assert messages(here, "me/other") == ["all of it"] and set(here.model("me/other").branches) == {"main"}
 
 
 def test_a_damaged_configuration_on_the_hub_is_replaced(here, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{")
     here.hold("me/damaged", tmp_path / "other")
-    push(TINY, "me/damaged")
+    push_folder(TINY, "me/damaged")
     assert here.model("me/damaged").at("main").files["config.json"] == (TINY / "config.json").read_bytes()
 
 
@@ -164,13 +146,14 @@ def test_a_base_that_cannot_be_reached_stops_the_push_and_one_that_is_gone_does_
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("README.md"))
     here.hold("they/base", TINY)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits half a minute
-    here.refuse(r"HEAD /they/base/.*", 502, times=20)
-    with pytest.raises(HubError, match="check your connection"):
-        push(folder, "me/tuned", base_model="they/base")
-    assert ("model", "me/tuned") not in here.repos
-    here._refused.clear()
+    for request in ("GET /api/models/they/base.*", "HEAD /they/base/.*"):
+        here.refuse(request, 502, times=20)
+        with pytest.raises(HubError, match="Run the same again"):
+            push_folder(folder, "me/tuned", base_model="they/base")
+        assert ("model", "me/tuned") not in here.repos
+        here._refused.clear()
     del here.repos["model", "they/base"]
-    push(folder, "me/tuned", base_model="they/base")
+    push_folder(folder, "me/tuned", base_model="they/base")
     assert b"- they/base" in here.model("me/tuned").at("main").files["README.md"]
 
 
@@ -181,8 +164,8 @@ def test_the_name_of_a_private_base_in_a_public_card_is_remarked_on(here, tmp_pa
     for private, lines in ((False, 0), (True, 1)):
         here.model("they/base").private = private
         told: list[str] = []
-        push(folder, "me/public", base_model="they/base", tell=told.append)
-        push(folder, "me/private", base_model="they/base", private=True, tell=told.append)
+        push_folder(folder, "me/public", base_model="they/base", tell=told.append)
+        push_folder(folder, "me/private", base_model="they/base", private=True, tell=told.append)
         assert told == ["they/base is private, and everybody can read its name in me/public, which is public."] * lines
 
 
@@ -195,10 +178,11 @@ XET = {
 }
 
 
-def test_a_hub_without_xet_takes_the_files_as_before(hub, client):
+def test_a_hub_without_xet_takes_the_files_by_the_stock_switch(hub, client):
     pytest.importorskip("hf_xet")
-    client.push(TINY, "me/without", **XET)
-    assert any("xet-write-token" in request for request in hub.requests) and hub.puts == [SHA]
+    assert "set HF_HUB_DISABLE_XET=1" in client.refused(TINY, "me/without", **XET)
+    assert any("xet-write-token" in request for request in hub.requests) and hub.puts == []
+    client.push(TINY, "me/without", **XET | {"HF_HUB_DISABLE_XET": "1"})
     assert hub.model("me/without").at("main").files["model.safetensors"] == WEIGHTS
 
 
@@ -245,8 +229,25 @@ def test_an_index_that_names_no_files_is_refused(tmp_path, text):
         checkpoint_files(folder)
 
 
+@pytest.mark.parametrize(
+    ("front", "said"),
+    [
+        ("license: Apache 2.0", "'Apache 2.0'"),
+        ("license: other\nlicense_name: mine", '"license_link" are required'),
+        ("license: mit\nbase_model: /models/mine", '"base_model" with value .*/models/mine.* is not valid'),
+        ("license: mit\nmodel-index:\n- name: x\n  results:\n  - task: {type: t}", "model_index.*dataset"),
+    ],
+)
+def test_a_card_that_the_hub_refuses_stops_the_push_before_anything_is_made(here, tmp_path, front, said):
+    folder = Path(shutil.copytree(TINY, tmp_path / "copy"))
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# Mine\n")
+    with pytest.raises(HubError, match=said):
+        push_folder(folder, "me/bad-card")
+    assert ("model", "me/bad-card") not in here.repos
+
+
 def test_a_card_that_is_no_text_is_refused_by_name(tmp_path):
     folder = Path(shutil.copytree(TINY, tmp_path / "copy"))
     (folder / "README.md").write_bytes("# Café\n".encode("latin-1"))
     with pytest.raises(HubError, match=r"README\.md is no text in UTF-8"):
-        push(folder, "me/x")
+        push_folder(folder, "me/x")

@@ -4,19 +4,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Client, HubServer
+from hub_server import Client
 from safetensors.torch import load_file
 
 import finecaption_hf
 from finecaption_hf.asking import load
 from finecaption_hf.hub import HubError, renew
-from finecaption_hf.training.checkpoints import read_record, write_record
-from finecaption_hf.training.stages import STAGES
+from finecaption_hf.resuming import read_seal, seal
 
 TINY = finecaption_hf.EMBEDDED_CHECKPOINT
 PACKAGE = Path(finecaption_hf.__file__).parent
@@ -156,10 +154,10 @@ def assert_renewed_code(folder: Path) -> None:
 
 
 def test_a_checkpoint_of_training_stays_whole(old):
-    write_record(old, STAGES[1], 1e-3, 7, 1)
+    seal(old, {"global_step": 7})
     renew(old)
-    record = read_record(old)
-    assert record["global_step"] == 7 and OBSOLETE not in record["files"] and ADDED in record["files"]
+    sealed = read_seal(old)
+    assert sealed["global_step"] == 7 and OBSOLETE not in sealed["files"] and ADDED in sealed["files"]
     assert renew(old).is_up_to_date
 
 
@@ -206,17 +204,6 @@ def test_what_is_no_finecaption_is_refused_and_left_alone(tmp_path, config, mess
 
 
 # --- on the Hub ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(hub, tmp_path) -> Client:
-    return Client(hub, tmp_path)
 
 
 LOAD = """
@@ -285,8 +272,9 @@ def test_who_may_not_write_proposes_the_commit_and_loads_from_there(hub, client,
 
 def test_what_is_nowhere_is_named_with_what_to_do(client, hub, old):
     line = client.fails("renew", "me/nowhere")
-    assert "There is no folder me/nowhere, and no repository of that name" in line and "hf auth login" in line
-    assert "is no repository. Give owner/name" in client.fails("renew", "a/b/c")
+    assert "There is no folder me/nowhere; on the Hub: me/nowhere:" in line
+    assert line.endswith("There is no such repository, or not for this token.")
+    assert "'namespace/repo_name': 'a/b/c'" in client.fails("renew", "a/b/c")
     (old / "config.json").write_text('{"model_type": "llama"}')
     hub.hold("me/llama", old)
     assert "me/llama is no FineCaption checkpoint" in client.fails("renew", "me/llama")

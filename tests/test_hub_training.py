@@ -2,18 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hub_server import TOKEN, WITHOUT_WAITING, Client, HubServer, reach
+from hub_server import TOKEN, WITHOUT_WAITING, HubServer
 from safetensors import safe_open
 
 import finecaption_hf
 from finecaption_hf.asking import ask, load_describer
-from finecaption_hf.hub_finecaption import keep_origin
+from finecaption_hf.hub.provenance import keep_origin
 from finecaption_hf.scenes.writing import write_scenes
 from finecaption_hf.training.arguments import build_arguments
 from finecaption_hf.training.stages import STAGES, StageError
@@ -31,17 +30,6 @@ assert type(describe.model).__module__.startswith("transformers_modules."), type
 [record] = describe("photo.png", [{BOX}], ["color", "region"])
 print(json.dumps({{"answers": list(record["answers"].values()), "sam": describe.model.config.sam_pretrained}}))
 """
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(hub, tmp_path) -> Client:
-    return Client(hub, tmp_path)
 
 
 @pytest.fixture
@@ -175,8 +163,7 @@ def test_the_upload_of_the_trainer_is_refused():
         build_arguments(STAGES[1], "nowhere", {}, {"push_to_hub": True}, False)
 
 
-def test_what_a_base_says_is_kept_of_the_commit_that_a_run_begins_with(hub, tmp_path, monkeypatch):
-    here = reach(hub, monkeypatch, tmp_path)
+def test_what_a_base_says_is_kept_of_the_commit_that_a_run_begins_with(here, tmp_path):
     repo = here.hold("they/base", TINY)
     first, kept = repo.at("main"), tmp_path / "run" / "origin"
     kept.parent.mkdir()

@@ -29,11 +29,9 @@ HUB_FILES = {
     for name in (
         "branch_attention",
         "branches",
-        "engine",
-        "card",
         "configuration",
-        "hub",
-        "hub_lists",
+        "engine",
+        "errors",
         "image_processing",
         "mask_codecs",
         "masks",

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.cli import app
-from finecaption_hf.demo.space import PYTHON_VERSION, write_space
+from finecaption_hf.hub.spaces import PYTHON_VERSION, write_space
 
 MODEL = "someone/finecaption"
 CONSTRAINTS = ROOT / "constraints.txt"

@@ -30,7 +30,6 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .branch_attention_finecaption import packed_branch_inputs
-from .hub_finecaption import ModelPushMixin
 from .towers_finecaption import (
     FineCaptionAdapter,
     FineCaptionConvNextTower,
@@ -81,7 +80,7 @@ def _settle_frozen(module: nn.Module) -> bool:
     return trains
 
 
-class FineCaptionPreTrainedModel(ModelPushMixin, PreTrainedModel):
+class FineCaptionPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by FineCaption models."""
 
     config_class = FineCaptionConfig
@@ -492,7 +491,7 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
         super().__init__(config)
         self.model = FineCaptionModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        # Into the card by push_to_hub; the first makes the Hub's snippets say trust_remote_code.
+        # For the card that push_to_hub makes; the first lets the Hub's snippets say trust_remote_code.
         self.model_tags = ["custom_code", "finecaption", "region-captioning"]
         self.post_init()
 

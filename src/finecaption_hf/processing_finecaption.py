@@ -13,7 +13,6 @@ from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsup
 from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
 from transformers.processing_utils import MultiModalData, Unpack
 
-from .hub_finecaption import ProcessorPushMixin
 from .image_processing_finecaption import FineCaptionImageProcessorKwargs
 from .masks_finecaption import read_region
 from .prompts_finecaption import ATTRIBUTES, TASKS, find_question, resolve_question
@@ -56,7 +55,7 @@ _CALL_KWARGS = {
 }
 
 
-class FineCaptionProcessor(ProcessorPushMixin, ProcessorMixin):
+class FineCaptionProcessor(ProcessorMixin):
     """Prepares text, images and regions for a FineCaption model.
 
     Args:

@@ -69,7 +69,7 @@ def assemble(
         seed: of what is initialised.
         image_token: added to the tokenizer unless it knows it; a LLaVA's own is kept.
         max_shard_size: such as `"5GB"`.
-        push: a Hub repository to upload the folder to, as `finecaption_hf.hub.push` does.
+        push: a Hub repository to upload the folder to, as `finecaption_hf.hub.push_folder` does.
         private: make it a private one; nothing goes to a public one then.
         tell: called with a line of progress.
 
@@ -134,7 +134,7 @@ def assemble(
         _write_config(folder, plan, model, dtype_name)  # last: without it, nothing takes the folder for a checkpoint
     if push is not None:
         try:
-            hub.push(out, push, private=private, message="Assemble from pretrained parts", tell=tell)
+            hub.push_folder(out, push, private=private, message="Assemble from pretrained parts", tell=tell)
         except HubError as error:
             hint = f"finecaption push {shlex.quote(str(out))} {push}{' --private' if private else ''}"
             raise HubError(f"{error} {out} itself is complete; `{hint}` uploads it.") from None

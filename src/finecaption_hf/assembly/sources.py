@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from ..card_finecaption import card_licence
+from ..hub.front_matter import card_fields, stated_licence
 from .errors import AssemblyError
 
 SAFETENSORS = (".safetensors",)
@@ -168,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _licence(folder: Path | None) -> str | None:
-    return None if folder is None else card_licence(folder / "README.md")
+    return None if folder is None else stated_licence(card_fields(folder / "README.md"))
 
 
 def sha256(path: Path) -> str:

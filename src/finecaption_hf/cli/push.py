@@ -50,7 +50,7 @@ def push(
     with errors_in_one_line():
         from .. import hub
 
-        pushed = hub.push(
+        pushed = hub.push_folder(
             folder,
             repo,
             private=private or None,

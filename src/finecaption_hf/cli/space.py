@@ -25,18 +25,15 @@ def space(
     with errors_in_one_line():
         if private and push is None:
             raise ValueError("--private is about the Space that --push uploads to. Give --push OWNER/SPACE too.")
-        from ..demo.space import write_space
+        from .. import hub
 
-        names = write_space(out, model, title)
+        names = hub.write_space(out, model, title)
         typer.echo(f"Wrote {out}: {', '.join(names)}.")
         if push is None:
             typer.echo(f"To publish it: hf upload OWNER/SPACE {out} --repo-type space")
         else:
-            from ..hub import HubError
-            from ..hub.space import push_space
-
             try:
-                url = push_space(out, push, private=private, tell=lambda line: typer.echo(line, err=True))
-            except HubError as error:
-                raise HubError(f"{error} {out} is written; the same command then goes on.") from error
+                url = hub.push_space(out, push, private=private)
+            except hub.HubError as error:
+                raise hub.HubError(f"{error} {out} is written; the same command then goes on.") from error
             typer.echo(url)

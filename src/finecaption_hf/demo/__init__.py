@@ -4,7 +4,6 @@
 """
 
 from .answering import AskedPicture, python_snippet, stream_pieces
-from .space import write_space
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS, UploadError, read_upload
 
 __all__ = [
@@ -16,5 +15,4 @@ __all__ = [
     "python_snippet",
     "read_upload",
     "stream_pieces",
-    "write_space",
 ]

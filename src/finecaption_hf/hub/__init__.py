@@ -1,25 +1,29 @@
 """Checkpoints on the Hub: a model card from what a checkpoint knows, and all of it in one commit.
 
 >>> from finecaption_hf.hub import push
->>> push("runs/tiny/3-everything/final", "me/finecaption-tiny", private=True)
-
-The code lies in Hub files, so that `push_to_hub` of a model loaded without this package does the same.
+>>> push(model, processor, "me/finecaption-tiny", private=True)
 """
 
-from ..card_finecaption import HubError, Provenance, check_card, model_card, read_provenance, read_report
-from ..hub_finecaption import Pushed, push, push_model
-from .renew import Renewed, renew
+from .card import model_card
+from .errors import HubError
+from .figures import read_report
+from .provenance import Provenance, read_provenance
+from .pushing import push, push_folder
+from .renewing import Renewed, renew
+from .repository import Pushed
+from .spaces import push_space, write_space
 
 __all__ = [
     "HubError",
     "Provenance",
     "Pushed",
     "Renewed",
-    "check_card",
     "model_card",
     "push",
-    "push_model",
+    "push_folder",
+    "push_space",
     "read_provenance",
     "read_report",
     "renew",
+    "write_space",
 ]

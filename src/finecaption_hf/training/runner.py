@@ -13,10 +13,10 @@ from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
 from ..asking import load
-from ..card_finecaption import ORIGIN, HubError
 from ..data import MixedDataset, Record, open_dataset
 from ..data.collator import RegionCollator
-from ..hub_finecaption import keep_origin
+from ..hub.errors import HubError
+from ..hub.provenance import ORIGIN, keep_origin
 from ..resuming import ResumeError, check_same, read_manifest, read_seal, write_json
 from .arguments import build_arguments
 from .callback import StageCallback

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ...card_finecaption import eval_results
+import yaml
+
+from ...hub import figures
 
 
 def model_index(report: Mapping[str, Any]) -> str:
     """The `model-index` of a model card's metadata, as YAML."""
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(model_name=str(report["model"]), eval_results=eval_results(report))
-    return str(data.to_yaml())
+    return yaml.safe_dump(figures.model_index(report, str(report["model"])), sort_keys=False, allow_unicode=True)

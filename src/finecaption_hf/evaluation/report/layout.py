@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...card_finecaption import metrics_table
+from ...hub.figures import metrics_table
 from ..judging import LABELS
 from .card import model_index
 from .markdown import code, escape, picture, table

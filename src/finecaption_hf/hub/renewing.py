@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import EMBEDDED_CHECKPOINT
-from ..card_finecaption import HubError, read_json
-from ..hub_finecaption import _Target
+from ..resuming import SEAL, whole_file
+from .checkpoint import CODE, read_json
+from .errors import HubError
+from .repository import Repository
 
-_CODE = "*_finecaption.py"
 _CONFIGURATIONS = ("config.json", "processor_config.json")
-_SEAL = "stage.json"  # in which training keeps the sizes of a checkpoint's files
-_MESSAGE = "Renew the code of FineCaption"
 
 
 @dataclass(frozen=True)
@@ -68,34 +67,29 @@ def renew(
         files, deleted = _files(folder, str(checkpoint))
         renewed = _compared(folder, files, deleted)
         if not dry_run and not renewed.is_up_to_date:
-            _write(
-                folder, files, has_new_code=any(name.endswith(".py") for name in [*renewed.replaced, *renewed.added])
-            )
+            _write(folder, files)
         return renewed
     return _renew_on_hub(str(checkpoint), revision, create_pr, dry_run, token)
 
 
 def _renew_on_hub(repo: str, revision: str | None, create_pr: bool, dry_run: bool, token: bool | str | None) -> Renewed:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    target = _Target(repo, revision=revision, create_pr=create_pr, token=token)
+    try:
+        target = Repository(repo, revision=revision, create_pr=create_pr, token=token)
+        commit = target.state().commit
+    except HubError as error:
+        raise HubError(f"There is no folder {repo}; on the Hub: {error}") from None
     with target.errors():
-        try:
-            info = target.api.repo_info(target.repo, revision=revision)
-        except RepositoryNotFoundError as error:
-            raise HubError(
-                f"There is no folder {repo}, and no repository of that name on the Hub for this token. Give a folder "
-                "or owner/name; for a private one log in with `hf auth login`, or set HF_TOKEN."
-            ) from error
-        folder = target.api.snapshot_download(target.repo, revision=info.sha, allow_patterns=[_CODE, *_CONFIGURATIONS])
-        files, deleted = _files(Path(folder), target.repo)
-        renewed = _compared(Path(folder), files, deleted)
-        if dry_run or renewed.is_up_to_date:
-            return renewed
-        contents = {name: files[name] for name in [*renewed.replaced, *renewed.added]}
-        # Of the commit that was looked at: what arrives meanwhile is not written over.
-        pushed = target.commit("", contents, deleted, _MESSAGE, None, parent=info.sha)
-    return replace(renewed, commit_url=pushed.commit.pr_url or pushed.commit_url)
+        folder = Path(
+            target.api.snapshot_download(target.name, revision=commit, allow_patterns=[CODE, *_CONFIGURATIONS])
+        )
+    files, deleted = _files(folder, target.name)
+    renewed = _compared(folder, files, deleted)
+    if dry_run or renewed.is_up_to_date:
+        return renewed
+    contents = {name: files[name] for name in [*renewed.replaced, *renewed.added]}
+    # On the commit that was looked at: what arrives meanwhile is not written over.
+    pushed = target.commit(contents, deleted, "Renew the code of FineCaption", parent=commit)
+    return replace(renewed, commit_url=pushed.commit_url)
 
 
 def _files(folder: Path, name: str) -> tuple[dict[str, bytes], list[str]]:
@@ -106,14 +100,14 @@ def _files(folder: Path, name: str) -> tuple[dict[str, bytes], list[str]]:
         what = f"its model_type is {config.get('model_type')!r}" if config else "it has no config.json"
         raise HubError(f"{name} is no FineCaption checkpoint: {what}. Give the folder or repository of one.")
     # What stands at the package's root travels, and the embedded checkpoint is as this package saves one.
-    files = {path.name: path.read_bytes() for path in sorted(EMBEDDED_CHECKPOINT.parents[1].glob(_CODE))}
-    deleted = sorted(path.name for path in folder.glob(_CODE) if path.name not in files)
+    files = {path.name: path.read_bytes() for path in sorted(EMBEDDED_CHECKPOINT.parents[1].glob(CODE))}
+    deleted = sorted(path.name for path in folder.glob(CODE) if path.name not in files)
     for file in _CONFIGURATIONS:
         if (folder / file).is_file():
             files[file] = _changed(folder / file, partial(_with_entries, read_json(EMBEDDED_CHECKPOINT / file)))
-    if (folder / _SEAL).is_file():
+    if (folder / SEAL).is_file():
         sizes = {name: len(content) for name, content in files.items()}
-        files[_SEAL] = _changed(folder / _SEAL, partial(_with_sizes, sizes, deleted))
+        files[SEAL] = _changed(folder / SEAL, partial(_with_sizes, sizes, deleted))
     return files, deleted
 
 
@@ -147,15 +141,19 @@ def _with_sizes(sizes: Mapping[str, int], deleted: list[str], seal: Mapping[str,
 
 
 def _compared(folder: Path, files: Mapping[str, bytes], deleted: list[str]) -> Renewed:
-    there = {name for name in files if (folder / name).is_file()}
-    replaced = sorted(name for name in there if (folder / name).read_bytes() != files[name])
-    return Renewed(replaced, sorted(files.keys() - there), deleted)
+    changed = [name for name, content in sorted(files.items()) if not _is(folder / name, content)]
+    replaced = [name for name in changed if (folder / name).is_file()]
+    return Renewed(replaced, [name for name in changed if name not in replaced], deleted)
+
+
+def _is(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 _MODULE = re.compile(r"\b(\w+)_finecaption(?=\.py\b|\.[A-Z]| import )")
 
 
-def _write(folder: Path, files: Mapping[str, bytes], *, has_new_code: bool) -> None:
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files so that the folder can be loaded at every moment, whenever this ends.
 
     No order of replacing the code files one by one would do: new ones need names of others that are still old. But a
@@ -164,12 +162,12 @@ def _write(folder: Path, files: Mapping[str, bytes], *, has_new_code: bool) -> N
     """
     code = {name: content for name, content in files.items() if name.endswith(".py")}
     others = {name: content for name, content in files.items() if name not in code}
-    if has_new_code:
+    if not all(_is(folder / name, content) for name, content in code.items()):
         for name, content in [*code.items(), *((name, others[name]) for name in _CONFIGURATIONS if name in others)]:
             _replace(folder / _MODULE.sub(r"\1_renewed_finecaption", name), _beside(content))
     for name, content in [*code.items(), *others.items()]:
         _replace(folder / name, content)
-    for path in folder.glob(_CODE):
+    for path in folder.glob(CODE):
         if path.name not in code:
             path.unlink()
 
@@ -180,8 +178,6 @@ def _beside(content: bytes) -> bytes:
 
 def _replace(path: Path, content: bytes) -> None:
     """A link is replaced, not what it points to; what is as it should be is left alone."""
-    if path.is_file() and path.read_bytes() == content:
-        return
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    if not _is(path, content):
+        with whole_file(path) as file:
+            file.write(content)

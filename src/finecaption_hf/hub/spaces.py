@@ -1,13 +1,16 @@
-"""A folder that is a Space of the Hub: the demo of one checkpoint, with the code that it runs."""
+"""A Space of the Hub: the demo of one checkpoint, with the code that it runs; as a folder, and to the Hub."""
 
 import json
 import os
-import re
 from importlib.metadata import requires
 from pathlib import Path
+from string import Template
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from .errors import HubError, is_repo_id
+from .repository import Repository
 
 PYTHON_VERSION = "3.12.12"
 """Of a Space. Without it 3.10 is taken, which current releases of transformers and torch do not support any more, and
@@ -17,79 +20,7 @@ _PACKAGE = Path(__file__).parents[1]
 # The Space has its own checkpoint, and does nothing but answer.
 _STAY = {"checkpoints", "assembly", "cli", "describing", "evaluation", "hub", "training"}
 
-_APP = '''"""The demo of {model}, as a Space."""
-
-import os
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, which `spaces` does
-
-import spaces  # before torch: on ZeroGPU it makes it speak of a GPU before there is one
-
-import torch
-
-from finecaption_hf.asking import load
-from finecaption_hf.demo.app import build_demo, launch_demo
-from finecaption_hf.demo.zerogpu import on_zero_gpu
-from finecaption_hf.segmentation import open_segmenter, open_segmenter_for
-
-MODEL = {model!r}
-ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
-
-# To the GPU only here: ZeroGPU stands in for it in this thread, and loading uses several.
-model, processor = load(MODEL, device="cpu")
-if torch.cuda.is_available():
-    model.to("cuda")
-# What makes masks of points stays in this process, which has no GPU on ZeroGPU: there it is one that needs none.
-demo = build_demo(
-    model,
-    processor,
-    MODEL,
-    on_gpu=on_zero_gpu(spaces.GPU) if ON_ZERO_GPU else None,
-    segmenter=open_segmenter() if ON_ZERO_GPU else open_segmenter_for(model, processor),
-)
-
-if __name__ == "__main__":
-    launch_demo(
-        demo,
-        host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),
-        port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-        on_start=lambda address: print(address, flush=True),
-    )
-'''
-
-_README = """---
-title: {title}
-emoji: 🔎
-colorFrom: blue
-colorTo: green
-sdk: gradio
-sdk_version: {gradio}
-python_version: "{python}"
-app_file: app.py
-models:
-- {model}
-short_description: Mark a part of a picture and ask what it is
-suggested_hardware: zero-a10g
----
-
-# {title}
-
-The demo of [{model}](https://huggingface.co/{model}): mark regions of a picture, and ask about them.
-Scripts use its endpoint:
-
-```python
-from gradio_client import Client, handle_file
-
-client = Client("OWNER/SPACE")
-box = {{"box_xyxy": [40, 60, 200, 180]}}
-print(client.predict(handle_file("photo.jpg"), box, ["Color", "Shape"], api_name="/describe"))
-```
-
-It runs on ZeroGPU, on other GPUs and on CPUs; choose the hardware in the settings of the Space. If {model} is
-private or gated, add a token that may read it there, as a secret named `HF_TOKEN`.
-
-`finecaption space` of finecaption-hf wrote this folder; `finecaption_hf/` is the code of that package.
-"""
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCaption") -> list[str]:
@@ -107,19 +38,18 @@ def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCapti
         ValueError: If the model is no id, or the title has several lines.
         FileExistsError: If the folder holds something else.
     """
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", model):
+    if not is_repo_id(model):
         raise ValueError(f"{model!r} is no id of a Hub repository. Give OWNER/NAME, such as the one you pushed to.")
     if not title.strip() or not title.isprintable():
         raise ValueError(f"The title {title!r} is no line of text.")
-    # JSON text is YAML text.
-    shown = json.dumps(title, ensure_ascii=False)
     tested = _tested()
-    gradio = str(tested["gradio"].specifier).removeprefix("==")
-    readme = _README.format(title=shown, gradio=gradio, python=PYTHON_VERSION, model=model)
+    values = {"model": model, "heading": title, "python": PYTHON_VERSION}
+    values["gradio"] = str(tested["gradio"].specifier).removeprefix("==")
+    values["title"] = json.dumps(title, ensure_ascii=False)  # JSON text is YAML text
     files = {
         **_code(),
-        "app.py": _APP.format(model=model).encode(),
-        "README.md": readme.replace(f"# {shown}\n", f"# {title}\n").encode(),
+        "app.py": _filled("space_app.txt", values),
+        "README.md": _filled("space_readme.md", values),
         "requirements.txt": "".join(f"{line}\n" for line in _requirements(tested)).encode(),
     }
     folder = Path(out)
@@ -137,6 +67,10 @@ def write_space(out: str | os.PathLike[str], model: str, title: str = "FineCapti
     return sorted({name.split("/")[0] for name in files})
 
 
+def _filled(template: str, values: dict[str, str]) -> bytes:
+    return Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(values).encode()
+
+
 def _code() -> dict[str, bytes]:
     """What answers, by its place in the Space."""
     files = (path for path in _files_in(_PACKAGE) if path.relative_to(_PACKAGE).parts[0] not in _STAY)
@@ -151,7 +85,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _tested() -> dict[str, Requirement]:
     """The releases with which everything was tested, by name, for the Python of a Space."""
-    lines = (Path(__file__).parent / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (_TEMPLATES / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     python = {"python_version": PYTHON_VERSION.rpartition(".")[0]}
     return {canonicalize_name(each.name): each for each in found if not each.marker or each.marker.evaluate(python)}
@@ -167,3 +101,31 @@ def _requirements(tested: dict[str, Requirement]) -> list[str]:
             release = tested.get(canonicalize_name(needed.name), needed)
             lines.add(f"{needed.name}{release.specifier}")
     return sorted(lines)
+
+
+def push_space(folder: str | os.PathLike[str], repo: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload a Space in one commit, and return its address. The Hub then builds and starts it.
+
+    Args:
+        folder: as `write_space` leaves it.
+        repo: `owner/name` of the Space; it is made where it does not exist.
+        private: make it a private one.
+        token: by default the one of `hf auth login` or HF_TOKEN.
+
+    Raises:
+        HubError: If the Hub cannot be reached or refuses; no message has a token.
+    """
+    if not is_repo_id(repo):
+        raise HubError(f"{repo!r} is no Space. Give owner/name.")
+    target = Repository(repo, token=token, kind="space")
+    url, _ = target.create(private or None)
+    with target.errors():
+        target.api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            repo_type="space",
+            commit_message="Upload FineCaption demo",
+            delete_patterns="finecaption_hf/*",  # code that an earlier version had, and this one has not
+            ignore_patterns=["**/__pycache__/*", "*.pyi"],  # left by running it
+        )
+    return url

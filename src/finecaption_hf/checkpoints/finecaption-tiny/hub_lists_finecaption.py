@@ -1,1 +1,0 @@
-../../hub_lists_finecaption.py
