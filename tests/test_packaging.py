@@ -22,9 +22,6 @@ PACKAGE = ROOT / "src" / "finecaption_hf"
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "markdown_it": "markdown-it-py"}
 HUB_FILES = sorted(PACKAGE.glob("*_finecaption.py"))
 HUB_LIBRARIES = {"transformers", "torch", "torchvision", "timm", "numpy", "PIL", "packaging"} | {
-    "huggingface_hub",  # these come with transformers
-    "safetensors",
-    "yaml",
     "psutil",  # comes with accelerate, and stands in a `try`
 }
 CORE = set(
@@ -225,6 +222,19 @@ def test_hub_file_imports_only_its_neighbours_and_core_libraries(path: Path) -> 
     # The library finds relative imports by text, in docstrings too.
     found = re.findall(r"^\s*(?:from\s+\.(\S*)\s+import|import\s+\.(\S+))", text, re.MULTILINE)
     assert {first or second for first, second in found} <= siblings
+
+
+def test_nothing_that_travels_reaches_for_the_network_for_yaml_or_for_cards() -> None:
+    """Whoever passes trust_remote_code=True trusts these files: what publishes checkpoints stays in the package."""
+    kept_out = {"huggingface_hub", "yaml", "jinja2", "requests", "httpx", "urllib", "http", "socket", "ssl", "ftplib"}
+    kept_out |= {"transformers.modelcard", "transformers.utils.hub", "subprocess"}
+    for path in HUB_FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            for module in modules:
+                assert not {module, module.partition(".")[0]} & kept_out, f"{path.name} imports {module}"
+                assert not re.search(r"card|push|download|cached_file", module, re.I), f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.stem)
