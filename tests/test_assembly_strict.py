@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -454,63 +455,28 @@ def test_killed_assembly_leaves_no_folder_that_looks_complete(folder, tmp_path, 
 
 # --- the Hub and the command -----------------------------------------------------------------------------------------
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def hub(folder, tmp_path, monkeypatch) -> list[tuple[Any, ...]]:
-    """A Hub whose repositories are the parts' folders; returns what was asked of it."""
-    asked: list[tuple[Any, ...]] = []
-
-    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision, sorted(allow_patterns)))
-        snapshot = tmp_path / "cache" / repo.replace("/", "--") / COMMIT
-        if not snapshot.exists():
-            shutil.copytree(folder / repo.split("/")[1], snapshot)
-            if not any("safetensors" in pattern or pattern == "*" for pattern in allow_patterns):
-                (snapshot / "model.safetensors").unlink()
-        return str(snapshot)
-
-    class Api:
-        def list_repo_files(self, repo: str, revision: str | None) -> list[str]:
-            return [*os.listdir(folder / repo.split("/")[1]), "pytorch_model.bin", "tf_model.h5"]
-
-    monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(sources, "HfApi", Api)
-    return asked
-
-
-def test_parts_come_from_the_hub_at_their_revisions(folder, tmp_path, hub):
-    given = {"clip": "some/clip@v1.0", "llm": "some/llm", "alpha_clip": str(folder / "alpha.pth")}
-    given |= {"convnext": "some/convnext:model.safetensors@main", "without": ["sam"], "max_shard_size": "100KB"}
-    config = {"high_res_image_size": 256}
-    summary = assemble(tmp_path / "out", **given, config=config)
-    asked = {entry[0]: entry[1:] for entry in hub}
-    small_files = sorted(sources._SMALL_FILES)
-    # Alpha-CLIP replaces CLIP's weights, so they are not fetched; pickles are not where safetensors are.
-    assert asked["some/clip"] == ("v1.0", small_files)
-    assert asked["some/llm"] == (None, sorted([*small_files, "model.safetensors"]))
-    assert asked["some/convnext"] == ("main", sorted([*small_files, "model.safetensors"]))
-    revisions = {part["source"]: part["revision"] for part in summary["parts"]}
-    assert revisions == {
-        "some/clip": COMMIT,
-        "alpha.pth": None,
-        "some/convnext:model.safetensors": COMMIT,
-        "some/llm": COMMIT,
-    }
-
 
 def test_command_assembles_parts_of_the_hub_and_pushes_what_it_made(folder, tmp_path):
+    llm = Path(shutil.copytree(folder / "llm", tmp_path / "llm"))
+    (llm / "pytorch_model.bin").write_text("fetched by nobody who can have safetensors")
+    held = {"some/clip": folder / "clip", "some/llm": llm, "timm/convnext_atto.tag": folder / "convnext"}
     with HubServer() as server:
         client = Client(server, tmp_path)
-        revision = server.hold("some/clip", folder / "clip").at("main").oid
-        server.hold("some/llm", folder / "llm")
-        given = ["--clip", f"some/clip@{revision}", "--llm", "some/llm", "--alpha-clip", folder / "alpha.pth"]
-        given += ["--convnext", folder / "convnext", "--without", "sam", "--config", tmp_path / "config.json"]
+        revisions = {name: server.hold(name, part).at("main").oid for name, part in held.items()}
+        server.model("some/clip").commit("main", "another revision", {}, set())
+        given = ["--clip", f"some/clip@{revisions['some/clip']}", "--llm", "some/llm", "--without", "sam"]
+        given += ["--alpha-clip", folder / "alpha.pth", "--convnext", "convnext_atto.tag:model.safetensors@main"]
         (tmp_path / "config.json").write_text('{"high_res_image_size": 256}')
         server.refuse(r"POST .*/commit/main", 500)
-        line = client.fails("assemble", "--out", "out", *given, "--push", "me/mine")
+        arguments = ["assemble", "--out", "out", *given, "--config", tmp_path / "config.json", "--push", "me/mine"]
+        line = client.fails(*arguments)
         assert line.endswith("out itself is complete; `finecaption push out me/mine --private` uploads it.")
+        weights = [line for line in server.requests if line.endswith((".safetensors", ".bin"))]
+        # Alpha-CLIP replaces CLIP's weights, so they are not fetched; pickles are not where safetensors are.
+        fetched = {re.sub(r"\w+ /(.+)/resolve/\w+/", r"\1/", line) for line in weights}
+        assert fetched == {"some/llm/model.safetensors", "timm/convnext_atto.tag/model.safetensors"}
+        parts_of = json.loads((tmp_path / "out" / "assembly.json").read_text())["parts"]
+        assert {part["source"].split(":")[0]: part["revision"] for part in parts_of} == {**revisions, "alpha.pth": None}
         repo = server.model("me/mine")
         assert repo.private and len(repo.history()) == 1
         client.push("out", "me/mine", "--private")
@@ -519,9 +485,9 @@ def test_command_assembles_parts_of_the_hub_and_pushes_what_it_made(folder, tmp_
         assert {path.name for path in (tmp_path / "out").iterdir()} < files.keys()
         assert "README.md" not in os.listdir(tmp_path / "out")
         _, fields, body = files["README.md"].decode().split("---\n", 2)
-        assert yaml.safe_load(fields)["base_model"] == ["some/clip", "some/llm"]
+        assert set(yaml.safe_load(fields)["base_model"]) == held.keys()
         assert yaml.safe_load(fields)["license_name"] == "research-only"  # Alpha-CLIP's weights
-        assert f"| configuration of the mask-aware CLIP tower | some/clip | {revision} | mit |" in body
+        assert f"| configuration of the mask-aware CLIP tower | some/clip | {revisions['some/clip']} | mit |" in body
         assert "untrained as a whole" in body and not any(str(tmp_path).encode() in data for data in files.values())
 
 
@@ -535,12 +501,6 @@ def test_an_upload_is_to_a_public_repository_where_one_is_asked_for(folder, tmp_
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     assert pushed == [(tmp_path / "out", "me/mine", False)]
-
-
-def test_names_of_timm_are_repositories_of_timm(folder, tmp_path, hub):
-    shutil.copytree(folder / "convnext", folder / "convnext_atto.some_tag", dirs_exist_ok=True)
-    summary = assemble(tmp_path / "out", **options(folder, convnext="convnext_atto.some_tag"))
-    assert "timm/convnext_atto.some_tag" in {part["source"] for part in summary["parts"]}
 
 
 def test_command_assembles_and_prints_the_summary(folder, tmp_path):
