@@ -20,7 +20,7 @@ from PIL import Image
 
 from finecaption_hf.data.records import Branch, Record, Region
 from finecaption_hf.evaluation import EvaluationError
-from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, Prompts, Referral
+from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, PromptTemplates, Referral
 from finecaption_hf.evaluation.predictions import read_predictions
 from finecaption_hf.evaluation.run import run_predictions
 
@@ -98,9 +98,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     server.server.server_close()
 
 
-def describer(stub: Stub, referral: str = "crop", prompts: Prompts | None = None, **options: Any) -> EndpointDescriber:
+def describer(
+    stub: Stub, referral: str = "crop", templates: PromptTemplates | None = None, **options: Any
+) -> EndpointDescriber:
     defaults = {"base_url": stub.url, "api_key_env": "STUB_KEY", "timeout_s": 5, "attempts": 3}
-    return EndpointDescriber("stub", Referral(referral, sentence=""), prompts, **{**defaults, **options})
+    return EndpointDescriber("stub", Referral(referral, sentence=""), templates, **{**defaults, **options})
 
 
 def request(*questions: str) -> Request:
@@ -119,7 +121,9 @@ def one(stub: Stub, **options: Any) -> tuple[str | None, str | None]:
 
 
 def test_request_has_picture_text_and_greedy_settings(stub: Stub) -> None:
-    made = describer(stub, image_format="png", body={"seed": 7}, max_new_tokens=50, prompts=Prompts(system="Be brief."))
+    made = describer(
+        stub, image_format="png", body={"seed": 7}, max_new_tokens=50, templates=PromptTemplates(system="Be brief.")
+    )
     assert list(describe(made, [request()])) == [Told(("About: What?",), (None,))]
     sent = stub.requests[0]
     assert sent["path"] == "/v1/chat/completions"
@@ -147,7 +151,7 @@ def test_entry_of_the_body_can_be_taken_out_and_renamed(stub: Stub) -> None:
 
 
 def test_large_picture_is_made_smaller_and_its_box_with_it(stub: Stub) -> None:
-    list(describe(describer(stub, "box_text", Prompts(default="{box}"), max_side=45), [request()]))
+    list(describe(describer(stub, "box_text", PromptTemplates(default="{box}"), max_side=45), [request()]))
     picture, text = stub.requests[0]["messages"][0]["content"]
     assert text["text"].startswith("[10, 5, 35, 25] ")
     assert "the image is 45 wide and 30 high" in text["text"]
@@ -427,7 +431,7 @@ def test_missing_key_is_told_before_anything_is_sent(stub: Stub, monkeypatch: py
         ({"base_url": "file:///etc/passwd"}, "Give an address such as"),
         ({"attempts": 0}, "attempts is 0"),
         ({"image_format": "gif"}, "image_format is 'gif'"),
-        ({"box_format": "qwen2_5_vl"}, "cannot be used with an endpoint"),
+        ({"box_format": "qwen2_5_vl"}, "cannot be used with stub, which does not tell"),
     ],
 )
 def test_setting_that_cannot_be_meant_says_why(options: dict[str, Any], message: str, stub: Stub) -> None:

@@ -12,11 +12,11 @@ from transformers import AutoModelForImageTextToText
 
 from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import (
-    AdapterDescriber,
     DescribeAnything,
     FilledBoxDescriber,
-    Prompts,
+    PromptTemplates,
     Referral,
+    RegionModelDescriber,
     TransformersDescriber,
 )
 from finecaption_hf.evaluation.comparators.referral import CONVENTIONS
@@ -174,7 +174,7 @@ def test_picture_of_an_image_processor_that_cuts_is_padded_and_a_tiled_one_is_no
 def test_model_without_template_gets_an_image_token_and_the_prompt_as_it_is() -> None:
     torch.manual_seed(0)
     model, processor = llava_without_template()
-    prompts = Prompts(default="USER: <image>\n{referral} {question} ASSISTANT:", whole="{question}")
+    prompts = PromptTemplates(default="USER: <image>\n{referral} {question} ASSISTANT:", whole="{question}")
     describer = Watched(model.eval(), processor, Referral("contour_drawn"), prompts)
     descriptions = list(describe(describer, requests()))
     assert all(error is None for description in descriptions for error in description.errors or ())
@@ -184,7 +184,7 @@ def test_model_without_template_gets_an_image_token_and_the_prompt_as_it_is() ->
 
 
 def test_system_message_and_prompts_are_in_the_example(models: dict[str, Any]) -> None:
-    prompts = Prompts(default="{referral} Q: {question}", system="You describe regions.")
+    prompts = PromptTemplates(default="{referral} Q: {question}", system="You describe regions.")
     describer = TransformersDescriber(*models["qwen2_vl"], Referral("box_drawn"), prompts, name="it")
     assert describer.settings["prompt_example"] == (
         "system: You describe regions.\nuser: <|vision_start|><|image_pad|><|vision_end|>"
@@ -243,7 +243,7 @@ def test_descriptions_come_as_soon_as_they_are_there(models: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("kind", ["mask", "filled_box"])
 def test_model_without_mask_input_refuses_a_mask(kind: str, models: dict[str, Any]) -> None:
-    with pytest.raises(EvaluationError, match="has no mask input"):
+    with pytest.raises(EvaluationError, match="takes no mask"):
         TransformersDescriber(*models["llava"], Referral(kind), name="it")
 
 
@@ -286,7 +286,7 @@ def test_model_is_loaded_from_a_folder_with_options_of_its_processor(tmp_path: A
     assert all(text is not None for description in describe(describer, requests()) for text in description.texts)
 
 
-# --- filled boxes and adapters ---------------------------------------------------------------------------------------
+# --- filled boxes and region models -----------------------------------------------------------------------------------
 
 
 def test_filled_box_takes_the_place_of_the_mask_and_of_nothing_else() -> None:
@@ -329,7 +329,7 @@ class StandIn:
 
 def test_describe_anything_gets_mask_picture_and_query_in_its_own_form() -> None:
     stand_in = StandIn()
-    describer = AdapterDescriber(DescribeAnything(stand_in, max_new_tokens=50), Referral("mask"), name="DAM")
+    describer = RegionModelDescriber(DescribeAnything(stand_in, max_new_tokens=50), Referral("mask"), name="DAM")
     image = picture(60, 90)
     mask = region(image, (20, 10, 70, 30))
     asked = [
@@ -351,7 +351,7 @@ def test_describe_anything_gets_mask_picture_and_query_in_its_own_form() -> None
     )
     assert (first["mask"] == mask * 255).all()
     assert (stand_in.calls[2]["mask"] == 255).all()
-    assert describer.settings["adapter"] == "describe_anything"
+    assert describer.settings["describer"] == "describe_anything"
 
 
 class Texter:
@@ -362,22 +362,22 @@ class Texter:
         return None if "nothing" in prompt else f"{image.size} {mask} {prompt}"
 
 
-def test_adapter_of_a_model_without_masks_gets_the_text_instead() -> None:
-    describer = AdapterDescriber(Texter(), Referral("box_text"), name="texter", box_format="unit")
+def test_region_model_without_masks_gets_the_text_instead() -> None:
+    describer = RegionModelDescriber(Texter(), Referral("box_text"), name="texter", box_format="unit")
     image = picture(60, 90)
     asked = Request(image, region(image, (0, 0, 45, 30)), ("What?", "nothing"), (None, None))
     description = next(describe(describer, [asked]))
     assert description.texts == ("(90, 60) None The marked region is the box [0.0, 0.0, 0.5, 0.5]. What?", None)
-    assert (description.errors or ())[1] == "TypeError: the adapter answered with NoneType, text is needed"
+    assert (description.errors or ())[1] == "TypeError: the model answered with NoneType, text is needed"
 
 
 @pytest.mark.parametrize(
     "model, kind, message",
-    [(DescribeAnything(StandIn()), "crop", "takes masks, but"), (Texter(), "mask", "takes no masks, but")],
+    [(DescribeAnything(StandIn()), "crop", "takes a mask, so"), (Texter(), "mask", "takes no mask, so")],
 )
-def test_adapter_refuses_a_referral_that_it_cannot_follow(model: Any, kind: str, message: str) -> None:
+def test_region_model_refuses_a_referral_that_it_cannot_follow(model: Any, kind: str, message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        AdapterDescriber(model, Referral(kind), name="it")
+        RegionModelDescriber(model, Referral(kind), name="it")
 
 
 def test_code_beside_weights_is_not_run_unasked() -> None:

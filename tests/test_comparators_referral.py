@@ -13,7 +13,6 @@ from scipy.ndimage import binary_dilation
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
 from finecaption_hf.evaluation import EvaluationError
-from finecaption_hf.evaluation.comparators.prompts import Prompts, read_prompts
 from finecaption_hf.evaluation.comparators.referral import (
     BOX_FORMATS,
     COLORS,
@@ -29,6 +28,7 @@ from finecaption_hf.evaluation.comparators.referral import (
     read_referral,
     write_box,
 )
+from finecaption_hf.evaluation.comparators.templates import PromptTemplates, read_templates
 from finecaption_hf.masks_finecaption import RegionMask
 
 RED = COLORS["red"]
@@ -303,7 +303,7 @@ def test_settings_are_those_that_matter() -> None:
     [
         ("arrow", "no referral 'arrow'. Give one of mask"),
         ({"color": "red"}, "is no referral"),
-        ({"kind": "crop", "colour": "red"}, "has no colour; there are kind, color"),
+        ({"kind": "crop", "colour": "red"}, "has no colour. Did you mean color. There are kind, color"),
         ({"kind": "box_drawn", "color": "puce"}, "no color 'puce'"),
         ({"kind": "mask_overlaid", "opacity": 0}, "opacity is 0"),
         ({"kind": "mask_overlaid", "opacity": "high"}, "a number is needed"),
@@ -319,7 +319,7 @@ def test_referral_that_cannot_be_meant_says_why(value: Any, message: str) -> Non
 
 
 def test_prompt_is_found_by_any_spelling_of_the_name() -> None:
-    prompts = read_prompts({"default": "{referral} Q: {question}", "by_name": {"Materials/Texture": "{name}? {box}"}})
+    prompts = read_templates({"default": "{referral} Q: {question}", "by_name": {"Materials/Texture": "{name}? {box}"}})
     filled = {"referral": "R", "box": "[0]"}
     assert prompts.write("What?", "materials texture", **filled, whole=False) == "materials texture? [0]"
     assert prompts.write("What?", "Color", **filled, whole=False) == "R Q: What?"
@@ -327,24 +327,31 @@ def test_prompt_is_found_by_any_spelling_of_the_name() -> None:
 
 def test_whole_image_is_asked_about_without_a_region() -> None:
     whole = {"referral": "", "box": "", "whole": True}
-    assert Prompts("USER: {referral} {question}").write("What?", None, **whole) == "USER: What?"
-    assert Prompts("USER: {referral} {question}", whole="All: {question}").write("What?", None, **whole) == "All: What?"
+    assert PromptTemplates("USER: {referral} {question}").write("What?", None, **whole) == "USER: What?"
+    assert (
+        PromptTemplates("USER: {referral} {question}", whole="All: {question}").write("What?", None, **whole)
+        == "All: What?"
+    )
 
 
 def test_braces_in_a_question_stay() -> None:
-    assert Prompts().write("Is {this} {0} code?", None, referral="R.", box="", whole=False) == "R. Is {this} {0} code?"
+    assert (
+        PromptTemplates().write("Is {this} {0} code?", None, referral="R.", box="", whole=False)
+        == "R. Is {this} {0} code?"
+    )
 
 
 @pytest.mark.parametrize(
     "value, message",
     [
         (3, "are no prompts"),
-        ({"default": 3}, "prompt default is 3; text is needed"),
-        ({"by_name": ["a"]}, "by_name of the prompts"),
+        ({"default": 3}, "default of prompts is 3; text is needed"),
+        ({"by_name": ["a"]}, "by_name of prompts is .*; a mapping is needed"),
+        ({"by_name": {"Color": 3}}, "prompt by_name.Color is 3, which cannot be filled in"),
         ({"by_name": {"Color": "{colour}"}}, "prompt by_name.Color is .* cannot be filled in"),
-        ({"prompt": "x"}, "are no prompts"),
+        ({"prompt": "x"}, "prompts has no prompt. There are default, whole"),
     ],
 )
 def test_prompts_that_cannot_be_meant_say_why(value: Any, message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        read_prompts(value)
+        read_templates(value)

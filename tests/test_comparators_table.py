@@ -16,9 +16,9 @@ from finecaption_hf.data.records import Branch, Record, Region
 from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import (
     PAPER_TABLE_2,
-    AdapterDescriber,
     EndpointDescriber,
     FilledBoxDescriber,
+    RegionModelDescriber,
     Row,
     RowResult,
     TransformersDescriber,
@@ -52,7 +52,7 @@ def records(count: int = 2) -> list[Record]:
 
 def test_table_of_the_paper_has_every_kind_of_row() -> None:
     rows = {row.name: row for row in read_table("table2")}
-    assert {row.kind for row in rows.values()} == {"finecaption", "endpoint", "transformers", "adapter"}
+    assert {row.kind for row in rows.values()} == {"finecaption", "endpoint", "transformers", "describer"}
     assert [row.cites for row in rows.values() if row.cites] == ["FineCaption-8B"]
     assert rows["FineCaption with a filled box"].referral.kind == "filled_box"
     for name in ("GPT-4o", "Llama-3.2-Vision", "LLaVA-1.6", "ViP-LLaVA", "Kosmos-2", "Qwen2-VL", "Describe Anything"):
@@ -89,22 +89,28 @@ def test_row_has_what_the_file_says(tmp_path: Path) -> None:
     "row, message",
     [
         ("text", "a row is a mapping"),
-        ("{kind: transformers, model: a/b, referral: crop}", "name is None; text is needed"),
+        ("{kind: transformers, model: a/b, referral: crop}", "name is missing"),
         (
             "{name: 4.5, kind: transformers, model: a/b, referral: crop}",
-            "name is 4.5; text is needed. Put it in quotes",
+            "name of a row is 4.5; text is needed. Put it in quotes",
         ),
         ("{name: Q, kind: vllm, model: a/b, referral: crop}", "kind is 'vllm'. Give one of finecaption, transformers"),
-        ("{name: Q, kind: transformers, referral: crop}", "model is None; text is needed"),
+        ("{name: Q, kind: transformers, referral: crop}", "model is missing"),
         ("{name: Q, kind: transformers, model: a/b}", "referral is missing"),
         ("{name: Q, kind: transformers, model: a/b, referral: arrow}", "no referral 'arrow'"),
         ("{name: Q, kind: transformers, model: a/b, referral: mask}", "takes no mask"),
         ("{name: Q, kind: endpoint, model: m, referral: filled_box}", "takes no mask"),
         ("{name: Q, kind: finecaption, referral: crop}", "by 'mask' or 'filled_box', not by 'crop'"),
         ("{name: Q, kind: finecaption, prompts: '{question}'}", "prompts come with its checkpoint"),
-        ("{name: Q, kind: transformers, model: a/b, referral: crop, promts: x}", "a row has no promts; there are name"),
+        (
+            "{name: Q, kind: transformers, model: a/b, referral: crop, promts: x}",
+            "a row has no promts. Did you mean prompts. There are name, kind",
+        ),
         ("{name: Q, kind: transformers, model: a/b, referral: crop, prompts: '{q}'}", "cannot be filled in"),
-        ("{name: Q, kind: transformers, model: a/b, referral: crop, options: {temperature: 1}}", "have no temperature"),
+        (
+            "{name: Q, kind: transformers, model: a/b, referral: crop, options: {temperature: 1}}",
+            "the kind 'transformers' has no temperature. There are box_format, square",
+        ),
         (
             "{name: Q, kind: transformers, model: a/b, referral: crop, options: {batch_size: two}}",
             "whole number is need",
@@ -116,9 +122,15 @@ def test_row_has_what_the_file_says(tmp_path: Path) -> None:
         ("{name: Q, kind: transformers, model: a/b, referral: crop, options: {square: 1}}", "true or false is needed"),
         ("{name: Q, kind: transformers, model: a/b, referral: crop, options: {box_format: yolo}}", "no box_format"),
         ("{name: Q, kind: transformers, model: a/b, referral: crop, options: [1]}", "a mapping is needed"),
-        ("{name: Q, kind: endpoint, model: m, referral: crop, options: {api_key: sk-1}}", "have no api_key.*variable"),
-        ("{name: Q, kind: adapter, model: m, referral: mask}", "option adapter is missing"),
-        ("{name: Q, kind: adapter, model: m, referral: mask, options: {adapter: os.system}}", "module:function"),
+        (
+            "{name: Q, kind: endpoint, model: m, referral: crop, options: {api_key: sk-1}}",
+            "key is read from the environment variable that",
+        ),
+        (
+            "{name: Q, kind: describer, model: m, referral: mask}",
+            "option describer is None. Give describe_anything, or module:function",
+        ),
+        ("{name: Q, kind: describer, model: m, referral: mask, options: {describer: os.system}}", "module:function"),
         ("{name: Q, kind: finecaption, cites: GPT-4o}", "No figures of 'GPT-4o' are cited; there are those of FineCap"),
         ("{name: '!?', kind: finecaption}", "has a letter or digit"),
     ],
@@ -161,7 +173,7 @@ def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 class Echo:
-    """An adapter's model."""
+    """A model of one's own."""
 
     takes_mask = True
 
@@ -173,27 +185,27 @@ class Echo:
         return f"{self.settings['word']} {int(mask.sum())} {prompt}"
 
 
-def test_adapter_of_ones_own_is_imported_by_its_name(tmp_path: Path) -> None:
+def test_model_of_ones_own_is_imported_by_its_name(tmp_path: Path) -> None:
     [row] = read_table(
         write(
             tmp_path,
-            "{name: E, kind: adapter, model: m, referral: mask, prompts: 'P {question}',"
-            " options: {adapter: 'test_comparators_table:Echo', arguments: {word: hi}}}",
+            "{name: E, kind: describer, model: m, referral: mask, prompts: 'P {question}',"
+            " options: {describer: 'test_comparators_table:Echo', arguments: {word: hi}}}",
         )
     )
     describer = row.build()
-    assert isinstance(describer, AdapterDescriber)
+    assert isinstance(describer, RegionModelDescriber)
     image = Image.new("RGB", (10, 5))
     asked = Request(image, None, ("Q",), (None,))
     assert next(describe(describer, [asked])).texts == ("hi 50 P Q",)
     assert (describer.settings["checkpoint"], describer.settings["word"]) == ("m", "hi")
 
 
-def test_adapter_that_cannot_be_imported_says_so(tmp_path: Path) -> None:
+def test_model_of_ones_own_that_cannot_be_imported_says_so(tmp_path: Path) -> None:
     [row] = read_table(
-        write(tmp_path, "{name: E, kind: adapter, model: m, referral: mask, options: {adapter: 'nowhere:Echo'}}")
+        write(tmp_path, "{name: E, kind: describer, model: m, referral: mask, options: {describer: 'nowhere:Echo'}}")
     )
-    with pytest.raises(ValueError, match="adapter nowhere:Echo cannot be imported: No module named 'nowhere'"):
+    with pytest.raises(ValueError, match="describer nowhere:Echo cannot be imported: No module named 'nowhere'"):
         row.build()
 
 

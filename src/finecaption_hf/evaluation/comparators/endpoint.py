@@ -18,10 +18,9 @@ from PIL import Image
 from ...branches_finecaption import BranchUpdate
 from ...errors_finecaption import FineCaptionError
 from ...masks_finecaption import RegionMask
-from ..errors import EvaluationError
-from .prompts import Prompts
-from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral
+from .referral import Marked, Referral
 from .referring import Job, ReferringDescriber, describe_error
+from .templates import PromptTemplates
 
 try:
     import httpx2
@@ -50,7 +49,7 @@ class EndpointDescriber(ReferringDescriber):
     Args:
         model: as the endpoint calls it.
         referral: how the region is pointed out; there is no mask input, so neither `"mask"` nor `"filled_box"`.
-        prompts: what is asked.
+        templates: what is asked.
         base_url: up to the version, such as `https://api.openai.com/v1`; without user, password or query.
         api_key_env: the environment variable that holds the key; `None` sends none. The key goes nowhere else: not into
             settings, messages or files.
@@ -79,7 +78,7 @@ class EndpointDescriber(ReferringDescriber):
         self,
         model: str,
         referral: Referral,
-        prompts: Prompts | None = None,
+        templates: PromptTemplates | None = None,
         *,
         base_url: str = "https://api.openai.com/v1",
         api_key_env: str | None = "OPENAI_API_KEY",
@@ -97,17 +96,7 @@ class EndpointDescriber(ReferringDescriber):
             raise ImportError(
                 "Endpoints are asked by openai, which is not installed. Install finecaption-hf[evaluation]."
             )
-        if referral.kind in WITH_MASK:
-            raise EvaluationError(
-                f"An endpoint takes no mask, so {model} cannot be referred to by {referral.kind!r}. Give a referral in "
-                "the picture or in the text, such as 'contour_drawn' or 'box_text'."
-            )
-        super().__init__(name or model, referral, prompts, box_format)
-        if BOX_FORMATS[box_format].units == "seen":
-            raise EvaluationError(
-                f"The box format {box_format!r} cannot be used with an endpoint, which does not tell what it makes of "
-                "a picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
-            )
+        super().__init__(name or model, referral, templates, box_format)
         parts = urllib.parse.urlsplit(base_url)
         address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -146,11 +135,9 @@ class EndpointDescriber(ReferringDescriber):
         self._unreached = 0
         self._encoded: tuple[Marked | None, str] = None, ""  # the questions about a region share its picture
         self.settings = {
+            **self.settings,
             "model": model,
             "base_url": base_url,
-            "referral": referral.settings,
-            "box_format": box_format,
-            "prompts": self._prompts.settings,
             "decoding": self._body,
             "max_side": max_side,
             "image_format": image_format,
@@ -207,8 +194,8 @@ class EndpointDescriber(ReferringDescriber):
             self._encoded = job.marked, f"data:image/{self._image_format};base64,{data}"
         picture = {"type": "image_url", "image_url": {"url": self._encoded[1]}}
         messages: list[dict[str, Any]] = [{"role": "user", "content": [picture, {"type": "text", "text": job.text}]}]
-        if self._prompts.system is not None:
-            messages.insert(0, {"role": "system", "content": self._prompts.system})
+        if self._templates.system is not None:
+            messages.insert(0, {"role": "system", "content": self._templates.system})
         # Half a surrogate pair, which the client's own encoder refuses, becomes an escape here.
         return json.dumps({**self._body, "messages": messages}).encode()
 

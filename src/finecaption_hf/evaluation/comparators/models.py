@@ -12,12 +12,10 @@ from ...asking import Describer
 from ...branches_finecaption import BranchUpdate
 from ...masks_finecaption import RegionMask
 from ..errors import EvaluationError
-from .prompts import Prompts
 from .referral import (
     BOX_FORMATS,
     CONVENTIONS,
     SQUARE,
-    WITH_MASK,
     Color,
     Marked,
     Referral,
@@ -25,6 +23,7 @@ from .referral import (
     write_box,
 )
 from .referring import Job, ReferringDescriber, describe_error
+from .templates import PromptTemplates
 
 _GREY = (127, 127, 127)
 
@@ -41,7 +40,7 @@ class TransformersDescriber(ReferringDescriber):
         processor: the model's own. Its chat template is used where there is one; otherwise the prompts say everything,
             and an image token is put before them if they have none.
         referral: how the region is pointed out; a model without a mask input takes no `"mask"` or `"filled_box"`.
-        prompts: what is asked.
+        templates: what is asked.
         name: for reports.
         box_format: a name of `BOX_FORMATS`; `None` means that of the model's type.
         square: pad pictures to a square; `None` means where the model's type was trained so (`SQUARE`), or where the
@@ -55,6 +54,7 @@ class TransformersDescriber(ReferringDescriber):
         EvaluationError: If the model cannot be referred to in this way.
     """
 
+    tells_size = True  # by the patches, see `_seen_size`
     independent = False  # a batch changes how sums are rounded, which decides where two tokens are as likely
 
     def __init__(
@@ -62,7 +62,7 @@ class TransformersDescriber(ReferringDescriber):
         model: Any,
         processor: Any,
         referral: Referral,
-        prompts: Prompts | None = None,
+        templates: PromptTemplates | None = None,
         *,
         name: str,
         box_format: str | None = None,
@@ -72,15 +72,10 @@ class TransformersDescriber(ReferringDescriber):
         generation: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if referral.kind in WITH_MASK:
-            raise EvaluationError(
-                f"{name} has no mask input, so it cannot be referred to by {referral.kind!r}. Give a referral in the "
-                "picture or in the text, such as 'contour_drawn' or 'box_text'."
-            )
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}. Give 1 or more.")
         model_type = model.config.model_type
-        super().__init__(name, referral, prompts, box_format or CONVENTIONS.get(model_type, "pixels"))
+        super().__init__(name, referral, templates, box_format or CONVENTIONS.get(model_type, "pixels"))
         self._model, self._processor = model, processor
         self._square = square if square is not None else model_type in SQUARE or _cuts(processor.image_processor)
         self._background = _background(processor.image_processor)
@@ -94,13 +89,10 @@ class TransformersDescriber(ReferringDescriber):
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, **(generation or {})}
         self._generation = _generation_config(model, processor, options)
         self.settings = {
-            "model": name,
+            **self.settings,
             "model_type": model_type,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "referral": referral.settings,
-            "box_format": self._box_format,
             "square": self._square,
-            "prompts": self._prompts.settings,
             "prompt_example": self._example(),
             "decoding": options,
             "questions_at_once": batch_size,
@@ -112,7 +104,7 @@ class TransformersDescriber(ReferringDescriber):
         cls,
         model: str,
         referral: Referral,
-        prompts: Prompts | None = None,
+        templates: PromptTemplates | None = None,
         *,
         name: str | None = None,
         revision: str | None = None,
@@ -149,7 +141,7 @@ class TransformersDescriber(ReferringDescriber):
             loaded.eval(),
             processor,
             referral,
-            prompts,
+            templates,
             name=name or model,
             settings={
                 "checkpoint": model,
@@ -218,8 +210,8 @@ class TransformersDescriber(ReferringDescriber):
     def _messages(self, text: str, image: Image.Image | None = None) -> list[dict[str, Any]]:
         picture = {"type": "image"} if image is None else {"type": "image", "image": image}
         messages: list[dict[str, Any]] = [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
-        if self._prompts.system is not None:
-            system = {"role": "system", "content": [{"type": "text", "text": self._prompts.system}]}
+        if self._templates.system is not None:
+            system = {"role": "system", "content": [{"type": "text", "text": self._templates.system}]}
             messages.insert(0, system)
         return messages
 
@@ -230,7 +222,7 @@ class TransformersDescriber(ReferringDescriber):
     def _example(self) -> str:
         """The whole prompt, as the model gets it, with the names of what is filled in."""
         sentence = self._referral.settings["sentence"].replace("{color}", self._referral.color)
-        text = self._prompts.write("{question}", None, referral=sentence, box="{box}", whole=False)
+        text = self._templates.write("{question}", None, referral=sentence, box="{box}", whole=False)
         if not self._chat:
             return self._with_image(text)
         return self._processor.apply_chat_template(self._messages(text), tokenize=False, add_generation_prompt=True)

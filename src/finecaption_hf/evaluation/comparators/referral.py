@@ -15,6 +15,7 @@ from PIL import Image
 from ...drawing import grow
 from ...masks_finecaption import RegionMask
 from ..errors import EvaluationError
+from .options import check_options, options_of
 
 Box = tuple[int, int, int, int]
 Color = tuple[int, int, int]
@@ -156,9 +157,11 @@ class Referral:
 
 
 def read_referral(value: Any) -> Referral:
-    """A referral from a name, or from a mapping with `kind` and settings."""
-    if isinstance(value, Referral):
-        return value
+    """A referral from a name, or from a mapping with `kind` and settings.
+
+    Raises:
+        EvaluationError: If it cannot be meant.
+    """
     if isinstance(value, str):
         return Referral(value)
     if not isinstance(value, Mapping) or "kind" not in value:
@@ -166,16 +169,7 @@ def read_referral(value: Any) -> Referral:
             f"{value!r} is no referral. Give a name ({', '.join(KINDS)}) or a mapping such as "
             "{kind: box_drawn, color: red}."
         )
-    known = Referral.__dataclass_fields__
-    unknown = [str(name) for name in value if name not in known]
-    if unknown:
-        raise EvaluationError(f"A referral has no {', '.join(unknown)}; there are {', '.join(known)}.")
-    for name, entry in value.items():
-        wanted = {"opacity": (int, float), "margin": (int, float), "min_side": (int,)}.get(name, (str,))
-        if isinstance(entry, bool) or not isinstance(entry, wanted):
-            raise EvaluationError(
-                f"{name} of a referral is {entry!r}; {'text' if wanted == (str,) else 'a number'} is needed."
-            )
+    check_options(value, options_of(Referral), "a referral")
     return Referral(**value)
 
 

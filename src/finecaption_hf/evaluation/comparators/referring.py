@@ -11,8 +11,8 @@ from ...branches_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 from ...masks_finecaption import RegionMask
 from ...prompts_finecaption import ATTRIBUTES, TASKS
 from ..errors import EvaluationError
-from .prompts import Prompts
-from .referral import BOX_FORMATS, Marked, Referral, write_box
+from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, write_box
+from .templates import PromptTemplates
 
 
 class Job(NamedTuple):
@@ -35,23 +35,46 @@ class ReferringDescriber(ABC):
     Args:
         name: for reports.
         referral: how the region is pointed out.
-        prompts: what is asked.
+        templates: what is asked.
         box_format: a name of `BOX_FORMATS`.
 
+    Attributes:
+        takes_mask: whether the model has a mask input, which then is its referral.
+        tells_size: whether it is known to which size the model resizes a picture.
+
     Raises:
-        EvaluationError: If there is no such format.
+        EvaluationError: If the model cannot be referred to in this way.
     """
 
     settings: Mapping[str, Any]
     independent = True
     questions: Mapping[str, str] = {**TASKS, **ATTRIBUTES}
+    takes_mask = False
+    tells_size = False
 
-    def __init__(self, name: str, referral: Referral, prompts: Prompts | None, box_format: str) -> None:
+    def __init__(self, name: str, referral: Referral, templates: PromptTemplates | None, box_format: str) -> None:
+        if (referral.kind in WITH_MASK) != self.takes_mask:
+            takes, wanted = ("a mask", WITH_MASK) if self.takes_mask else ("no mask", ("contour_drawn", "box_text"))
+            raise EvaluationError(
+                f"{name} takes {takes}, so it cannot be referred to by {referral.kind!r}. Give a referral such as "
+                f"{' or '.join(map(repr, wanted))}."
+            )
         if box_format not in BOX_FORMATS:
             raise EvaluationError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+        if BOX_FORMATS[box_format].units == "seen" and not self.tells_size:
+            raise EvaluationError(
+                f"The box format {box_format!r} cannot be used with {name}, which does not tell what it makes of a "
+                "picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
+            )
         self.name = name
-        self._referral, self._prompts = referral, prompts or Prompts()
+        self._referral, self._templates = referral, templates or PromptTemplates()
         self._box_format = box_format
+        self.settings = {
+            "model": name,
+            "referral": referral.settings,
+            "box_format": box_format,
+            "prompts": self._templates.settings,
+        }
 
     def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> list[tuple[Image.Image, RegionMask]]:
         """See `Describer`. Pictures are marked when their turn comes: one for each region would fill the memory."""
@@ -91,7 +114,7 @@ class ReferringDescriber(ABC):
         """The text of a question about a marked picture."""
         box = "" if marked.box_xyxy is None else self._write_box(marked)
         sentence = self._referral.text(marked, box)
-        return self._prompts.write(question, name, referral=sentence, box=box, whole=marked.box_xyxy is None)
+        return self._templates.write(question, name, referral=sentence, box=box, whole=marked.box_xyxy is None)
 
     def _write_box(self, marked: Marked) -> str:
         assert marked.box_xyxy is not None

@@ -1,17 +1,14 @@
 """A table of models from one YAML file, row by row: each row's predictions are a file that a later run goes on with."""
 
-import collections.abc
 import gc
 import importlib
-import inspect
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import torch
 
@@ -21,13 +18,14 @@ from ...resuming import ResumeError, differences, read_manifest, write_json
 from ..errors import EvaluationError
 from ..predictions import read_predictions
 from ..run import describe_data, run_predictions
-from .adapters import AdapterDescriber, DescribeAnything
 from .endpoint import EndpointDescriber
 from .models import FilledBoxDescriber, TransformersDescriber
+from .options import check_options, options_of
 from .paper import CitedRow, cited_row
-from .prompts import Prompts, read_prompts
 from .referral import BOX_FORMATS, WITH_MASK, Referral, read_referral
 from .referring import describe_error
+from .region_models import DescribeAnything, RegionModelDescriber
+from .templates import PromptTemplates, read_templates
 
 TABLES = Path(__file__).parent / "tables"
 """Folder of the tables that come with the package; they are found by name."""
@@ -35,36 +33,16 @@ TABLES = Path(__file__).parent / "tables"
 PREDICTIONS, ROW = "predictions.jsonl", "row.json"
 
 
-def _options(*functions: Callable[..., Any]) -> dict[str, tuple[type, ...]]:
-    """Keyword-only options that functions take, each with the kinds of value that may stand in YAML for it."""
-    found: dict[str, tuple[type, ...]] = {}
-    for function in functions:
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in _BY_THE_ROW:
-                kind = parameter.annotation
-                given = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-                plain = [get_origin(kind) or kind for kind in given]
-                found[name] = tuple(kind for kind in plain if kind in (*_WORDS, type(None)))
-    return found
-
-
-_BY_THE_ROW = ("name", "revision", "device", "settings")
-_WORDS: dict[Any, str] = {
-    str: "text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    collections.abc.Mapping: "a mapping",
-}
-_OPTIONS: dict[str, dict[str, tuple[type, ...]]] = {
-    "finecaption": _options(load, load_describer),
-    "transformers": _options(TransformersDescriber, TransformersDescriber.from_pretrained),
-    "endpoint": _options(EndpointDescriber),
-    "adapter": {
-        **_options(AdapterDescriber),
-        "adapter": (str,),
+_BY_THE_ROW = ("model", "processor", "referral", "templates", "name", "revision", "device", "settings")
+_OPTIONS = {
+    "finecaption": options_of(load, load_describer, without=_BY_THE_ROW),
+    "transformers": options_of(TransformersDescriber, TransformersDescriber.from_pretrained, without=_BY_THE_ROW),
+    "endpoint": options_of(EndpointDescriber, without=_BY_THE_ROW),
+    "describer": {
+        "describer": (str,),
         "trust_remote_code": (bool,),
-        "arguments": (collections.abc.Mapping,),
+        "arguments": (Mapping,),
+        **options_of(RegionModelDescriber, without=_BY_THE_ROW),
     },
 }
 KINDS = tuple(_OPTIONS)
@@ -77,7 +55,7 @@ class Row:
     Attributes:
         name: in the table; each row has its own.
         kind: `"finecaption"`, `"transformers"` (any image-text-to-text model of the library), `"endpoint"` (OpenAI's
-            interface) or `"adapter"` (a model with code of its own).
+            interface) or `"describer"` (a model with code of its own).
         model: a folder or Hub id; of an endpoint, the name that it has there; `None` with `"finecaption"` is the
             checkpoint that comes with the package.
         referral: how regions are pointed out.
@@ -92,7 +70,7 @@ class Row:
     model: str | None
     referral: Referral
     revision: str | None = None
-    prompts: Prompts = field(default_factory=Prompts)
+    prompts: PromptTemplates = field(default_factory=PromptTemplates)
     options: Mapping[str, Any] = field(default_factory=dict)
     cites: str | None = None
 
@@ -145,16 +123,16 @@ class Row:
             )
         if self.kind == "endpoint":
             return EndpointDescriber(self.model, self.referral, self.prompts, name=self.name, **options)
-        make = _adapter(options["adapter"])
-        given = {**options.get("arguments", {}), "revision": self.revision, "device": device}
-        if "trust_remote_code" in options:
-            given["trust_remote_code"] = options["trust_remote_code"]
-        accepted = inspect.signature(make).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-            # What the row does not say need not be taken: an adapter may know neither revisions nor devices.
-            given = {name: value for name, value in given.items() if value is not None or name in accepted}
-        box_format = {"box_format": options["box_format"]} if "box_format" in options else {}
-        return AdapterDescriber(make(self.model, **given), self.referral, self.prompts, name=self.name, **box_format)
+        make = _region_model(options.pop("describer"))
+        given = {
+            "revision": self.revision,
+            "device": device,
+            "trust_remote_code": options.pop("trust_remote_code", None),
+            **options.pop("arguments", {}),
+        }
+        # What is not said need not be taken: a model of one's own may know neither revisions nor devices.
+        model = make(self.model, **{name: value for name, value in given.items() if value is not None})
+        return RegionModelDescriber(model, self.referral, self.prompts, name=self.name, **options)
 
 
 def read_table(source: str | os.PathLike[str]) -> list[Row]:
@@ -203,75 +181,40 @@ def read_table(source: str | os.PathLike[str]) -> list[Row]:
 def _read_row(value: Any) -> Row:
     if not isinstance(value, dict):
         raise EvaluationError("a row is a mapping, such as {name: .., kind: .., model: ..}.")
-    known = Row.__dataclass_fields__
-    unknown = [str(name) for name in value if name not in known]
-    if unknown:
-        raise EvaluationError(f"a row has no {', '.join(unknown)}; there are {', '.join(known)}.")
-    kind = value.get("kind")
+    value = {"model": None, **value, "options": value.get("options") or {}}
+    check_options(value, options_of(Row), "a row")
+    kind, options = value.get("kind"), value["options"]
     if kind not in KINDS:
         raise EvaluationError(f"kind is {kind!r}. Give one of {', '.join(KINDS)}.")
-    for name in ("name", "model", "revision", "cites"):
-        needed = name == "name" or (name == "model" and kind != "finecaption")
-        entry = value.get(name)
-        if not isinstance(entry, str) and (entry is not None or needed):
-            hint = " Put it in quotes." if isinstance(entry, (int, float)) else ""
-            raise EvaluationError(f"{name} is {entry!r}; text is needed.{hint}")
-    if "referral" not in value and kind != "finecaption":
-        raise EvaluationError("referral is missing. Say how the region is pointed out, such as box_drawn or box_text.")
+    ours = kind == "finecaption"
+    for name in ("name",) if ours else ("name", "model", "referral"):
+        if value.get(name) is None:
+            hint = " Say how the region is pointed out, such as box_drawn or box_text." if name == "referral" else ""
+            raise EvaluationError(f"{name} is missing.{hint}")
     referral = read_referral(value.get("referral", "mask"))
-    if kind == "finecaption":
-        if referral.kind not in WITH_MASK:
-            raise EvaluationError(f"FineCaption is referred to by 'mask' or 'filled_box', not by {referral.kind!r}.")
-        if value.get("prompts") is not None:
-            raise EvaluationError("FineCaption's prompts come with its checkpoint. Take prompts out of this row.")
-    elif kind != "adapter" and referral.kind in WITH_MASK:
+    if ours and referral.kind not in WITH_MASK:
+        raise EvaluationError(f"FineCaption is referred to by 'mask' or 'filled_box', not by {referral.kind!r}.")
+    if ours and value.get("prompts") is not None:
+        raise EvaluationError("FineCaption's prompts come with its checkpoint. Take prompts out of this row.")
+    if kind in ("transformers", "endpoint") and referral.kind in WITH_MASK:
         raise EvaluationError(f"a model of kind {kind!r} takes no mask, so its referral cannot be {referral.kind!r}.")
-    options = _read_options(kind, value.get("options") or {})
-    row = Row(
-        name=value["name"],
-        kind=kind,
-        model=value.get("model"),
-        referral=referral,
-        revision=value.get("revision"),
-        prompts=read_prompts(value.get("prompts")),
-        options=options,
-        cites=value.get("cites"),
-    )
-    _ = row.cited
+    if kind == "endpoint" and "api_key" in options:
+        raise EvaluationError("the key is read from the environment variable that the option api_key_env names.")
+    check_options(options, _OPTIONS[kind], f"the kind {kind!r}")
+    if options.get("box_format", "pixels") not in BOX_FORMATS:
+        raise EvaluationError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
+    if kind == "describer" and not re.fullmatch(r"describe_anything|[\w.]+:\w+", options.get("describer", "")):
+        raise EvaluationError(
+            f"the option describer is {options.get('describer')!r}. Give describe_anything, or module:function of your "
+            "own."
+        )
+    row = Row(**{**value, "referral": referral, "prompts": read_templates(value.get("prompts"))})
+    if row.cites is not None:
+        cited_row(row.cites)
     return row
 
 
-def _read_options(kind: str, options: Any) -> dict[str, Any]:
-    if not isinstance(options, dict):
-        raise EvaluationError(f"options are {options!r}; a mapping is needed.")
-    known = _OPTIONS[kind]
-    unknown = [str(name) for name in options if name not in known]
-    if unknown:
-        key = " Keys are read from the environment variable that api_key_env names." if kind == "endpoint" else ""
-        raise EvaluationError(
-            f"options of kind {kind!r} have no {', '.join(unknown)}; there are {', '.join(known)}.{key}"
-        )
-    for name, value in options.items():
-        kinds = known[name]
-        fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
-        if not fits or (isinstance(value, bool) and bool not in kinds):
-            wanted = next(_WORDS[kind] for kind in kinds if kind in _WORDS)
-            raise EvaluationError(f"the option {name} is {value!r}; {wanted} is needed.")
-    if "box_format" in options and options["box_format"] not in BOX_FORMATS:
-        raise EvaluationError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
-    if kind == "adapter":
-        if "adapter" not in options:
-            raise EvaluationError(
-                "the option adapter is missing. Give describe_anything, or module:function of your own."
-            )
-        if options["adapter"] != "describe_anything" and not re.fullmatch(r"[\w.]+:\w+", options["adapter"]):
-            raise EvaluationError(
-                f"the option adapter is {options['adapter']!r}. Give describe_anything, or module:function of your own."
-            )
-    return options
-
-
-def _adapter(name: str) -> Callable[..., Any]:
+def _region_model(name: str) -> Callable[..., Any]:
     """What makes a `RegionModel` from a model's name, revision, device and the row's arguments."""
     if name == "describe_anything":
         return DescribeAnything.from_pretrained
@@ -279,7 +222,7 @@ def _adapter(name: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"The adapter {name} cannot be imported: {error}") from error
+        raise ValueError(f"The describer {name} cannot be imported: {error}") from error
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

@@ -100,17 +100,17 @@ def _errors(failed: Sequence[Prediction]) -> list[dict[str, Any]]:
         key = (error.get("type", ""), _short(error.get("message", ""), 300))
         groups.setdefault(key, []).append(prediction.key)
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    found = [
+    errors = [
         {"type": kind, "message": message, "captions": len(keys), "first": keys[0]}
         for (kind, message), keys in ordered[:_MAX_ERRORS]
     ]
     if len(ordered) > _MAX_ERRORS:
         rest = ordered[_MAX_ERRORS:]
         message = f"{len(rest)} further errors, see the lines with an error among the predictions"
-        found.append(
+        errors.append(
             {"type": "...", "message": message, "captions": sum(len(keys) for _, keys in rest), "first": rest[0][1][0]}
         )
-    return found
+    return errors
 
 
 def _examples(judged: Judged, metric: str | None, count: int) -> dict[str, Any]:

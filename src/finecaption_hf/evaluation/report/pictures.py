@@ -24,7 +24,7 @@ def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, in
         wanted: (image, region_index) as predictions have them.
     """
     left = set(wanted)
-    found: dict[tuple[str, int], bytes] = {}
+    drawn: dict[tuple[str, int], bytes] = {}
     records = walk(dataset)
     while left and (each := next(records, None)) is not None:
         record, rows = each
@@ -39,8 +39,8 @@ def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, in
             continue
         for key, reference in chosen:
             with suppress(MaskError):
-                found[key] = _drawn(picture, as_mask(reference, picture.height, picture.width))
-    return found
+                drawn[key] = _drawn(picture, as_mask(reference, picture.height, picture.width))
+    return drawn
 
 
 def _drawn(picture: Image.Image, mask: np.ndarray) -> bytes:

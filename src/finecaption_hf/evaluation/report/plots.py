@@ -24,13 +24,13 @@ def plots(report: Mapping[str, Any], segments: Mapping[str, Sequence[float]]) ->
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    found = {
+    made = {
         "by_attribute": _groups(report["by_attribute"]),
         "by_size": _groups(report["by_size"]),
         "distribution": _distribution(segments),
         "comparison": None if not report.get("comparison") else _differences(report["comparison"]),
     }
-    return {name: plot for name, plot in found.items() if plot is not None}
+    return {name: plot for name, plot in made.items() if plot is not None}
 
 
 def _figure(columns: int, rows: int) -> tuple[Any, Any]:

@@ -6,13 +6,14 @@ from typing import Any
 
 from ...prompts_finecaption import find_question
 from ..errors import EvaluationError
+from .options import check_options, options_of
 from .referral import check_fields
 
 _FIELDS = ("question", "referral", "box", "name")
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptTemplates:
     """Templates with `{question}` (that of the dataset), `{referral}` (the sentence that points out the region),
     `{box}` (its box as the model writes it) and `{name}` (of the task or attribute).
 
@@ -52,25 +53,20 @@ class Prompts:
         return {"default": self.default, "whole": self.whole, "by_name": dict(self.by_name), "system": self.system}
 
 
-def read_prompts(value: Any) -> Prompts:
-    """Prompts from a template, or from a mapping with `default`, `whole`, `by_name` and `system`."""
-    if value is None or isinstance(value, Prompts):
-        return value or Prompts()
+def read_templates(value: Any) -> PromptTemplates:
+    """Templates from one for all questions, or from a mapping with `default`, `whole`, `by_name` and `system`.
+
+    Raises:
+        EvaluationError: If they cannot be meant.
+    """
+    if value is None:
+        return PromptTemplates()
     if isinstance(value, str):
-        return Prompts(default=value)
-    known = Prompts.__dataclass_fields__
-    if not isinstance(value, Mapping) or not set(value) <= set(known):
+        return PromptTemplates(default=value)
+    if not isinstance(value, Mapping):
         raise EvaluationError(
-            f"{value!r} are no prompts. Give a template, or a mapping with some of {', '.join(known)}."
+            f"{value!r} are no prompts. Give a template, or a mapping such as {{default: .., system: ..}}."
         )
     given = {name: entry for name, entry in value.items() if entry is not None}
-    by_name = given.get("by_name", {})
-    if not isinstance(by_name, Mapping):
-        raise EvaluationError(
-            f"by_name of the prompts is {by_name!r}. Give templates by the names of tasks or attributes."
-        )
-    texts = {name: entry for name, entry in given.items() if name != "by_name"} | dict(by_name)
-    for name, entry in texts.items():
-        if not isinstance(entry, str):
-            raise EvaluationError(f"The prompt {name} is {entry!r}; text is needed.")
-    return Prompts(**given)
+    check_options(given, options_of(PromptTemplates), "prompts")
+    return PromptTemplates(**given)

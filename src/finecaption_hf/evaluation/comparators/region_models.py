@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 
 from ...branches_finecaption import BranchUpdate
-from ..errors import EvaluationError
-from .prompts import Prompts
-from .referral import BOX_FORMATS, WITH_MASK, Referral
+from .referral import Referral
 from .referring import Job, ReferringDescriber, describe_error
+from .templates import PromptTemplates
 
 
 class RegionModel(Protocol):
-    """What an adapter offers.
+    """What the code of a model has to offer.
 
     Attributes:
         settings: all that decides the answers, as JSON, for reports.
@@ -39,13 +38,13 @@ class RegionModel(Protocol):
         ...
 
 
-class AdapterDescriber(ReferringDescriber):
+class RegionModelDescriber(ReferringDescriber):
     """Answers of a `RegionModel`, one at a time.
 
     Args:
-        model: the adapter.
+        model: with its code.
         referral: how the region is pointed out.
-        prompts: what is asked.
+        templates: what is asked.
         name: for reports.
         box_format: a name of `BOX_FORMATS`, for boxes in the text.
 
@@ -57,27 +56,15 @@ class AdapterDescriber(ReferringDescriber):
         self,
         model: RegionModel,
         referral: Referral,
-        prompts: Prompts | None = None,
+        templates: PromptTemplates | None = None,
         *,
         name: str,
         box_format: str = "pixels",
     ) -> None:
-        if (referral.kind in WITH_MASK) != model.takes_mask:
-            takes, wanted = (
-                ("masks", "'mask'") if model.takes_mask else ("no masks", "one in the picture or in the text")
-            )
-            raise EvaluationError(f"{name} takes {takes}, but the referral is {referral.kind!r}. Give {wanted}.")
-        super().__init__(name, referral, prompts, box_format)
-        if BOX_FORMATS[box_format].units == "seen":
-            raise EvaluationError(f"The box format {box_format!r} cannot be used with an adapter. Give 'pixels', say.")
+        self.takes_mask = model.takes_mask
+        super().__init__(name, referral, templates, box_format)
         self._model = model
-        self.settings = {
-            "model": name,
-            "referral": referral.settings,
-            "box_format": box_format,
-            "prompts": self._prompts.settings,
-            **model.settings,
-        }
+        self.settings = {**self.settings, **model.settings}
 
     def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
         for job in jobs:
@@ -90,7 +77,7 @@ class AdapterDescriber(ReferringDescriber):
                     mask = np.ones((image.height, image.width), dtype=bool)
                 text = self._model.answer(image, mask, job.text)
                 if not isinstance(text, str):
-                    raise TypeError(f"the adapter answered with {type(text).__name__}, text is needed")
+                    raise TypeError(f"the model answered with {type(text).__name__}, text is needed")
                 yield job.answered(text)
             except Exception as error:
                 yield job.failed(describe_error(error))
@@ -124,7 +111,7 @@ class DescribeAnything:
         self._model = model
         self._options = {"temperature": temperature, "top_p": top_p, "num_beams": 1, "max_new_tokens": max_new_tokens}
         self.settings: Mapping[str, Any] = {
-            "adapter": "describe_anything",
+            "describer": "describe_anything",
             "decoding": self._options,
             **(settings or {}),
         }
