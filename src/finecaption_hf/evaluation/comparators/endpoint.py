@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import email.utils
+import importlib.util
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import urllib.parse
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -22,12 +23,9 @@ from .referral import Marked, Referral
 from .referring import Job, ReferringDescriber, describe_error
 from .templates import PromptTemplates
 
-try:
+if TYPE_CHECKING:  # of the extra `evaluation`
     import httpx2
     import openai
-    from anyio.from_thread import start_blocking_portal
-except ImportError:  # of the extra `evaluation`
-    openai = None
 
 _MAX_ANSWER_BYTES = 16 * 2**20
 _MAX_WAIT_S = 120.0  # as long as the client waits at most when a server says when to come back
@@ -92,7 +90,7 @@ class EndpointDescriber(ReferringDescriber):
         attempts: int = 8,
         concurrency: int = 4,
     ) -> None:
-        if openai is None:
+        if importlib.util.find_spec("openai") is None:
             raise ImportError(
                 "Endpoints are asked by openai, which is not installed. Install finecaption-hf[evaluation]."
             )
@@ -150,6 +148,8 @@ class EndpointDescriber(ReferringDescriber):
             EndpointError: If the endpoint refuses the key, has no quota left, or cannot be reached for several
                 questions in a row; the answers before that are given first.
         """
+        from anyio.from_thread import start_blocking_portal
+
         client, slots = self._client(), asyncio.Semaphore(self._concurrency)
         running: deque[Future[BranchUpdate]] = deque()
         with start_blocking_portal(name="endpoint") as portal:
@@ -200,6 +200,8 @@ class EndpointDescriber(ReferringDescriber):
         return json.dumps({**self._body, "messages": messages}).encode()
 
     def _client(self) -> "openai.AsyncOpenAI":
+        import openai
+
         http = openai.DefaultAsyncHttpxClient(
             follow_redirects=False,  # one would carry the key to another host, and turn a POST into a GET
             event_hooks={"request": [self._wait], "response": [self._receive]},
@@ -216,6 +218,9 @@ class EndpointDescriber(ReferringDescriber):
     async def _ask(
         self, client: "openai.AsyncOpenAI", slots: asyncio.Semaphore, job: Job | BranchUpdate
     ) -> BranchUpdate:
+        import httpx2
+        import openai
+
         if isinstance(job, BranchUpdate):
             return job
         # Said for each request, since the client adds what it finds in the environment to what is said once.
@@ -241,6 +246,9 @@ class EndpointDescriber(ReferringDescriber):
         Raises:
             EndpointError: If it is the same for all questions.
         """
+        import httpx2
+        import openai
+
         cause = error.__cause__ or error
         unreached = False
         if isinstance(error, openai.APIStatusError):
@@ -273,6 +281,8 @@ class EndpointDescriber(ReferringDescriber):
     async def _receive(self, response: "httpx2.Response") -> None:
         """After each attempt of the client: read what came, however slowly it drips, up to a deadline and a size. What
         is raised as an error of httpx2 is tried again."""
+        import httpx2
+
         if "Content-Encoding" in response.headers:
             raise httpx2.DecodingError("the answer is compressed, which was not asked for")
         stream, content = response.stream, bytearray()
@@ -296,6 +306,8 @@ class EndpointDescriber(ReferringDescriber):
             self._pause_until = max(self._pause_until, time.monotonic() + wait)
 
     def _read(self, response: "httpx2.Response") -> tuple[str, str | None]:
+        import httpx2
+
         try:
             answer = response.json()
             choice = answer["choices"][0]
