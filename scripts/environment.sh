@@ -48,21 +48,23 @@ pip_install() {
 # run_pip FOLDER ARGUMENT...: `pip install` under $constraints. Where those cannot be met (an index lacks a release, or the
 # machine's own settings contradict), it says so and takes the newest releases that the ranges in setup.cfg admit.
 run_pip() {
-    local environment=$1 log=$1/pip.log status=0 command options reason
+    local environment=$1 log=$1/pip.log told=$1/pip.txt status=0 command options reason
     shift
     command=("$environment/bin/python" -m pip install --disable-pip-version-check)
     [ -t 1 ] || command+=(--quiet)
     if [ -n "$constraints" ]; then
-        options=(--constraint "$constraints")
+        rm -f "$log" # pip appends
+        options=(--constraint "$constraints" --log "$log")
         # What packages are built with; the pip that comes with Python may be older than this option.
         ! "${command[@]}" --help | grep -e --build-constraint >/dev/null || options+=(--build-constraint "$constraints")
-        "${command[@]}" "${options[@]}" "$@" 2>"$log" || status=$?
-        reason=$(grep -Em1 'ERROR: (Cannot install|No matching distribution)' "$log" | sed 's/^ *ERROR: //') || true
+        "${command[@]}" "${options[@]}" "$@" 2>"$told" || status=$?
+        # The log names the constraint, which what pip tells does not.
+        reason=$(sed -n 's/.*(constraint) //p' "$log" && sed -En 's/.*ERROR: (Cannot install|No matching dist)/\1/p' "$log")
         if [ $status -eq 0 ] || [ -z "$reason" ]; then
-            cat "$log" >&2
+            cat "$told" >&2
             return $status
         fi
-        say "The releases in constraints.txt cannot be had here ($reason); taking the newest that setup.cfg admits."
+        say "The releases in constraints.txt cannot be had here (${reason%%$'\n'*}); taking the newest that setup.cfg admits."
     fi
     "${command[@]}" "$@"
 }

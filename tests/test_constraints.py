@@ -152,7 +152,7 @@ def test_scripts_take_the_newest_release_where_the_tested_one_cannot_be_had(envi
     done = install(environment, tmp_path / "shelf", "thing==2.0\n", "thing>=1.1")
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
-    assert re.match(r"The releases in constraints.txt cannot be had here \(.*\bthing\b.*\); taking the newest", line)
+    assert re.match(r"The releases in constraints.txt cannot be had here \(thing==2.0\); taking the newest", line)
     assert installed(environment) == "1.1"
 
 
