@@ -35,14 +35,10 @@ RED = COLORS["red"]
 WHITE = (255, 255, 255)
 
 
-def picture(height: int = 60, width: int = 100, seed: int = 0) -> Image.Image:
-    # Below 200, so that no pixel of the picture has a colour that is drawn.
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 200, (height, width, 3), dtype=np.uint8))
-
-
-def disc(height: int, width: int, y: int, x: int, radius: int) -> np.ndarray:
-    rows, columns = np.mgrid[:height, :width]
-    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+# Below 200, so that no pixel of the picture has a colour that is drawn.
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 200, (60, 100, 3), dtype=np.uint8))
+ROWS, COLUMNS = np.mgrid[:60, :100]
+DISC = (ROWS - 30) ** 2 + (COLUMNS - 50) ** 2 <= 10**2
 
 
 def checked(mask: np.ndarray | None) -> RegionMask:
@@ -57,9 +53,8 @@ def is_color(image: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_drawn_box_is_a_frame_of_the_line_width_just_outside_the_region() -> None:
-    image, mask = picture(), disc(60, 100, 30, 50, 10)
-    marked = Referral("box_drawn").mark(image, checked(mask))
-    width = line_width(image.size)
+    marked = Referral("box_drawn").mark(PICTURE, checked(DISC))
+    width = line_width(PICTURE.size)
     expected = np.zeros((60, 100), dtype=bool)
     expected[20 - width : 41 + width, 40 - width : 61 + width] = True
     expected[20:41, 40:61] = False
@@ -70,35 +65,34 @@ def test_drawn_box_is_a_frame_of_the_line_width_just_outside_the_region() -> Non
 
 @pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn"])
 def test_lines_leave_the_region_as_it_was_and_touch_it_all_around(kind: str) -> None:
-    image, mask = picture(), disc(60, 100, 30, 50, 12)
-    drawn = np.asarray(Referral(kind).mark(image, checked(mask)).image)
+    drawn = np.asarray(Referral(kind).mark(PICTURE, checked(DISC)).image)
     line = is_color(Image.fromarray(drawn), RED)
-    assert (drawn[mask] == np.asarray(image)[mask]).all()
-    assert not (line & mask).any()
+    assert (drawn[DISC] == np.asarray(PICTURE)[DISC]).all()
+    assert not (line & DISC).any()
     if kind == "contour_drawn":
-        assert line[binary_dilation(mask) & ~mask].all()
+        assert line[binary_dilation(DISC) & ~DISC].all()
 
 
 @pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn", "mask_overlaid"])
 def test_marks_are_seen_on_a_picture_of_their_own_color(kind: str) -> None:
     image = Image.new("RGB", (100, 60), RED)
-    drawn = Referral(kind).mark(image, checked(disc(60, 100, 30, 50, 10))).image
+    drawn = Referral(kind).mark(image, checked(DISC)).image
     assert is_color(drawn, WHITE).sum() > 40
 
 
 @pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn"])
 @pytest.mark.parametrize("place", [(0, 0), (30, 50), (59, 99)])
 def test_region_of_one_pixel_is_marked_and_not_covered(kind: str, place: tuple[int, int]) -> None:
-    image, mask = picture(), np.zeros((60, 100), dtype=bool)
+    mask = np.zeros((60, 100), dtype=bool)
     mask[place] = True
-    drawn = Referral(kind).mark(image, checked(mask)).image
+    drawn = Referral(kind).mark(PICTURE, checked(mask)).image
     assert is_color(drawn, RED).sum() >= 5
-    assert (np.asarray(drawn)[place] == np.asarray(image)[place]).all()
+    assert (np.asarray(drawn)[place] == np.asarray(PICTURE)[place]).all()
 
 
 @pytest.mark.parametrize("kind", ["box_drawn", "contour_drawn"])
 def test_region_that_fills_the_picture_is_framed_inside(kind: str) -> None:
-    drawn = Referral(kind).mark(picture(), checked(np.ones((60, 100), dtype=bool))).image
+    drawn = Referral(kind).mark(PICTURE, checked(np.ones((60, 100), dtype=bool))).image
     line = is_color(drawn, RED)
     assert line[0].all() and line[-1].all() and line[:, 0].all() and line[:, -1].all()
     assert not line[2:-2, 2:-2].any()
@@ -109,18 +103,17 @@ def test_lines_grow_with_the_picture() -> None:
 
 
 def test_light_line_gets_a_dark_edge() -> None:
-    drawn = Referral("contour_drawn", color="yellow").mark(picture(), checked(disc(60, 100, 30, 50, 10))).image
+    drawn = Referral("contour_drawn", color="yellow").mark(PICTURE, checked(DISC)).image
     assert is_color(drawn, COLORS["yellow"]).any()
     assert not is_color(drawn, WHITE).any()
 
 
 def test_overlay_mixes_color_and_picture_inside_the_region_only() -> None:
-    image, mask = picture(), disc(60, 100, 30, 50, 10)
-    drawn = np.asarray(Referral("mask_overlaid", opacity=0.25).mark(image, checked(mask)).image).astype(float)
-    expected = np.rint(0.75 * np.asarray(image)[mask] + 0.25 * np.array(RED))
-    assert (drawn[mask] == expected).all()
+    drawn = np.asarray(Referral("mask_overlaid", opacity=0.25).mark(PICTURE, checked(DISC)).image).astype(float)
+    expected = np.rint(0.75 * np.asarray(PICTURE)[DISC] + 0.25 * np.array(RED))
+    assert (drawn[DISC] == expected).all()
     edge = is_color(Image.fromarray(drawn.astype(np.uint8)), WHITE)
-    assert (drawn[~mask & ~edge] == np.asarray(image)[~mask & ~edge]).all()
+    assert (drawn[~DISC & ~edge] == np.asarray(PICTURE)[~DISC & ~edge]).all()
 
 
 @pytest.mark.parametrize(
@@ -129,10 +122,9 @@ def test_overlay_mixes_color_and_picture_inside_the_region_only() -> None:
     [(Referral("crop"), (10, 12, 50, 52)), (Referral("crop_context", margin=0.5), (0, 0, 70, 60))],
 )
 def test_crop_shows_exactly_its_window(referral: Referral, window: tuple[int, int, int, int]) -> None:
-    image = picture()
     left, top, right, bottom = window
-    marked = referral.mark(image, checked(box_mask((10, 12, 50, 52), (60, 100))))
-    assert (np.asarray(marked.image) == np.asarray(image)[top:bottom, left:right]).all()
+    marked = referral.mark(PICTURE, checked(box_mask((10, 12, 50, 52), (60, 100))))
+    assert (np.asarray(marked.image) == np.asarray(PICTURE)[top:bottom, left:right]).all()
     assert marked.box_xyxy == (10 - left, 12 - top, 50 - left, 52 - top)
 
 
@@ -160,39 +152,35 @@ def test_small_crop_is_grown_evenly() -> None:
 
 
 def test_filled_box_replaces_the_mask_and_leaves_the_picture() -> None:
-    image, mask = picture(), disc(60, 100, 30, 50, 10)
-    marked = Referral("filled_box").mark(image, checked(mask))
+    marked = Referral("filled_box").mark(PICTURE, checked(DISC))
     assert marked.mask is not None
     assert (marked.mask == box_mask((40, 20, 61, 41), (60, 100))).all()
-    assert (np.asarray(marked.image) == np.asarray(image)).all()
+    assert marked.image == PICTURE
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_picture_that_was_given_is_never_changed(kind: str) -> None:
-    image = picture()
-    before = np.array(image)
-    Referral(kind).mark(image, checked(disc(60, 100, 30, 50, 10)))
-    assert (np.asarray(image) == before).all()
+    image = PICTURE.copy()
+    Referral(kind).mark(image, checked(DISC))
+    assert image == PICTURE
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_picture_is_left_alone(kind: str) -> None:
-    image = picture()
     referral = Referral(kind)
-    marked = referral.mark(image, checked(None))
-    assert (np.asarray(marked.image) == np.asarray(image)).all()
+    marked = referral.mark(PICTURE, checked(None))
+    assert marked.image == PICTURE
     assert (marked.mask, marked.box_xyxy, referral.text(marked, "")) == (None, None, "")
 
 
 def test_padding_to_a_square_moves_picture_box_and_mask_alike() -> None:
-    image, mask = picture(), disc(60, 100, 30, 50, 10)
-    marked = pad_to_square(Marked(image, mask, (40, 20, 61, 41)), (1, 2, 3))
+    marked = pad_to_square(Marked(PICTURE, DISC, (40, 20, 61, 41)), (1, 2, 3))
     pixels = np.asarray(marked.image)
     assert pixels.shape == (100, 100, 3)
-    assert (pixels[20:80] == np.asarray(image)).all()
+    assert (pixels[20:80] == np.asarray(PICTURE)).all()
     assert (pixels[:20] == (1, 2, 3)).all() and (pixels[80:] == (1, 2, 3)).all()
     assert marked.box_xyxy == (40, 40, 61, 61)
-    assert marked.mask is not None and (marked.mask[20:80] == mask).all() and marked.mask.sum() == mask.sum()
+    assert marked.mask is not None and (marked.mask[20:80] == DISC).all() and marked.mask.sum() == DISC.sum()
 
 
 def test_marks_on_photographs_stay_beside_the_region(real_regions: list[RealRegion]) -> None:
@@ -274,15 +262,14 @@ def test_unknown_box_format_lists_the_known() -> None:
 
 
 def test_sentence_names_color_and_box() -> None:
-    image, mask = picture(), disc(60, 100, 30, 50, 10)
     drawn, written = Referral("box_drawn", color="blue"), Referral("box_text")
-    assert drawn.text(drawn.mark(image, checked(mask)), "") == "The marked region is inside the blue box."
-    assert written.text(written.mark(image, checked(mask)), "[1, 2]") == "The marked region is the box [1, 2]."
+    assert drawn.text(drawn.mark(PICTURE, checked(DISC)), "") == "The marked region is inside the blue box."
+    assert written.text(written.mark(PICTURE, checked(DISC)), "[1, 2]") == "The marked region is the box [1, 2]."
 
 
 def test_own_sentence_may_tell_the_size_of_the_picture() -> None:
     referral = Referral("crop", sentence="A crop, {width}x{height}.")
-    assert referral.text(referral.mark(picture(), checked(box_mask((0, 0, 40, 50), (60, 100)))), "") == "A crop, 40x50."
+    assert referral.text(referral.mark(PICTURE, checked(box_mask((0, 0, 40, 50), (60, 100)))), "") == "A crop, 40x50."
 
 
 # --- settings and prompts --------------------------------------------------------------------------------------------
