@@ -195,6 +195,7 @@ def test_sam_features_equal_those_of_the_library(folder, tmp_path, name):
         assert torch.equal(model.model.sam_tower(pixels(256)), wanted)
     # 16 cells a side, folded by two and two
     assert model.config.grid_size == 8 and model.config.sam_feature_size == 64
+    assert model.config.sam_pretrained is None  # a folder has no name that others know
 
 
 def test_earlier_layers_can_be_chosen(folder, tmp_path):

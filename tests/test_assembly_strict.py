@@ -459,24 +459,24 @@ def test_killed_assembly_leaves_no_folder_that_looks_complete(folder, tmp_path, 
 def test_command_assembles_parts_of_the_hub_and_pushes_what_it_made(folder, tmp_path):
     llm = Path(shutil.copytree(folder / "llm", tmp_path / "llm"))
     (llm / "pytorch_model.bin").write_text("fetched by nobody who can have safetensors")
-    held = {"some/clip": folder / "clip", "some/llm": llm, "timm/convnext_atto.tag": folder / "convnext"}
+    held = {"some/clip": folder / "clip", "some/llm": llm, "some/sam": folder / "sam"}
+    held["timm/convnext_atto.tag"] = folder / "convnext"
     with HubServer() as server:
         client = Client(server, tmp_path)
         revisions = {name: server.hold(name, part).at("main").oid for name, part in held.items()}
         server.model("some/clip").commit("main", "another revision", {}, set())
-        given = ["--clip", f"some/clip@{revisions['some/clip']}", "--llm", "some/llm", "--without", "sam"]
+        given = ["--clip", f"some/clip@{revisions['some/clip']}", "--llm", "some/llm", "--sam", "some/sam"]
         given += ["--alpha-clip", folder / "alpha.pth", "--convnext", "convnext_atto.tag:model.safetensors@main"]
-        (tmp_path / "config.json").write_text('{"high_res_image_size": 256}')
         server.refuse(r"POST .*/commit/main", 500)
-        arguments = ["assemble", "--out", "out", *given, "--config", tmp_path / "config.json", "--push", "me/mine"]
-        line = client.fails(*arguments)
+        line = client.fails("assemble", "--out", "out", *given, "--push", "me/mine")
         assert line.endswith("out itself is complete; `finecaption push out me/mine --private` uploads it.")
         weights = [line for line in server.requests if line.endswith((".safetensors", ".bin"))]
         # Alpha-CLIP replaces CLIP's weights, so they are not fetched; pickles are not where safetensors are.
         fetched = {re.sub(r"\w+ /(.+)/resolve/\w+/", r"\1/", line) for line in weights}
-        assert fetched == {"some/llm/model.safetensors", "timm/convnext_atto.tag/model.safetensors"}
+        assert fetched == {f"{name}/model.safetensors" for name in held if name != "some/clip"}
         parts_of = json.loads((tmp_path / "out" / "assembly.json").read_text())["parts"]
         assert {part["source"].split(":")[0]: part["revision"] for part in parts_of} == {**revisions, "alpha.pth": None}
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["sam_pretrained"] == "some/sam"
         repo = server.model("me/mine")
         assert repo.private and len(repo.history()) == 1
         client.push("out", "me/mine", "--private")
