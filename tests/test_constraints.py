@@ -76,7 +76,7 @@ def test_what_comes_along_is_bounded_and_nothing_has_an_address_or_extras(python
 
 
 def test_the_package_has_the_file_for_spaces() -> None:
-    link = ROOT / "src" / "finecaption_hf" / "demo" / "constraints.txt"
+    link = ROOT / "src" / "finecaption_hf" / "hub" / "templates" / "constraints.txt"
     assert link.read_bytes() == (ROOT / "constraints.txt").read_bytes()
 
 
