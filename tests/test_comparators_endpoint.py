@@ -21,8 +21,8 @@ from PIL import Image
 from finecaption_hf.data.records import Branch, Record, Region
 from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, PromptTemplates, Referral
+from finecaption_hf.evaluation.predicting import run_predictions
 from finecaption_hf.evaluation.predictions import read_predictions
-from finecaption_hf.evaluation.run import run_predictions
 
 KEY = "sk-secret-0123456789"
 

@@ -35,9 +35,9 @@ from finecaption_hf.describing import (
     Result,
     ResumeError,
     UnfinishedError,
+    dataset,
     describe_dataset,
     open_inputs,
-    run,
 )
 from finecaption_hf.resuming import EntryFile, model_fingerprint
 
@@ -217,8 +217,10 @@ def test_failed_regions_are_described_once_their_cause_is_mended(
     (tmp_path / "gone").rename(tmp_path / "3.png")
     assert describe(embedded, source, output).failed == 1
     prepared = []
-    prepare = run._Worker.prepare
-    monkeypatch.setattr(run._Worker, "prepare", lambda self, item: prepared.append(item.name) or prepare(self, item))
+    prepare = dataset._Worker.prepare
+    monkeypatch.setattr(
+        dataset._Worker, "prepare", lambda self, item: prepared.append(item.name) or prepare(self, item)
+    )
     inputs, options = open_inputs(source), Options(**OPTIONS)
     describer = FineCaptionDescriber(*embedded)
     result = describe_dataset(lambda: describer, inputs, output, "color", options, retry_failed=True)
@@ -228,7 +230,7 @@ def test_failed_regions_are_described_once_their_cause_is_mended(
 
 def test_pictures_are_read_ahead_of_the_model(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    load_picture, answer = run.ImageInput.load, run._Worker.answer
+    load_picture, answer = dataset.ImageInput.load, dataset._Worker.answer
 
     def noting_load(self: Any) -> Any:
         events.append(f"read {self.name}")
@@ -243,8 +245,8 @@ def test_pictures_are_read_ahead_of_the_model(embedded: Any, tmp_path: Path, mon
         events.append("answered")
         return found
 
-    monkeypatch.setattr(run.ImageInput, "load", noting_load)
-    monkeypatch.setattr(run._Worker, "answer", noting_answer)
+    monkeypatch.setattr(dataset.ImageInput, "load", noting_load)
+    monkeypatch.setattr(dataset._Worker, "answer", noting_answer)
     describe(embedded, write_rows(tmp_path, 12), tmp_path / "out.jsonl")
     assert events.index("read 2.png") < events.index("answered")
     # But not all of them: memory is bounded.
@@ -254,7 +256,7 @@ def test_pictures_are_read_ahead_of_the_model(embedded: Any, tmp_path: Path, mon
 def test_a_thread_that_dies_while_it_reads_ahead_ends_the_run(
     embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run._Worker, "prepare", lambda self, item: 1 / 0)
+    monkeypatch.setattr(dataset._Worker, "prepare", lambda self, item: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         describe(embedded, write_rows(tmp_path, 3), tmp_path / "out.jsonl")
 
@@ -552,7 +554,7 @@ def test_accelerate_launch_spreads_a_dataset_over_two_processes(tmp_path: Path) 
 
 def test_ctrl_c_says_how_to_go_on(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--input", write_rows(tmp_path, 4), "--output", tmp_path / "out.jsonl", "--batch-size", 1]
-    answer, calls = run._Worker.answer, [0]
+    answer, calls = dataset._Worker.answer, [0]
 
     def interrupted(self: Any, images: Any) -> Any:
         calls[0] += 1
@@ -560,7 +562,7 @@ def test_ctrl_c_says_how_to_go_on(embedded: Any, tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         return answer(self, images)
 
-    monkeypatch.setattr(run._Worker, "answer", interrupted)
+    monkeypatch.setattr(dataset._Worker, "answer", interrupted)
     result = command(*arguments)
     assert result.exit_code == 130
     expected = "2 of 4 regions are finished. What was finished is kept; the same command goes on from there."
@@ -621,16 +623,16 @@ def test_an_input_that_changes_under_the_run_ends_it_and_a_defect_keeps_its_trac
 ) -> None:
     source = write_rows(tmp_path, 12)
     arguments = ["--input", source, "--output", tmp_path / "out.jsonl", "--batch-size", 1, "--max-new-tokens", 4]
-    answer = run._Worker.answer
+    answer = dataset._Worker.answer
     with monkeypatch.context() as patches:
-        patches.setattr(run._Worker, "answer", lambda self, images: source.unlink(True) or answer(self, images))
+        patches.setattr(dataset._Worker, "answer", lambda self, images: source.unlink(True) or answer(self, images))
         result = command(*arguments)
     assert result.exit_code == 1, result.output
     assert "rows.jsonl" in result.stderr
     assert "of 12 regions are finished" in result.stderr
     write_rows(tmp_path, 12)
     with monkeypatch.context() as patches:
-        patches.setattr(run._Worker, "answer", lambda self, images: int("a defect"))
+        patches.setattr(dataset._Worker, "answer", lambda self, images: int("a defect"))
         with pytest.raises(ValueError, match="a defect"):
             command(*arguments)
     assert command(*arguments).exit_code == 0

@@ -21,7 +21,7 @@ from finecaption_hf.evaluation import (
     read_predictions,
 )
 from finecaption_hf.evaluation.errors import EvaluationError
-from finecaption_hf.evaluation.run import run_predictions, walk
+from finecaption_hf.evaluation.predicting import run_predictions, walk
 from finecaption_hf.resuming import ResumeError
 
 HEADER = Header("a model", {"seed": 1, "size": (2, 3)}, {"name": "data", "branches": 2}, {"command": "x"})

@@ -34,9 +34,9 @@ from finecaption_hf.evaluation.judging import (
     judge,
     metric_table,
 )
+from finecaption_hf.evaluation.predicting import run_predictions
 from finecaption_hf.evaluation.report import build_report, write_report
 from finecaption_hf.evaluation.report.markdown import escape, table
-from finecaption_hf.evaluation.run import run_predictions
 from finecaption_hf.resuming import ResumeError
 
 # --- intervals -------------------------------------------------------------------------------------------------------

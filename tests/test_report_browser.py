@@ -12,7 +12,7 @@ from evaluation_data import box, record, region, score, write_data
 
 from finecaption_hf.data import open_dataset
 from finecaption_hf.evaluation.evaluating import report_on
-from finecaption_hf.evaluation.run import run_predictions
+from finecaption_hf.evaluation.predicting import run_predictions
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

@@ -306,7 +306,7 @@ def evaluate(
 
 
 def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console, **options: Any) -> None:
-    from ..evaluation.run import run_predictions
+    from ..evaluation.predicting import run_predictions
 
     columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with errors_in_one_line(at_work=True), Progress(*columns, console=err, transient=True) as progress:

@@ -7,10 +7,10 @@
 """
 
 from ..resuming import ResumeError, UnfinishedError
+from .dataset import Options, describe_dataset
 from .entries import Result, check_output
 from .inputs import RegionInputs, open_inputs
 from .processes import Processes, ProcessLostError
-from .run import Options, describe_dataset
 
 __all__ = [
     "Options",

@@ -31,7 +31,7 @@ from ..training.runner import absolute, split_revision, train
 from ..training.stages import Stage, StageError
 from .evaluating import PREDICTIONS, report_on
 from .metrics import CaptionScorer
-from .run import run_predictions
+from .predicting import run_predictions
 
 if TYPE_CHECKING:
     from ..processing_finecaption import FineCaptionProcessor

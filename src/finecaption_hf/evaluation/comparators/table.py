@@ -16,8 +16,8 @@ from ...asking import Describer, load, load_describer
 from ...data.records import Record
 from ...resuming import ResumeError, differences, read_manifest, write_json
 from ..errors import EvaluationError
+from ..predicting import describe_data, run_predictions
 from ..predictions import read_predictions
-from ..run import describe_data, run_predictions
 from .endpoint import EndpointDescriber
 from .models import FilledBoxDescriber, TransformersDescriber
 from .options import check_options, options_of

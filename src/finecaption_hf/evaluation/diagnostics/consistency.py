@@ -12,8 +12,8 @@ from ...asking import Describer
 from ...data.records import DataError, Record
 from ...pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...prompts_finecaption import find_question, normalise_name
+from ..predicting import walk
 from ..predictions import Prediction
-from ..run import walk
 from .tables import Truth, Values, as_json, cell, diagnostic, mean_interval, plain_text, told, words_of
 
 CAPTIONS = ("region", "dense", "One-Sentence Description")

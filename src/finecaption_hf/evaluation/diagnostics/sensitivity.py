@@ -22,8 +22,8 @@ from ...data.records import DataError, Record
 from ...masks_finecaption import MaskError, RegionMask
 from ...pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...prompts_finecaption import find_question
+from ..predicting import walk
 from ..predictions import Prediction
-from ..run import walk
 from .likelihood import AnswerScorer, Branch, same_tokens
 from .tables import Truth, as_json, cell, diagnostic, mean_interval, plain_text, told
 

@@ -10,7 +10,7 @@ from PIL import Image
 from ...data.records import DataError, Record
 from ...drawing import COLORS, draw_regions
 from ...masks_finecaption import MaskError, as_mask
-from ..run import walk
+from ..predicting import walk
 
 _LONGER_SIDE = 640  # pixels; enough to see a region, and some 60 kB
 _QUALITY = 85
