@@ -621,20 +621,28 @@ def test_deep_picture_is_segmented_like_its_upper_eight_bits(classical: Any) -> 
 # --- one encoding for segmentation and captions ----------------------------------------------------------------------
 
 
+def sam_of(model: Any) -> SamModel:
+    """A SAM with a random decoder, whose encoder is the tower of a FineCaption model."""
+    vision = model.config.sam_config
+    channels = vision.output_channels
+    prompts = {"hidden_size": channels, "image_embedding_size": vision.image_size // vision.patch_size}
+    sam = SamModel(
+        SamConfig(
+            vision_config={**vision.to_dict(), "num_pos_feats": channels // 2},
+            prompt_encoder_config={**prompts, "image_size": vision.image_size},
+            mask_decoder_config={**_DECODER, "hidden_size": channels},
+        )
+    )
+    if model.config.sam_feature_layer is None:
+        sam.vision_encoder.load_state_dict(model.model.sam_tower.vision_encoder.state_dict())
+    return sam.eval()
+
+
 def shared_parts(**changes: Any) -> tuple[Any, Any, SamModel]:
     """A tiny FineCaption model, its image processor, and the SAM that its tower was taken from."""
     model = tiny_model(sam_config={"output_channels": 32}, **changes)
-    sam_config = SamConfig(
-        vision_config=model.config.sam_config.to_dict(),
-        prompt_encoder_config={"hidden_size": 32, "image_size": 256, "image_embedding_size": 16},
-        mask_decoder_config=_DECODER,
-    )
-    sam_config.vision_config.num_pos_feats = 16
-    sam = SamModel(sam_config)
-    if model.config.sam_feature_layer is None:
-        sam.vision_encoder.load_state_dict(model.model.sam_tower.vision_encoder.state_dict())
     processor = SimpleNamespace(image_processor=FineCaptionImageProcessor(**model.config.image_processor_kwargs()))
-    return model, processor, sam.eval()
+    return model, processor, sam_of(model)
 
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 90)])
@@ -751,18 +759,8 @@ def sam_and_checkpoint(embedded: Any, tmp_path_factory: Any) -> tuple[Path, Path
     """
     folder = tmp_path_factory.mktemp("shared")
     model, processor = embedded
-    vision = model.config.sam_config
-    channels = vision.output_channels
-    grid = {"image_size": vision.image_size, "image_embedding_size": vision.image_size // vision.patch_size}
     torch.manual_seed(0)
-    sam = SamModel(
-        SamConfig(
-            vision_config={**vision.to_dict(), "num_pos_feats": channels // 2},
-            prompt_encoder_config={"hidden_size": channels, **grid},
-            mask_decoder_config={**_DECODER, "hidden_size": channels},
-        )
-    )
-    sam.vision_encoder.load_state_dict(model.model.sam_tower.vision_encoder.state_dict())
+    sam = sam_of(model)
     with torch.no_grad():
         for parameter in sam.mask_decoder.parameters():
             parameter.mul_(3)
