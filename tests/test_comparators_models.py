@@ -250,21 +250,17 @@ def test_model_without_mask_input_refuses_a_mask(kind: str, models: dict[str, An
 def test_sampling_of_a_checkpoint_is_switched_off_and_asked_for_by_name(models: dict[str, Any]) -> None:
     model, processor = models["qwen2_vl"]
     model.generation_config.update(do_sample=True, temperature=0.7, top_k=3)
+    parts = (model, processor, Referral("crop"))
     try:
-        greedy = TransformersDescriber(model, processor, Referral("crop"), name="it")
-        drawn = TransformersDescriber(
-            model, processor, Referral("crop"), name="it", generation={"do_sample": True, "temperature": 0.5}
-        )
-        assert (greedy._generation.do_sample, greedy._generation.temperature) == (False, None)
-        assert (drawn._generation.do_sample, drawn._generation.temperature, drawn._generation.top_k) == (
-            True,
-            0.5,
-            None,
-        )
+        greedy = TransformersDescriber(*parts, name="it")._generation
+        assert (greedy.do_sample, greedy.temperature) == (False, None)
+        drawn = TransformersDescriber(*parts, name="it", generation={"do_sample": True, "temperature": 0.5})
+        found = drawn._generation
+        assert (found.do_sample, found.temperature, found.top_k) == (True, 0.5, None)
         assert drawn.settings["decoding"]["temperature"] == 0.5
         assert model.generation_config.temperature == 0.7
         with pytest.raises(ValueError, match="no option beams"):
-            TransformersDescriber(model, processor, Referral("crop"), name="it", generation={"beams": 2})
+            TransformersDescriber(*parts, name="it", generation={"beams": 2})
     finally:
         model.generation_config.update(do_sample=False, temperature=None, top_k=None)
 
@@ -278,9 +274,8 @@ def test_model_is_loaded_from_a_folder_with_options_of_its_processor(tmp_path: A
         str(tmp_path), Referral("crop"), device="cpu", processor_options=smaller, max_new_tokens=6
     )
     assert isinstance(describer._model, AutoModelForImageTextToText._model_mapping[type(model.config)])
-    assert describer._seen_size((60, 90)) != TransformersDescriber(
-        model, processor, Referral("crop"), name="it"
-    )._seen_size((60, 90))
+    whole = TransformersDescriber(model, processor, Referral("crop"), name="it")
+    assert describer._seen_size((60, 90)) != whole._seen_size((60, 90))
     assert describer.settings["checkpoint"] == str(tmp_path)
     assert describer.settings["processor_options"] == smaller
     assert all(text is not None for description in describe(describer, requests()) for text in description.texts)
@@ -342,13 +337,8 @@ def test_describe_anything_gets_mask_picture_and_query_in_its_own_form() -> None
         Told(("<IMAGE>\nTHE WHOLE",), (None,)),
     ]
     first = stand_in.calls[0]
-    assert (first["mode"], first["query"], first["temperature"], first["max_new_tokens"], first["streaming"]) == (
-        "L",
-        "<image>\ndescribe it",
-        0.0,
-        50,
-        False,
-    )
+    expected = {"mode": "L", "query": "<image>\ndescribe it", "temperature": 0.0, "streaming": False}
+    assert {name: first[name] for name in expected} == expected and first["max_new_tokens"] == 50
     assert (first["mask"] == mask * 255).all()
     assert (stand_in.calls[2]["mask"] == 255).all()
     assert describer.settings["describer"] == "describe_anything"
