@@ -138,3 +138,15 @@ def test_frozen_records_are_changed_by_nobody_but_their_own_making() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "object.__setattr__":
                 assert id(node) in own and ast.unparse(node.args[0]) == "self", f"{module}, line {node.lineno}"
+
+
+def test_no_file_takes_a_private_name_of_another_one() -> None:
+    taken = {
+        f"{module} takes {name.name} of {node.module}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+        if name.name.startswith("_") and not name.name.endswith("__")
+    }
+    assert taken == set()
