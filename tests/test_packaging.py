@@ -200,6 +200,22 @@ def test_examples_of_the_documentation_run(name: str, monkeypatch: pytest.Monkey
     assert run_examples(ROOT / "docs" / name) >= 1
 
 
+def headings(path: Path) -> set[str]:
+    """The anchors that GitHub makes of a document's headings."""
+    lines = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))], ids=lambda path: path.name)
+def test_links_of_a_document_lead_to_files_and_headings(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", path.read_text(encoding="utf-8")):
+        name, _, anchor = "".join(link).partition("#")
+        if not name.startswith(("http:", "https:")):
+            target = path.parent / name if name else path
+            assert target.exists(), name
+            assert not anchor or anchor in headings(target), f"{name}#{anchor}"
+
+
 # --- files for the Hub -----------------------------------------------------------------------------------------------
 
 
