@@ -9,43 +9,23 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import PARTS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     CLIPConfig,
     CLIPModel,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    MistralConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
     SamConfig,
     SamModel,
 )
 
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 84,
-    "patch_size": 14,
-    "projection_dim": 16,
-}
-SAM = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "global_attn_indexes": [1],
-    "window_size": 7,
-    "image_size": 256,
-    "patch_size": 16,
-    "output_channels": 16,
-    "mlp_dim": 64,
-}
+VISION = {**PARTS["vision_config"], "projection_dim": 16}
+SAM = {**PARTS["sam_config"], "mlp_dim": 64}
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -58,8 +38,7 @@ TEXT = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
-CONVNEXT = ("convnext_atto", {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]})
-CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "mistral": MistralConfig}
+CONVNEXT = (PARTS["convnext_config"]["architecture"], PARTS["convnext_config"]["model_args"])
 
 # In the manner of each family: what they do with content, system messages, white space and headers.
 TEMPLATES = {
@@ -237,7 +216,7 @@ def language_model(
     """A causal language model with tokenizer; `extra_rows` embeddings beyond the tokenizer's."""
     tokenizer = make_tokenizer(TEMPLATES["llama3"] if template == "" else template)
     values = {**TEXT, "vocab_size": len(tokenizer) + extra_rows, "tie_word_embeddings": tied}
-    model = randomise(AutoModelForCausalLM.from_config(CONFIGS[family](**values)), seed=5)
+    model = randomise(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values)), seed=5)
     model.save_pretrained(folder, **save)
     tokenizer.save_pretrained(folder)
     return folder

@@ -21,6 +21,7 @@ from hub_server import Client, HubServer
 from parts import options, small
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import PARTS
 from transformers import AutoConfig, CLIPVisionModel
 from typer.testing import CliRunner
 
@@ -307,9 +308,7 @@ def test_index_cannot_reach_out_of_its_folder(folder, tmp_path):
 
 
 def test_parts_that_are_left_out_are_initialised_and_named(folder, tmp_path):
-    from tiny import _PARTS
-
-    config = {name: value for name, value in _PARTS.items() if name not in ("image_token_id", "sam_config")}
+    config = {name: value for name, value in PARTS.items() if name not in ("image_token_id", "sam_config")}
     given = {"tokenizer": str(folder / "llm"), "sam": str(folder / "sam"), "config": config}
     summary = assemble(tmp_path / "out", **given)
     names = {entry["what"]: entry["tensors"] for entry in summary["initialised"]}

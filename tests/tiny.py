@@ -12,7 +12,7 @@ from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGenerat
 IMAGE_TOKEN_ID = 99
 VOCAB_SIZE = 100
 
-_PARTS: dict[str, Any] = {
+PARTS: dict[str, Any] = {
     "vision_config": {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -60,7 +60,7 @@ _PARTS: dict[str, Any] = {
 
 def tiny_config(**changes: Any) -> FineCaptionConfig:
     """The tiny configuration; a dict given for a part is merged into it."""
-    parts = copy.deepcopy(_PARTS)
+    parts = copy.deepcopy(PARTS)
     for name, value in changes.items():
         parts[name] = {**parts.get(name, {}), **value} if isinstance(value, dict) else value
     return FineCaptionConfig(**parts)
