@@ -61,7 +61,7 @@ def direct(*, extras: bool) -> set[str]:
 def resolve(python: str, extras: str, tested: dict[str, str]) -> dict[str, str]:
     """What a Python of that version, 3.x, would install of the releases up to the tested ones: versions by name."""
     executable = shutil.which(f"python{python}")
-    if executable is None or subprocess.run([executable, "-c", ""], capture_output=True).returncode:
+    if executable is None or subprocess.run([executable, "-c", ""], capture_output=True, timeout=60).returncode:
         sys.exit(
             f"error: python{python} is not on PATH. Put one there for this (pyenv, or uv python install {python})."
         )
@@ -72,7 +72,7 @@ def resolve(python: str, extras: str, tested: dict[str, str]) -> dict[str, str]:
         command += ["--ignore-installed", "--constraint", str(bounds), "--report", str(report)]
         command += [f"{ROOT}[{extras}]", *SPACE, "pip"]
         print(f"Asking pip what Python {python} can have.", file=sys.stderr)
-        if subprocess.run(command).returncode:
+        if subprocess.run(command, timeout=1800).returncode:
             sys.exit(f"error: pip finds nothing for Python {python}, see above. constraints.txt is as it was.")
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
     found = {canonicalize_name(item["metadata"]["name"]): item["metadata"]["version"] for item in items}
