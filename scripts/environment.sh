@@ -53,7 +53,7 @@ run_pip() {
     command=("$environment/bin/python" -m pip install --disable-pip-version-check)
     [ -t 1 ] || command+=(--quiet)
     if [ -n "$constraints" ]; then
-        rm -f "$log" # pip appends
+        : >"$log" # pip appends, or writes none where it has nothing to tell
         options=(--constraint "$constraints" --log "$log")
         # What packages are built with; the pip that comes with Python may be older than this option.
         ! "${command[@]}" --help | grep -e --build-constraint >/dev/null || options+=(--build-constraint "$constraints")
