@@ -142,7 +142,7 @@ def test_upload_stays_in_the_store_whatever_its_name(command: Command, name: str
         ({"regions": [{"size": [9, 9], "counts": [0, 81]}]}, (16, 0, 0), "9"),
         ({"regions": [{"size": [256, 256], "counts": [65536]}]}, (16, 0, 0), "empty"),
         ({"regions": [{"size": [256, 256], "counts": [65535]}]}, (16, 0, 0), "65535"),
-        ({"regions": [{"size": [256, 256], "counts": [-5, 65541]}]}, (16, 0, 0), "-5 pixels"),
+        ({"regions": [{"size": [256, 256], "counts": [-5, 65541]}]}, (16, 0, 0), "in runs of -5"),
         ({"regions": [{"size": [2**40, 2**40], "counts": "0"}]}, (16, 0, 0), ""),
         ({"regions": [{"size": [256, 256], "counts": [0, 65536]}] * 10_000}, (16, 0, 0), "at most 32"),
         ({"regions": []}, "NaN, 0, 0", "The longest answer is nan"),

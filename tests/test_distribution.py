@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     sdist = build("build_sdist", folder / "source", folder / "sdist")
     wheel = build("build_wheel", folder / "source", folder / "wheel")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked")
+        archive.extractall(folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
     return Built(sdist, wheel, build("build_wheel", unpacked, folder / "again"))
 
