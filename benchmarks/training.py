@@ -42,7 +42,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
 from finecaption_hf.data.collator import RegionCollator
-from finecaption_hf.data.records import Branch, Record, Region
+from finecaption_hf.data.examples import Branch, Example, Region
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.prompts_finecaption import ATTRIBUTES, DEFAULT_CHAT_TEMPLATE, TASKS
 
@@ -110,12 +110,12 @@ TINY = {
 }
 
 
-def make_records(num_images: int, num_regions: int, seed: int) -> list[Record]:
+def make_examples(num_images: int, num_regions: int, seed: int) -> list[Example]:
     """Pictures of noise with boxes, and descriptions of random words: what training costs depends on lengths only."""
     rng = np.random.default_rng(seed)
     names = [*ATTRIBUTES, "region", "dense"]
     counts = ragged_counts(num_images * num_regions, len(names), rng)
-    records = []
+    examples = []
     for number in range(num_images):
         picture = Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8))
         regions = []
@@ -129,8 +129,8 @@ def make_records(num_images: int, num_regions: int, seed: int) -> list[Record]:
                 for name in chosen
             )
             regions.append(Region([x, y, x + 150, y + 120], branches))
-        records.append(Record(picture, tuple(regions), where=f"benchmark:{number}"))
-    return records
+        examples.append(Example(picture, tuple(regions), where=f"benchmark:{number}"))
+    return examples
 
 
 def ragged_counts(num_regions: int, most: int, rng: np.random.Generator) -> list[int]:
@@ -179,12 +179,12 @@ def make_config(tokenizer: Any, tiny: bool) -> FineCaptionConfig:
     return FineCaptionConfig(**parts, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
 
 
-def load_image(record: Record) -> Any:
-    return record.image
+def load_image(example: Example) -> Any:
+    return example.image
 
 
 class Contestant:
-    """Trains on all descriptions of the records, packed or separate."""
+    """Trains on all descriptions of the examples, packed or separate."""
 
     def __init__(self, arguments: argparse.Namespace, packed: bool) -> None:
         processor = make_processor(arguments.tiny)
@@ -206,8 +206,8 @@ class Contestant:
             part = batch if self.packed else {name: value[rows] for name, value in batch.items()}
             yield {name: value.to(self.device) for name, value in part.items()}
 
-    def collate(self, records: list[Record]) -> dict[str, torch.Tensor]:
-        return self.collator(records)
+    def collate(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        return self.collator(examples)
 
     def loss(self, batch: dict[str, torch.Tensor], backward: bool = True) -> float:
         """Loss per answer token over the whole batch, whatever the micro-batches."""
@@ -259,13 +259,13 @@ def timed(action: Any, *arguments: Any) -> tuple[float, Any]:
 
 
 def measure_times(
-    contestants: dict[str, Contestant], records: list[Record], rounds: int
+    contestants: dict[str, Contestant], examples: list[Example], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Median seconds of each part of a step; contestants take turns, so a busy machine slows both."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
     for turn in range(rounds + 1):
         for name, contestant in contestants.items():
-            collating, batch = timed(contestant.collate, records)
+            collating, batch = timed(contestant.collate, examples)
             seconds = {
                 "collating": collating,
                 "step": timed(contestant.step, batch)[0],
@@ -291,11 +291,11 @@ def status(field: str) -> int:
 
 def step_memory(arguments: argparse.Namespace, packed: bool) -> int:
     """Bytes that a step on one region's descriptions takes at its peak, beyond what is held before."""
-    records = make_records(1, 1, arguments.seed)
+    examples = make_examples(1, 1, arguments.seed)
     arguments.micro_batch = 10**6  # all descriptions of the region at once
     contestant = Contestant(arguments, packed)
     contestant.optimise({})  # what the optimizer keeps is there before
-    batch = contestant.collate(records)
+    batch = contestant.collate(examples)
     if arguments.device == "cpu":
         before = status("VmRSS")
         contestant.step(batch)
@@ -337,9 +337,9 @@ def main() -> None:
     if arguments.memory_of:
         print(step_memory(arguments, arguments.memory_of == "packed"))
         return
-    records = make_records(arguments.images, arguments.regions, arguments.seed)
+    examples = make_examples(arguments.images, arguments.regions, arguments.seed)
     contestants = {"packed": Contestant(arguments, True), "separate": Contestant(arguments, False)}
-    batches = {name: contestant.collate(records) for name, contestant in contestants.items()}
+    batches = {name: contestant.collate(examples) for name, contestant in contestants.items()}
     tokens = {name: num_tokens(batch) for name, batch in batches.items()}
     if arguments.only_tokens:
         print(f"tokens {tokens}, token_ratio {tokens['separate'] / tokens['packed']:.2f}")
@@ -352,8 +352,8 @@ def main() -> None:
     if abs(losses["packed"] - losses["separate"]) > limit * losses["separate"]:
         raise SystemExit(f"The contestants do different work: their losses are {losses}.")
 
-    seconds = measure_times(contestants, records, arguments.rounds)
-    descriptions = sum(len(region.branches) for record in records for region in record.regions)
+    seconds = measure_times(contestants, examples, arguments.rounds)
+    descriptions = sum(len(region.branches) for example in examples for region in example.regions)
     num_regions = arguments.images * arguments.regions
     result = {
         "token_ratio": tokens["separate"] / tokens["packed"],

@@ -1,4 +1,4 @@
-"""Batches of records: what is shared, what carries loss, and that training on them is training on separate samples."""
+"""Batches of examples: what is shared, what carries loss, and that training on them is training on separate samples."""
 
 import pickle
 from typing import Any
@@ -16,17 +16,17 @@ from transformers import Trainer, TrainingArguments
 
 from finecaption_hf.assembly.language import chat_template
 from finecaption_hf.data.collator import RegionCollator
+from finecaption_hf.data.examples import Branch, DataError, Example, Region
 from finecaption_hf.data.packing import BranchEncoder
-from finecaption_hf.data.records import Branch, DataError, Record, Region
 from finecaption_hf.scenes import render_scene
 
 NAMES = ("color", "shape", "materials_texture", "hair", "dense")
 WORDS = "a large red blue square circle striped with dots left of the small one above".split()  # noqa: SIM905
 
 
-def scene_records(seeds: range, max_branches: int = 7) -> list[Record]:
-    """One record per rendered scene, with ragged numbers of regions and branches; the last region is the whole."""
-    records = []
+def scene_examples(seeds: range, max_branches: int = 7) -> list[Example]:
+    """One example per rendered scene, with ragged numbers of regions and branches; the last region is the whole."""
+    examples = []
     for seed in seeds:
         scene = render_scene(seed)
         rng = np.random.default_rng(seed)
@@ -39,12 +39,12 @@ def scene_records(seeds: range, max_branches: int = 7) -> list[Record]:
             )
 
         regions = [Region(mask, branches()) for mask in scene.masks] + [Region(None, branches())]
-        records.append(Record(Image.fromarray(scene.image), tuple(regions), where=f"scenes.jsonl:{seed}"))
-    return records
+        examples.append(Example(Image.fromarray(scene.image), tuple(regions), where=f"scenes.jsonl:{seed}"))
+    return examples
 
 
-def load_image(record: Record) -> Any:
-    return record.image
+def load_image(example: Example) -> Any:
+    return example.image
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,11 @@ def run(model: Any, batch: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torc
 def test_packed_batch_trains_the_embedded_checkpoint_as_separate_samples_do(
     model: Any, processor: Any, max_tokens: int | None
 ) -> None:
-    records = scene_records(range(2))
-    packed = RegionCollator(processor, load_image=load_image, max_tokens=max_tokens)(records)
-    separate = RegionCollator(processor, load_image=load_image, packed=False)(records)
-    number = sum(len(region.branches) for record in records for region in record.regions)
-    num_regions = sum(len(record.regions) for record in records)
+    examples = scene_examples(range(2))
+    packed = RegionCollator(processor, load_image=load_image, max_tokens=max_tokens)(examples)
+    separate = RegionCollator(processor, load_image=load_image, packed=False)(examples)
+    number = sum(len(region.branches) for example in examples for region in example.regions)
+    num_regions = sum(len(example.regions) for example in examples)
     assert len(separate["input_ids"]) == len(separate["pixel_values"]) == len(separate["mask_values"]) == number
     assert len(packed["pixel_values"]) == 2 and len(packed["mask_values"]) == num_regions
     assert (len(packed["input_ids"]) > num_regions) == (max_tokens is not None)
@@ -100,9 +100,9 @@ def test_packed_batch_trains_the_embedded_checkpoint_as_separate_samples_do(
 
 
 def test_only_answers_and_their_ends_carry_loss(collator: RegionCollator) -> None:
-    records = scene_records(range(3))
-    batch = collator(records)
-    wanted = [branch.answer for record in records for region in record.regions for branch in region.branches]
+    examples = scene_examples(range(3))
+    batch = collator(examples)
+    wanted = [branch.answer for example in examples for region in example.regions for branch in region.branches]
     found = []
     for ids, labels, branches in zip(batch["input_ids"], batch["labels"], batch["branch_ids"]):
         carried = labels != -100
@@ -114,19 +114,19 @@ def test_only_answers_and_their_ends_carry_loss(collator: RegionCollator) -> Non
 
 
 def test_each_image_is_loaded_and_prepared_once(processor: Any) -> None:
-    loaded: list[Record] = []
+    loaded: list[Example] = []
     scene = render_scene(1)
 
-    def load(record: Record) -> Any:
-        loaded.append(record)
+    def load(example: Example) -> Any:
+        loaded.append(example)
         return Image.fromarray(scene.image)
 
-    def record(image: str, where: str) -> Record:
-        return Record(image, (Region(scene.masks[0], (Branch("red", name="color"),)),), where=where)
+    def example(image: str, where: str) -> Example:
+        return Example(image, (Region(scene.masks[0], (Branch("red", name="color"),)),), where=where)
 
     collator = RegionCollator(processor, load_image=load)
-    one, other = record("1.png", "a.jsonl:1"), record("1.png", "a.jsonl:7")
-    batch = collator([one, record("2.png", "a.jsonl:2"), other, record("1.png", "b.jsonl:1")])
+    one, other = example("1.png", "a.jsonl:1"), example("1.png", "a.jsonl:7")
+    batch = collator([one, example("2.png", "a.jsonl:2"), other, example("1.png", "b.jsonl:1")])
     # The same name in another file is another picture: data sets have folders of their own.
     assert [(item.image, item.where) for item in loaded] == [
         ("1.png", "a.jsonl:1"),
@@ -138,9 +138,9 @@ def test_each_image_is_loaded_and_prepared_once(processor: Any) -> None:
 
 
 def test_training_sees_what_inference_sees(collator: RegionCollator, processor: Any) -> None:
-    (record,) = scene_records(range(5, 6))
-    batch = collator([record])
-    chats = [processor.conversation(record.image, "color", region.mask) for region in record.regions]
+    (example,) = scene_examples(range(5, 6))
+    batch = collator([example])
+    chats = [processor.conversation(example.image, "color", region.mask) for region in example.regions]
     expected = processor.apply_chat_template(
         chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -149,21 +149,21 @@ def test_training_sees_what_inference_sees(collator: RegionCollator, processor: 
 
 
 def test_batches_are_the_same_in_workers_and_again(collator: RegionCollator) -> None:
-    records = scene_records(range(4))
-    expected = [collator(records[:2]), pickle.loads(pickle.dumps(collator))(records[2:])]
-    loader = DataLoader(records, batch_size=2, collate_fn=collator, num_workers=1, multiprocessing_context="fork")
+    examples = scene_examples(range(4))
+    expected = [collator(examples[:2]), pickle.loads(pickle.dumps(collator))(examples[2:])]
+    loader = DataLoader(examples, batch_size=2, collate_fn=collator, num_workers=1, multiprocessing_context="fork")
     for found, wanted in zip(loader, expected, strict=True):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_bad_record_is_named(collator: RegionCollator, processor: Any) -> None:
-    good, bad = scene_records(range(2))
+    good, bad = scene_examples(range(2))
 
     def fails(region: Region, match: str, **changes: Any) -> None:
-        record = Record(bad.image, (bad.regions[0], region), where="my.jsonl:17")
+        example = Example(bad.image, (bad.regions[0], region), where="my.jsonl:17")
         with pytest.raises(DataError, match=match) as error:
-            RegionCollator(processor, load_image=load_image, **changes)([good, record])
+            RegionCollator(processor, load_image=load_image, **changes)([good, example])
         assert error.value.where == "my.jsonl:17"
 
     branch = Branch("red", name="color")
@@ -173,7 +173,7 @@ def test_bad_record_is_named(collator: RegionCollator, processor: Any) -> None:
     fails(Region(None, (Branch("<image>", name="color"),)), "special token")
     fails(Region(None, (Branch("red " * 99, name="color"),)), "max_tokens is 120", max_tokens=120)
 
-    def broken(record: Record) -> Any:
+    def broken(example: Example) -> Any:
         raise OSError("truncated")
 
     with pytest.raises(DataError, match=r"scenes.jsonl:0: its image cannot be loaded: truncated"):
@@ -207,7 +207,7 @@ def test_templates_of_published_language_models_split(name: str) -> None:
 # --- the stock Trainer -----------------------------------------------------------------------------------------------
 
 
-def train(model: Any, collator: RegionCollator, records: list[Record], folder: Any, **arguments: Any) -> list[float]:
+def train(model: Any, collator: RegionCollator, examples: list[Example], folder: Any, **arguments: Any) -> list[float]:
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -224,7 +224,7 @@ def train(model: Any, collator: RegionCollator, records: list[Record], folder: A
         "max_steps": 1,
         **arguments,
     }
-    trainer = Trainer(model, TrainingArguments(**settings), data_collator=collator, train_dataset=records)
+    trainer = Trainer(model, TrainingArguments(**settings), data_collator=collator, train_dataset=examples)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -235,7 +235,7 @@ def test_accumulated_micro_batches_take_the_step_of_one_batch(
     embedded: Any, tmp_path: Any, checkpointing: bool
 ) -> None:
     """Loss counts per answer token over the global batch, however ragged the micro-batches are."""
-    records = scene_records(range(4), max_branches=5)
+    examples = scene_examples(range(4), max_branches=5)
     collator = RegionCollator(embedded[1], load_image=load_image)
     stepped, losses = [], []
     for size in (4, 1):
@@ -244,7 +244,7 @@ def test_accumulated_micro_batches_take_the_step_of_one_batch(
         losses += train(
             model,
             collator,
-            records,
+            examples,
             tmp_path,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=4 // size,
@@ -259,13 +259,13 @@ def test_accumulated_micro_batches_take_the_step_of_one_batch(
 
 
 def test_packed_and_separate_samples_take_the_same_step(embedded: Any, tmp_path: Any) -> None:
-    records = scene_records(range(1), max_branches=4)
+    examples = scene_examples(range(1), max_branches=4)
     stepped = []
     for packed in (True, False):
         model = type(embedded[0])(embedded[0].config)
         model.load_state_dict(embedded[0].state_dict())
         collator = RegionCollator(embedded[1], load_image=load_image, packed=packed)
-        train(model, collator, records, tmp_path, per_device_train_batch_size=1)
+        train(model, collator, examples, tmp_path, per_device_train_batch_size=1)
         stepped.append(dict(model.named_parameters()))
     for name, value in stepped[0].items():
         torch.testing.assert_close(value, stepped[1][name], atol=1e-6, rtol=1e-5, msg=name)
@@ -275,10 +275,10 @@ def test_random_model_learns_the_answers_of_its_branches(processor: Any, tmp_pat
     """End to end: packed batches bring the loss down on a model that knows nothing."""
     tokens = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
     model = tiny_model(0, text_config=tokens, image_token_id=processor.image_token_id)
-    records = scene_records(range(2), max_branches=4)
+    examples = scene_examples(range(2), max_branches=4)
     collator = RegionCollator(processor, load_image=load_image)
     losses = train(
-        model, collator, records, tmp_path, per_device_train_batch_size=2, max_steps=12, optim="adamw_torch",
+        model, collator, examples, tmp_path, per_device_train_batch_size=2, max_steps=12, optim="adamw_torch",
         learning_rate=5e-3,
     )  # fmt: skip
     assert losses[-1] < 0.6 * losses[0]

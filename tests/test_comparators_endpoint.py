@@ -18,7 +18,7 @@ from conftest import free_port
 from describers import Request, Told, describe, unmarkable
 from PIL import Image
 
-from finecaption_hf.data.records import Branch, Record, Region
+from finecaption_hf.data.examples import Branch, Example, Region
 from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, PromptTemplates, Referral
 from finecaption_hf.evaluation.predicting import run_predictions
@@ -393,7 +393,7 @@ def test_refused_key_ends_the_run_without_telling_it(status: int, error: Any, st
 def test_key_is_in_no_setting_message_or_file(stub: Stub, tmp_path: Path) -> None:
     stub.replies = [(400, {"error": {"message": f"bad key {KEY}"}}, {})]
     made = describer(stub)
-    path = run_predictions(made, records(), tmp_path / "predictions.jsonl")
+    path = run_predictions(made, examples(), tmp_path / "predictions.jsonl")
     assert len(stub.requests) == 4
     assert "bad key ***" in path.read_text()
     assert KEY not in path.read_text()
@@ -454,12 +454,12 @@ def test_without_the_client_the_error_says_what_to_install(stub: Stub, monkeypat
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def records() -> list[Record]:
+def examples() -> list[Example]:
     made = []
     for number in range(2):
         branches = tuple(Branch("A cup.", question=f"Q{number}{letter}") for letter in "ab")
         picture = Image.new("RGB", (40, 30), (10 * number, 50, 90))
-        made.append(Record(picture, (Region({"box_xyxy": [5, 5, 30, 25]}, branches),), id=f"picture-{number}"))
+        made.append(Example(picture, (Region({"box_xyxy": [5, 5, 30, 25]}, branches),), id=f"picture-{number}"))
     return made
 
 
@@ -471,10 +471,10 @@ def test_run_that_was_ended_goes_on_where_it_was(stub: Stub, tmp_path: Path) -> 
     path = tmp_path / "predictions.jsonl"
     stub.replies = [None, None, None, (401, "", {})]
     with pytest.raises(EndpointError):
-        run_predictions(describer(stub, concurrency=1), records(), path)
+        run_predictions(describer(stub, concurrency=1), examples(), path)
     assert answers(path) == ["About: Q0a", "About: Q0b", "About: Q1a"]
     before = len(stub.requests)
-    run_predictions(describer(stub, concurrency=2), records(), path)
+    run_predictions(describer(stub, concurrency=2), examples(), path)
     assert answers(path) == ["About: Q0a", "About: Q0b", "About: Q1a", "About: Q1b"]
     assert len(stub.requests) - before == 1
 
@@ -482,12 +482,12 @@ def test_run_that_was_ended_goes_on_where_it_was(stub: Stub, tmp_path: Path) -> 
 def test_failed_questions_are_in_the_file_and_can_be_asked_again(stub: Stub, tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     stub.replies = [None, (400, {"error": {"message": "too large"}}, {})]
-    run_predictions(describer(stub, concurrency=1), records(), path)
+    run_predictions(describer(stub, concurrency=1), examples(), path)
     header, predictions = read_predictions(path)
     assert answers(path) == ["About: Q0a", None, "About: Q1a", "About: Q1b"]
     assert predictions[1].error is not None and "too large" in predictions[1].error["message"]
     assert header.settings["base_url"] == stub.url
-    run_predictions(describer(stub), records(), path, retry_failed=True)
+    run_predictions(describer(stub), examples(), path, retry_failed=True)
     assert answers(path)[1] == "About: Q0b"
     assert len(stub.requests) == 5
 

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
-from finecaption_hf.data.records import Branch, Record, Region
+from finecaption_hf.data.examples import Branch, Example, Region
 from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import (
     PAPER_TABLE_2,
@@ -38,12 +38,12 @@ def write(folder: Path, *rows: str) -> Path:
     return path
 
 
-def records(count: int = 2) -> list[Record]:
+def examples(count: int = 2) -> list[Example]:
     made = []
     for number in range(count):
         branches = (Branch("A red cup.", name="Category Name"), Branch("It is red.", question="Which color is it?"))
         picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8))
-        made.append(Record(picture, (Region({"box_xyxy": [8, 8, 40, 30]}, branches),), id=f"picture-{number}"))
+        made.append(Example(picture, (Region({"box_xyxy": [8, 8, 40, 30]}, branches),), id=f"picture-{number}"))
     return made
 
 
@@ -250,7 +250,7 @@ def run(rows: list[Row], output: Path, log: list[str], fails: dict[str, str] | N
         log.append(f"build {row.name}")
         return Stub(row, log, (fails or {}).get(row.name))
 
-    return run_table(rows, records(), output, build=build, **options)
+    return run_table(rows, examples(), output, build=build, **options)
 
 
 def test_row_that_fails_leaves_the_others_alone_and_is_asked_again(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_row_that_changed_or_other_data_is_not_taken_for_finished(tmp_path: Path
     log: list[str] = []
     run(rows[:1], tmp_path, log)
     log.clear()
-    results = run_table(rows[:1], records(3), tmp_path, build=lambda row, device: Stub(row, log, None))
+    results = run_table(rows[:1], examples(3), tmp_path, build=lambda row, device: Stub(row, log, None))
     assert results[0].error is not None and "was begun by another command" in results[0].error
 
 
@@ -282,7 +282,7 @@ def test_failed_answers_are_tried_again_on_request(tmp_path: Path) -> None:
     rows = stub_rows(tmp_path)
     log: list[str] = []
     run(rows[:1], tmp_path, log)
-    missing = [*records(), Record(str(tmp_path / "gone.png"), records()[0].regions)]
+    missing = [*examples(), Example(str(tmp_path / "gone.png"), examples()[0].regions)]
     run_table(rows[1:2], missing, tmp_path, build=lambda row, device: Stub(row, log, None))
     log.clear()
     run(rows[:1], tmp_path, log, retry_failed=True)
@@ -304,7 +304,7 @@ def test_table_of_real_models_from_folders(tmp_path: Path, embedded: Any) -> Non
         " options: {max_new_tokens: 8}}",
         "{name: gone, kind: transformers, model: /nowhere/at/all, referral: crop}",
     )
-    results = run_table(read_table(path), records(), tmp_path / "out", device="cpu", data_name="two pictures")
+    results = run_table(read_table(path), examples(), tmp_path / "out", device="cpu", data_name="two pictures")
     assert [result.error is None for result in results] == [True, True, True, False]
 
     headers = [read_predictions(result.predictions)[0] for result in results[:3] if result.predictions]
@@ -379,10 +379,10 @@ def scenes(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     lines = []
-    for number, record in enumerate(records()):
-        assert isinstance(record.image, Image.Image)
-        record.image.save(folder / "images" / f"{number}.png")
-        lines.append(json.dumps(Record(f"images/{number}.png", record.regions).to_json()))
+    for number, example in enumerate(examples()):
+        assert isinstance(example.image, Image.Image)
+        example.image.save(folder / "images" / f"{number}.png")
+        lines.append(json.dumps(Example(f"images/{number}.png", example.regions).to_json()))
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 

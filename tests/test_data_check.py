@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
-from finecaption_hf.data import DataError, read_records
+from finecaption_hf.data import DataError, read_examples
 from finecaption_hf.data.check import OWN_WORDS, Lengths, check_dataset
 from finecaption_hf.masks_finecaption import encode_rle
 
@@ -51,7 +51,7 @@ def test_check_counts_and_tells_every_problem(folder: Path) -> None:
     result = run(folder, "--json")
     assert result.exit_code == 1, result.output
     report = json.loads(result.stdout)
-    counts = ("num_records", "num_rejected", "num_regions", "num_whole_images", "num_branches")
+    counts = ("num_examples", "num_rejected", "num_regions", "num_whole_images", "num_branches")
     assert [report[name] for name in counts] == [2, 6, 3, 1, 4]
     assert report["names"] == {"global": 1, "Color": 1, "Vibe": 1, OWN_WORDS: 1}
     assert report["unknown_names"] == ["Vibe"]
@@ -77,20 +77,20 @@ def test_check_prints_tables(folder: Path) -> None:
     assert "Not all of the dataset was read" in result.stdout
     assert not (folder / "mine.jsonl").exists()
     result = run(folder, "--rejects", folder / "mine.jsonl")
-    assert result.exit_code == 1 and "Wrote 6 rejected records" in result.output
+    assert result.exit_code == 1 and "Wrote 6 rejected examples" in result.output
     assert "it is not there" in " ".join(result.stdout.split())
 
 
 def test_check_of_texts_opens_no_picture(folder: Path) -> None:
     report = json.loads(run(folder, "--texts-only", "--json").stdout)
-    assert (report["num_records"], report["num_rejected"], report["areas"]) == (6, 2, {})
+    assert (report["num_examples"], report["num_rejected"], report["areas"]) == (6, 2, {})
 
 
 def test_check_stops_at_the_first_problem_on_demand(folder: Path) -> None:
     result = run(folder, "--on-error", "raise")
     assert result.exit_code == 2 and "records.jsonl:3" in result.output
     with pytest.raises(DataError, match=r"records\.jsonl:3: regions\[0\]\.mask"):
-        check_dataset(read_records(folder))
+        check_dataset(read_examples(folder))
 
 
 def test_check_of_a_broken_file_tells_what_was_read(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_check_of_a_broken_file_tells_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}] * 3)[:-9])
     result = run(tmp_path / "x.json", "--texts-only", "--json")
     report = json.loads(result.stdout)
-    assert result.exit_code == 1 and report["num_records"] == 2 and not report["complete"]
+    assert result.exit_code == 1 and report["num_examples"] == 2 and not report["complete"]
     assert "nothing after it can be read" in report["problems"][0][1]
 
 

@@ -1,4 +1,4 @@
-"""Records by number, and mixes of datasets."""
+"""Examples by number, and mixes of datasets."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finecaption_hf.data import Branch, DataError, MixedDataset, Record, open_dataset, read_records
+from finecaption_hf.data import Branch, DataError, Example, MixedDataset, open_dataset, read_examples
 
 
 def own_row(number: int, regions: int = 1) -> dict:
@@ -42,18 +42,18 @@ def llava(tmp_path: Path) -> Path:
     return path
 
 
-def records_of(dataset) -> list[Record]:
+def records_of(dataset) -> list[Example]:
     return [dataset[index] for index in range(len(dataset))]
 
 
 def test_items_are_the_records_that_reading_gives(own: Path) -> None:
-    with pytest.warns(UserWarning, match="2 of 7 records"):
+    with pytest.warns(UserWarning, match="2 of 7 examples"):
         dataset = open_dataset(own, on_error="skip")
-    with pytest.warns(UserWarning, match="2 of 7 records"):
-        expected = list(read_records(own, on_error="skip"))
-    assert (len(dataset), dataset.num_records, dataset.num_rejected) == (5, 5, 2)
+    with pytest.warns(UserWarning, match="2 of 7 examples"):
+        expected = list(read_examples(own, on_error="skip"))
+    assert (len(dataset), dataset.num_examples, dataset.num_rejected) == (5, 5, 2)
     assert records_of(dataset) == expected
-    assert [record.where for record in records_of(dataset)] == [record.where for record in expected]
+    assert [example.where for example in records_of(dataset)] == [example.where for example in expected]
     assert dataset[-1] == expected[-1]
     assert np.asarray(dataset.load(dataset[3]))[0, 0].tolist() == [3, 0, 0]
     assert len(dataset.rejects_path.read_text().splitlines()) == 2
@@ -67,11 +67,11 @@ def test_max_regions_splits_records_and_loses_no_region(own: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole, split = open_dataset(own, on_error="skip"), open_dataset(own, on_error="skip", max_regions=2)
-    assert [len(record.regions) for record in records_of(split)] == [1, 2, 1, 1, 2, 2, 1]
+    assert [len(example.regions) for example in records_of(split)] == [1, 2, 1, 1, 2, 2, 1]
     parts: dict[str, tuple] = {}
-    for record in records_of(split):
-        parts[record.image] = parts.get(record.image, ()) + record.regions
-    assert parts == {record.image: record.regions for record in records_of(whole)}
+    for example in records_of(split):
+        parts[example.image] = parts.get(example.image, ()) + example.regions
+    assert parts == {example.image: example.regions for example in records_of(whole)}
     with pytest.raises(ValueError, match="max_regions is 0"):
         open_dataset(own, max_regions=0)
 
@@ -80,7 +80,7 @@ def test_converted_dataset_is_cached_until_something_changes(llava: Path, tmp_pa
     cache = tmp_path / "cache"
 
     def opened(**settings):
-        with pytest.warns(UserWarning, match=r"1 of \d records of .*llava\.json were rejected"):
+        with pytest.warns(UserWarning, match=r"1 of \d examples of .*llava\.json are rejected"):
             return open_dataset(llava, cache=cache, on_error="skip", **settings)
 
     first = opened()
@@ -90,7 +90,7 @@ def test_converted_dataset_is_cached_until_something_changes(llava: Path, tmp_pa
     assert os.stat(folder / "records.jsonl").st_mtime_ns == changed and len(list(cache.iterdir())) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = list(read_records(llava, on_error="skip"))
+        expected = list(read_examples(llava, on_error="skip"))
     for dataset in (first, again):
         assert records_of(dataset) == expected
         assert dataset[2].where == f"{llava}[2]"
@@ -111,14 +111,14 @@ def test_converted_dataset_is_cached_until_something_changes(llava: Path, tmp_pa
 def test_number_that_is_no_json_is_rejected_on_conversion(tmp_path: Path) -> None:
     row = {"image": "a.png", "mask_rle": [0, 0, 1], "caption": "a cup"}
     path = write_lines(tmp_path / "x.jsonl", [row, json.dumps(row).replace("[0, 0, 1]", "[0, 0, 1e999]")])
-    with pytest.warns(UserWarning, match="1 of 2 records"):
+    with pytest.warns(UserWarning, match="1 of 2 examples"):
         dataset = open_dataset(path, "osprey", cache=tmp_path / "cache", on_error="skip")
     assert len(dataset) == 1 and "a mask of it is no JSON" in dataset.rejects_path.read_text()
 
 
 def test_dataset_without_a_usable_record_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", [{"image": "a"}])
-    with pytest.raises(DataError, match="no record that can be used"), pytest.warns(UserWarning, match="1 of 1"):
+    with pytest.raises(DataError, match="no example that can be used"), pytest.warns(UserWarning, match="1 of 1"):
         open_dataset(path, "jsonl", on_error="skip")
 
 
@@ -131,8 +131,8 @@ def test_changed_file_is_told(own: Path) -> None:
         dataset[1]
 
 
-def _images(records: list[Record]) -> list[tuple[str, int]]:
-    return [(record.image, int(np.asarray(record.load())[0, 0, 0])) for record in records]
+def _images(examples: list[Example]) -> list[tuple[str, int]]:
+    return [(example.image, int(np.asarray(example.load())[0, 0, 0])) for example in examples]
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
@@ -154,9 +154,9 @@ def test_datasets_dataset_is_read_in_place(tmp_path: Path) -> None:
     ]
     dataset = datasets.Dataset.from_list(rows)
     rejects = tmp_path / "rejects.jsonl"
-    with pytest.warns(UserWarning, match="1 of 3 records"):
+    with pytest.warns(UserWarning, match="1 of 3 examples"):
         opened = open_dataset(dataset, on_error="skip", rejects=rejects)
-    assert [record.regions[0].branches[0].answer for record in records_of(opened)] == ["text 0", "text 2"]
+    assert [example.regions[0].branches[0].answer for example in records_of(opened)] == ["text 0", "text 2"]
     assert np.asarray(opened.load(opened[1]))[0, 0].tolist() == [2, 0, 0]
     assert opened[1].where == "Dataset[2]" and json.loads(rejects.read_text())["where"] == "Dataset[1]"
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finecaption_hf.data import FORMATS, Branch, DataError, Record, Region, read_records
+from finecaption_hf.data import FORMATS, Branch, DataError, Example, Region, read_examples
 from finecaption_hf.data.readers.json_stream import JsonStream
 from finecaption_hf.data.readers.texts import without_entities
 from finecaption_hf.masks_finecaption import as_mask, encode_rle
@@ -139,10 +139,10 @@ def write(folder: Path, name: str, text: str | None = None) -> Path:
     return path
 
 
-def read(path: Any, **settings: Any) -> list[Record]:
+def read(path: Any, **settings: Any) -> list[Example]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return list(read_records(path, **settings))
+        return list(read_examples(path, **settings))
 
 
 def whole(*branches: Branch, id: str | None = None) -> Region:
@@ -155,7 +155,7 @@ def whole(*branches: Branch, id: str | None = None) -> Region:
 def test_compositioncap_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "compositioncap")
     with pytest.warns(UserWarning, match="left out were 1 entities without texts"):
-        (record,) = list(read_records(path))
+        (example,) = list(read_examples(path))
     man = Region(
         BLOB,
         (
@@ -167,9 +167,9 @@ def test_compositioncap_is_read(tmp_path: Path) -> None:
         "entity_id_1",
     )
     other = Region(BLOB, (Branch("round", "Shape"),), 2)
-    assert record == Record("a.jpg", (whole(Branch("A man and a dog.", "global"), id="global"), man, other), 5)
-    assert np.array_equal(as_mask(record.regions[1].mask, H, W), MASK)
-    assert record.where == f"{path}[0]"
+    assert example == Example("a.jpg", (whole(Branch("A man and a dog.", "global"), id="global"), man, other), 5)
+    assert np.array_equal(as_mask(example.regions[1].mask, H, W), MASK)
+    assert example.where == f"{path}[0]"
     (kept,) = read(path, keep_entity_references=True)
     assert kept.regions[0].branches[0].answer == COMPOSITIONCAP[0]["global_caption"]
 
@@ -183,7 +183,7 @@ def test_compositioncap_is_read_by_image_name_as_lines_and_with_other_keys(tmp_p
     renamed = json.dumps(COMPOSITIONCAP).replace('"entities"', '"objs"').replace('"mask"', '"m"')
     path = write(tmp_path, "renamed", renamed)
     with pytest.raises(DataError, match=r"its format cannot be told.*Give format"):
-        read_records(path)
+        read_examples(path)
     (tmp_path / "keys.yaml").write_text("regions: objs\nmask: [m, mask]\n")
     (tmp_path / "keys.json").write_text('{"regions": "objs", "mask": "m"}')
     for mapping in ({"regions": "objs", "mask": "m"}, tmp_path / "keys.yaml", str(tmp_path / "keys.json")):
@@ -191,9 +191,9 @@ def test_compositioncap_is_read_by_image_name_as_lines_and_with_other_keys(tmp_p
     with pytest.raises(DataError, match=r"describes no region; there are the keys .*'objs'.*mapping"):
         read(write(tmp_path, "x", json.dumps([{"image": "a", "objs": []}])), format="compositioncap")
     with pytest.raises(DataError, match=r"there is no field 'entity'\. Known are: answer,"):
-        read_records(path, "compositioncap", mapping={"entity": "x"})
+        read_examples(path, "compositioncap", mapping={"entity": "x"})
     with pytest.raises(DataError, match="keys of the format grand are fixed"):
-        read_records(path, "grand", mapping={"image": "x"})
+        read_examples(path, "grand", mapping={"image": "x"})
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_refcoco_joins_captions_of_one_mask(tmp_path: Path) -> None:
     cup = Region(POLYGON, (Branch("the left cup", "region"), Branch("a red cup", "region")), 11)
     table = Region([[0, 0, 4, 0, 4, 4]], (Branch("a table", "region"),), 14)
     assert read(path) == [
-        Record("a.jpg", (cup, table)),
-        Record("b.jpg", (Region(RLE, (Branch("a cat", "region"),), 12),)),
+        Example("a.jpg", (cup, table)),
+        Example("b.jpg", (Region(RLE, (Branch("a cat", "region"),), 12),)),
     ]
     turned = {key: REFCOCO[key] for key in reversed(REFCOCO)}
     assert read(write(tmp_path, "turned", json.dumps(turned, indent=2))) == read(path)
@@ -242,8 +242,8 @@ def test_refcoco_tells_what_does_not_belong_together(tmp_path: Path) -> None:
         ],
     }
     path = write(tmp_path, "wrong", json.dumps(wrong))
-    reader = read_records(path, on_error="skip", rejects=tmp_path / "rejects.jsonl")
-    with pytest.warns(UserWarning, match="6 of 8 records"):
+    reader = read_examples(path, on_error="skip", rejects=tmp_path / "rejects.jsonl")
+    with pytest.warns(UserWarning, match="6 of 8 examples"):
         assert len(list(reader)) == 2
     rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     told = {reject["where"].rpartition(": ")[2]: reject["reason"] for reject in rejects}
@@ -254,7 +254,7 @@ def test_refcoco_tells_what_does_not_belong_together(tmp_path: Path) -> None:
 
 
 def test_grand_is_read_from_a_file_and_from_a_folder(tmp_path: Path) -> None:
-    expected = Record(
+    expected = Example(
         "sa_1.jpg",
         (
             Region(RLE, (Branch("fire truck, truck", "Category Name"), Branch("a red truck", "region")), 0),
@@ -270,10 +270,10 @@ def test_grand_is_read_from_a_file_and_from_a_folder(tmp_path: Path) -> None:
     (folder / "sa_3.json").write_text('{"sa_3.jpg": {"objects": [')
     with pytest.raises(DataError, match=r"sa_3\.json: the JSON is broken"):
         read(folder)
-    reader = read_records(folder, on_error="skip")
-    with pytest.warns(UserWarning, match="1 of 3 records"), pytest.warns(UserWarning, match="left out were 2 objects"):
+    reader = read_examples(folder, on_error="skip")
+    with pytest.warns(UserWarning, match="1 of 3 examples"), pytest.warns(UserWarning, match="left out were 2 objects"):
         found = list(reader)
-    assert [record.image for record in found] == ["sa_1.jpg", "sa_2.jpg"]
+    assert [example.image for example in found] == ["sa_1.jpg", "sa_2.jpg"]
     assert reader.left_out == {"objects without labels and attributes": 2, "repeated attributes of an object": 0}
     assert (
         read(write(tmp_path, "plain", json.dumps({"sa_1.jpg": GRAND["sa_1.jpg"]["objects"]})))[0].regions
@@ -283,8 +283,8 @@ def test_grand_is_read_from_a_file_and_from_a_folder(tmp_path: Path) -> None:
 
 def test_llava_is_about_the_whole_image(tmp_path: Path) -> None:
     assert read(write(tmp_path, "llava")) == [
-        Record("00/1.jpg", (whole(Branch("a cup", "global", "Describe it.")),), "x1"),
-        Record(
+        Example("00/1.jpg", (whole(Branch("a cup", "global", "Describe it.")),), "x1"),
+        Example(
             "00/2.jpg",
             (whole(Branch("a dog", question="What is it?"), Branch("brown", question="What color?")),),
             "x2",
@@ -295,8 +295,8 @@ def test_llava_is_about_the_whole_image(tmp_path: Path) -> None:
 def test_osprey_gives_turns_to_the_regions_they_name(tmp_path: Path) -> None:
     path = write(tmp_path, "osprey")
     with pytest.warns(UserWarning, match="1 turns about several regions at once"):
-        first, second = list(read_records(path))
-    assert first == Record(
+        first, second = list(read_examples(path))
+    assert first == Example(
         "a.jpg",
         (
             Region(POLYGON, (Branch("Nobody.", question="Who stands near the marked region?"),)),
@@ -344,10 +344,10 @@ def test_osprey_refuses_what_belongs_to_no_region(tmp_path: Path, row: dict[str,
 
 def test_own_jsonl_is_read_from_the_file_and_its_folder(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("\ufeff" + as_jsonl(OWN).replace("\n", "\r\n\r\n"), encoding="utf-8")
-    records = read(tmp_path / "records.jsonl")
-    assert [record.to_json() for record in records] == OWN
-    assert [record.where.rpartition(":")[2] for record in records] == ["1", "3"]
-    assert read(tmp_path) == records
+    examples = read(tmp_path / "records.jsonl")
+    assert [example.to_json() for example in examples] == OWN
+    assert [example.where.rpartition(":")[2] for example in examples] == ["1", "3"]
+    assert read(tmp_path) == examples
 
 
 def test_datasets_are_read_from_memory_and_disk(tmp_path: Path) -> None:
@@ -376,24 +376,26 @@ def test_datasets_are_read_from_memory_and_disk(tmp_path: Path) -> None:
         read(datasets.DatasetDict({"a": dataset, "b": dataset}))
 
     nested = datasets.Dataset.from_list([{"image": row["image"], "regions": row["regions"]} for row in OWN])
-    assert [record.to_json()["regions"] for record in read(nested)] == [row["regions"] for row in OWN]
+    assert [example.to_json()["regions"] for example in read(nested)] == [row["regions"] for row in OWN]
     talks = datasets.Dataset.from_list(LLAVA)
-    assert [record.regions for record in read(talks)] == [record.regions for record in read(write(tmp_path, "llava"))]
+    assert [example.regions for example in read(talks)] == [
+        example.regions for example in read(write(tmp_path, "llava"))
+    ]
     captions = datasets.Dataset.from_list([{"file": "a.jpg", "text": "a cup", "rle": RLE}])
-    (record,) = read(captions, mapping={"image": "file", "caption": "text", "mask": "rle", "caption_name": "dense"})
-    assert record == Record("a.jpg", (Region(RLE, (Branch("a cup", "dense"),)),))
+    (example,) = read(captions, mapping={"image": "file", "caption": "text", "mask": "rle", "caption_name": "dense"})
+    assert example == Example("a.jpg", (Region(RLE, (Branch("a cup", "dense"),)),))
     with pytest.raises(DataError, match=r"Dataset\[0\]: image: there is no image"):
         read(captions)
 
 
 def test_real_regions_are_read(real_regions: list[RealRegion]) -> None:
     source = real_regions[0].image.parents[1] / "regions.jsonl"
-    records = read(source)
-    assert len(records) == len(real_regions)
-    for record, real in zip(records, real_regions):
-        picture = record.load()
-        assert np.array_equal(as_mask(record.regions[0].mask, picture.height, picture.width), real.mask)
-        assert record.regions[0].branches == (Branch(real.caption, "dense"),)
+    examples = read(source)
+    assert len(examples) == len(real_regions)
+    for example, real in zip(examples, real_regions):
+        picture = example.load()
+        assert np.array_equal(as_mask(example.regions[0].mask, picture.height, picture.width), real.mask)
+        assert example.regions[0].branches == (Branch(real.caption, "dense"),)
     with_mapping = read(source, format="osprey", mapping={"caption_name": "region", "mask": "segmentation"})
     assert with_mapping[0].regions[0].branches[0].name == "region"
 
@@ -407,7 +409,7 @@ def test_format_is_told_by_the_content(tmp_path: Path, name: str, indent: int | 
     text = content(name)
     if indent and name not in ("dam", "jsonl"):
         text = "\n " + json.dumps(json.loads(text), indent=indent)
-    reader = read_records(write(tmp_path, name, text))
+    reader = read_examples(write(tmp_path, name, text))
     assert reader.format == {"dam": "osprey"}.get(name, name)
     assert set(FORMATS) >= {reader.format}
 
@@ -429,21 +431,21 @@ def test_format_is_told_by_the_content(tmp_path: Path, name: str, indent: int | 
 def test_unknown_format_is_told(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=message):
-        read_records(tmp_path / "x")
+        read_examples(tmp_path / "x")
 
 
 def test_wrong_settings_are_told(tmp_path: Path) -> None:
     path = write(tmp_path, "llava")
     with pytest.raises(DataError, match="no such file"):
-        read_records(tmp_path / "absent")
+        read_examples(tmp_path / "absent")
     with pytest.raises(DataError, match="this is no file of the format llava"):
-        read_records(tmp_path, "llava")
+        read_examples(tmp_path, "llava")
     with pytest.raises(ValueError, match=r"no format 'coco'\. Known are: compositioncap"):
-        read_records(path, "coco")
+        read_examples(path, "coco")
     with pytest.raises(ValueError, match="on_error is 'ignore'"):
-        read_records(path, on_error="ignore")
+        read_examples(path, on_error="ignore")
     with pytest.warns(UserWarning, match="keep_entity_references has no effect"):
-        read_records(path, keep_entity_references=True)
+        read_examples(path, keep_entity_references=True)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -474,11 +476,11 @@ def test_skipped_lines_are_counted_and_written_with_reasons(tmp_path: Path) -> N
     path = tmp_path / "x.jsonl"
     first, second = as_jsonl(OWN).splitlines(keepends=True)
     path.write_text(first + "".join(line + "\n" for line, _ in BAD_LINES) + second)
-    reader = read_records(path, on_error="skip")
+    reader = read_examples(path, on_error="skip")
     for _ in range(2):  # again: the counts and the file start anew
-        with pytest.warns(UserWarning, match=r"6 of 8 records of .* were rejected; they are in .*x\.jsonl\.rejects"):
-            assert [record.to_json() for record in reader] == OWN
-        assert (reader.num_records, reader.num_rejected) == (2, 6)
+        with pytest.warns(UserWarning, match=r"6 of 8 examples of .* are rejected; they are in .*x\.jsonl\.rejects"):
+            assert [example.to_json() for example in reader] == OWN
+        assert (reader.num_examples, reader.num_rejected) == (2, 6)
         rejects = [json.loads(line) for line in reader.rejects_path.read_text().splitlines()]
         assert [reject["where"] for reject in rejects] == [f"{path}:{line}" for line in range(2, 8)]
         for reject, (line, message) in zip(rejects, BAD_LINES, strict=True):
@@ -490,17 +492,17 @@ def test_clean_file_leaves_no_rejects(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        reader = read_records(path, on_error="skip")
+        reader = read_examples(path, on_error="skip")
         assert len(list(reader)) == 2
     assert not reader.rejects_path.exists()
 
 
 def test_broken_array_raises_even_when_skipping(tmp_path: Path) -> None:
     path = write(tmp_path, "x", json.dumps(LLAVA)[:-40])
-    reader = read_records(path, on_error="skip")
+    reader = read_examples(path, on_error="skip")
     with pytest.raises(DataError, match=r"the JSON is broken .*nothing after it can be read"):
         list(reader)
-    assert reader.num_records == 1
+    assert reader.num_examples == 1
 
 
 def test_too_long_line_is_rejected_and_the_next_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,9 +592,9 @@ def test_mutated_files_give_records_or_data_errors(
     path = write(tmp_path, "mutated", text)
     for format in (None, {"dam": "osprey"}.get(name, name)):
         try:
-            for record in read(path, format=format, on_error=on_error):
-                assert isinstance(record, Record)
-                json.dumps(record.to_json()).encode()
+            for example in read(path, format=format, on_error=on_error):
+                assert isinstance(example, Example)
+                json.dumps(example.to_json()).encode()
         except DataError as error:
             assert error.where and error.reason
 
@@ -621,8 +623,8 @@ def test_exchanged_values_give_records_or_data_errors(tmp_path: Path, name: str,
     text = as_jsonl(parsed) if name in ("dam", "jsonl") else json.dumps(parsed)
     path = write(tmp_path, "exchanged", text)
     try:
-        for record in read(path, format={"dam": "osprey"}.get(name, name), on_error="skip"):
-            json.dumps(record.to_json()).encode()
+        for example in read(path, format={"dam": "osprey"}.get(name, name), on_error="skip"):
+            json.dumps(example.to_json()).encode()
     except DataError as error:
         assert error.where and error.reason
 
@@ -643,7 +645,7 @@ def write_many(path: Path, format: str, number: int) -> None:
 
 def peak_bytes(path: Path, number: int) -> int:
     """Most memory that Python held while a file was read."""
-    reader = read_records(path)
+    reader = read_examples(path)
     tracemalloc.start()
     try:
         assert sum(1 for _ in reader) == number
@@ -659,7 +661,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, format: str, number:
     for count in (5_000, number):
         write_many(tmp_path / f"{count}", format, count)
         peaks[count] = peak_bytes(tmp_path / f"{count}", count)
-    # One buffer of 256 KiB, its text, and one record.
+    # One buffer of 256 KiB, its text, and one example.
     assert peaks[number] < peaks[5_000] + 2**18
     assert peaks[number] < 2**22
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from finecaption_hf.asking import FineCaptionDescriber
 from finecaption_hf.cli import app
-from finecaption_hf.data.records import Branch, Record, Region
+from finecaption_hf.data.examples import Branch, Example, Region
 from finecaption_hf.evaluation.diagnostics import (
     AnswerScorer,
     attribute_accuracy,
@@ -43,7 +43,7 @@ from finecaption_hf.scenes import (
 SEED = 400_000  # far from the scenes of training and of the card
 
 
-def scene_record(scene: Scene, *, names: Sequence[str] | None = None, whole: bool = False) -> Record:
+def scene_example(scene: Scene, *, names: Sequence[str] | None = None, whole: bool = False) -> Example:
     regions = []
     for index, mask in enumerate(scene.masks):
         told = answers(scene, index)
@@ -51,11 +51,11 @@ def scene_record(scene: Scene, *, names: Sequence[str] | None = None, whole: boo
         regions.append(Region(mask, tuple(Branch(told[name], name) for name in asked), str(index)))
     if whole:
         regions.append(Region(None, (Branch(answers(scene, 0)["global"], "global"),), "image"))
-    return Record(Image.fromarray(scene.image), tuple(regions), f"{scene.split}-{scene.seed}")
+    return Example(Image.fromarray(scene.image), tuple(regions), f"{scene.split}-{scene.seed}")
 
 
-def scene_records(number: int, **options: Any) -> list[Record]:
-    return [scene_record(render_scene(SEED + seed, split="test"), **options) for seed in range(number)]
+def scene_examples(number: int, **options: Any) -> list[Example]:
+    return [scene_example(render_scene(SEED + seed, split="test"), **options) for seed in range(number)]
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_scores_need_branches_of_every_region_and_answers_that_are_not_empty(emb
 
 
 def test_model_that_cannot_see_the_mask_changes_by_exactly_nothing(embedded: Any, blind: Any) -> None:
-    found = mask_sensitivity(FineCaptionDescriber(blind, embedded[1]), scene_records(3), truth=known_answers)["values"]
+    found = mask_sensitivity(FineCaptionDescriber(blind, embedded[1]), scene_examples(3), truth=known_answers)["values"]
     for part in (found["all"], *found["by_question"].values()):
         for swap in SWAPS:
             if part[swap] is not None:
@@ -145,13 +145,13 @@ def test_model_without_mask_input_changes_by_exactly_nothing(embedded: Any) -> N
     model = FineCaptionForConditionalGeneration(config).eval()
     processor = copy.copy(embedded[1])
     processor.image_processor = type(processor.image_processor)(**config.image_processor_kwargs())
-    found = mask_sensitivity(FineCaptionDescriber(model, processor), scene_records(1))["values"]["all"]
+    found = mask_sensitivity(FineCaptionDescriber(model, processor), scene_examples(1))["values"]["all"]
     assert [found[swap]["value"] for swap in SWAPS] == [0] * len(SWAPS)
 
 
 @pytest.fixture(scope="module")
 def sensitivity(embedded: Any) -> dict[str, Any]:
-    return mask_sensitivity(FineCaptionDescriber(*embedded), scene_records(8, whole=True), truth=known_answers)
+    return mask_sensitivity(FineCaptionDescriber(*embedded), scene_examples(8, whole=True), truth=known_answers)
 
 
 def test_embedded_checkpoint_uses_the_mask(sensitivity: dict[str, Any]) -> None:
@@ -189,9 +189,9 @@ def test_table_says_what_the_values_say(sensitivity: dict[str, Any]) -> None:
 
 
 def test_what_a_swap_does_not_apply_to_is_counted(embedded: Any) -> None:
-    alone = scene_record(render_scene(SEED, split="test", num_regions=1), names=["Color", "Shape", "Category Name"])
+    alone = scene_example(render_scene(SEED, split="test", num_regions=1), names=["Color", "Shape", "Category Name"])
     everything = np.ones((256, 256), bool)
-    odd = Record(
+    odd = Example(
         alone.image,
         (
             Region(everything, (Branch("red", "Color"),)),  # its complement is empty
@@ -203,13 +203,13 @@ def test_what_a_swap_does_not_apply_to_is_counted(embedded: Any) -> None:
         ),
         "odd",
     )
-    lost = Record("lost.png", alone.regions[:1], "lost")
+    lost = Example("lost.png", alone.regions[:1], "lost")
     found = mask_sensitivity(FineCaptionDescriber(*embedded), [alone, odd, lost])["values"]
     branches = len(alone.regions[0].branches)
     assert found["all"]["branches"] == branches
     for name in ("other_region", "best"):
         assert found["all"][name] is None
-        assert found["all"][f"{name}_not_applicable"] == {"there is no other region in the record": branches}
+        assert found["all"][f"{name}_not_applicable"] == {"there is no other region in the example": branches}
     assert found["all"]["complement"]["segments"] == branches
     assert found["left_out"] == {
         "the region is the whole image": 1,
@@ -233,17 +233,17 @@ def test_image_is_encoded_once_for_all_masks(embedded: Any, monkeypatch: pytest.
         "get_high_res_features",
         lambda self, pixels: calls.append(len(pixels)) or encode(self, pixels),
     )
-    mask_sensitivity(FineCaptionDescriber(*embedded), scene_records(2, names=["Color", "Category Name"]))
+    mask_sensitivity(FineCaptionDescriber(*embedded), scene_examples(2, names=["Color", "Category Name"]))
     assert calls == [1, 1]
 
 
 def test_seed_decides_what_is_drawn(embedded: Any) -> None:
-    records = scene_records(2, names=["Category Name"])
+    examples = scene_examples(2, names=["Category Name"])
     boxes = [{"box_xyxy": [x, 40, x + 50, 140]} for x in (0, 60, 120, 180)]
-    records = [Record(r.image, tuple(Region(box, r.regions[0].branches) for box in boxes), r.id) for r in records]
+    examples = [Example(r.image, tuple(Region(box, r.regions[0].branches) for box in boxes), r.id) for r in examples]
 
     def measure(seed: int, max_others: int) -> dict[str, float]:
-        found = mask_sensitivity(FineCaptionDescriber(*embedded), records, seed=seed, max_others=max_others)["values"][
+        found = mask_sensitivity(FineCaptionDescriber(*embedded), examples, seed=seed, max_others=max_others)["values"][
             "all"
         ]
         return {swap: found[swap]["value"] for swap in ("other_region", "complement", "shuffled")}
@@ -257,12 +257,12 @@ def test_seed_decides_what_is_drawn(embedded: Any) -> None:
 
 def test_own_answers_can_be_scored_in_place_of_references(embedded: Any) -> None:
     """Where the references are wrong, the model's own answers are likelier under every region's own mask."""
-    records = [
-        Record(r.image, tuple(Region(x.mask, (Branch("pink cross", "Category Name"),)) for x in r.regions), r.id)
-        for r in scene_records(2)
+    examples = [
+        Example(r.image, tuple(Region(x.mask, (Branch("pink cross", "Category Name"),)) for x in r.regions), r.id)
+        for r in scene_examples(2)
     ]
     wrong, own = (
-        mask_sensitivity(FineCaptionDescriber(*embedded), records, answers=kind)["values"]["all"]
+        mask_sensitivity(FineCaptionDescriber(*embedded), examples, answers=kind)["values"]["all"]
         for kind in ("reference", "own")
     )
     assert own["log_likelihood_per_token"]["value"] > -0.5 > wrong["log_likelihood_per_token"]["value"] + 1
@@ -336,10 +336,10 @@ def scripted(told: dict[str, str]) -> StubDescriber:
     return StubDescriber(lambda picture, region, request: told[request.question], questions=questions)
 
 
-def three_attributes() -> Record:
+def three_attributes() -> Example:
     branches = tuple(Branch(answer, name) for name, answer in (("Color", "red"), ("Shape", "star"), ("Hair", "none")))
     regions = (Region({"box_xyxy": [0, 0, 9, 9]}, (*branches, Branch("a star", "dense")), "0"),)
-    return Record(Image.new("RGB", (20, 20)), regions, "r")
+    return Example(Image.new("RGB", (20, 20)), regions, "r")
 
 
 VALUES = {"Color": [["red"], ["blue"]], "Shape": [["star"], ["cross"]]}
@@ -401,7 +401,7 @@ def test_nothing_to_compare_raises() -> None:
 
 def test_embedded_checkpoint_says_the_same_in_captions_and_alone(embedded: Any) -> None:
     found = run_diagnostics(
-        FineCaptionDescriber(*embedded), scene_records(6), ["consistency"], truth=known_answers, values=known_values()
+        FineCaptionDescriber(*embedded), scene_examples(6), ["consistency"], truth=known_answers, values=known_values()
     )["consistency"]["values"]
     for form in ("region", "dense"):
         assert found["all"][form]["agreement"]["value"] > 0.9
@@ -410,9 +410,9 @@ def test_embedded_checkpoint_says_the_same_in_captions_and_alone(embedded: Any) 
 
 
 def test_command_puts_the_tables_into_the_report(tmp_path: Path) -> None:
-    records = write_scenes(tmp_path / "scenes", 2, seed=SEED, split="test", num_regions=2)
+    examples = write_scenes(tmp_path / "scenes", 2, seed=SEED, split="test", num_regions=2)
     names = ["accuracy", "mask", "mask-own", "consistency"]
-    given = ["--data", str(records), "--metrics", "rouge_l", "--tokenizer", "python", "--device", "cpu"]
+    given = ["--data", str(examples), "--metrics", "rouge_l", "--tokenizer", "python", "--device", "cpu"]
     output = tmp_path / "out"
     found = CliRunner().invoke(app, ["evaluate", *given, "--diagnostics", ",".join(names), "--output", str(output)])
     assert found.exit_code == 0, found.output

@@ -11,7 +11,7 @@ import pytest
 from mask_forms import run_lengths
 from PIL import Image
 
-from finecaption_hf.data import DataError, open_dataset, read_records
+from finecaption_hf.data import DataError, open_dataset, read_examples
 from finecaption_hf.data.check import check_dataset
 from finecaption_hf.describing import open_inputs
 from finecaption_hf.masks_finecaption import MaskError, as_mask, encode_mask, encode_rle
@@ -79,7 +79,7 @@ def described(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
 def training(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
     row = {"image": "a.png", "regions": [{"id": 7, "branches": BRANCHES, **row}]}
     (folder / "records.jsonl").write_text(json.dumps(row) + "\n")
-    report = check_dataset(read_records(folder / "records.jsonl"))
+    report = check_dataset(read_examples(folder / "records.jsonl"))
     dataset = open_dataset(folder / "records.jsonl")
     (region,) = dataset[0].regions
     assert region.id == 7 and report.num_whole_images == dataset.num_whole_images == (region.mask is None)
@@ -89,7 +89,7 @@ def training(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
 
 def dataset_rows(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
     rows = datasets.Dataset.from_list([{"image": "a.png", "caption": "a cup", **row}])
-    (record,) = read_records(rows, images=folder)
+    (record,) = read_examples(rows, images=folder)
     mask = record.regions[0].mask
     return None if mask is None else as_mask(mask, H, W)
 
@@ -97,7 +97,7 @@ def dataset_rows(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
 def other_formats(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
     """Osprey and DAM."""
     (folder / "dam.jsonl").write_text(json.dumps({"image": "a.png", "caption": "a cup", **row}) + "\n")
-    (record,) = read_records(folder / "dam.jsonl", "osprey", images=folder)
+    (record,) = read_examples(folder / "dam.jsonl", "osprey", images=folder)
     return as_mask(record.regions[0].mask, H, W)
 
 
@@ -190,18 +190,18 @@ def test_an_own_key_may_be_declared_for_other_formats(folder: Path) -> None:
     row = {"image": "a.png", "conversations": turns, "meta": {"a": 1}}
     (folder / "x.json").write_text(json.dumps([row]))
     with pytest.raises(DataError, match=r"x\.json\[0\]: region: The key 'meta' holds a list or an object"):
-        list(read_records(folder / "x.json"))
-    (record,) = read_records(folder / "x.json", mapping={"own": "meta"})
+        list(read_examples(folder / "x.json"))
+    (record,) = read_examples(folder / "x.json", mapping={"own": "meta"})
     assert record.regions[0].mask is None
     (folder / "x.json").write_text(json.dumps([{**row, "box_xyxy": [2, 1, 6, 4]}]))
     with pytest.raises(DataError, match="about whole images"):
-        list(read_records(folder / "x.json", "llava", mapping={"own": "meta"}))
+        list(read_examples(folder / "x.json", "llava", mapping={"own": "meta"}))
 
 
 def test_a_region_beside_regions_is_an_error(folder: Path) -> None:
     row = {"image": "a.png", "mask": RLE, "regions": [{"branches": BRANCHES}]}
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    for read in (lambda path: list(read_records(path)), open_inputs):
+    for read in (lambda path: list(read_examples(path)), open_inputs):
         with pytest.raises(DataError, match=r"rows\.jsonl:1: mask: it stands beside regions"):
             read(folder / "rows.jsonl")
 

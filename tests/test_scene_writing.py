@@ -22,7 +22,7 @@ from finecaption_hf.scenes import (
     describe_scene,
     known_answers,
     render_scene,
-    scene_record,
+    scene_example,
     write_scenes,
 )
 
@@ -78,7 +78,7 @@ def test_without_masks_only_whole_pictures_are_asked_about(tmp_path: Path) -> No
 def test_number_of_regions_and_size_are_passed_on(tmp_path: Path) -> None:
     (row,) = rows(write_scenes(tmp_path, 1, size=320, num_regions=1))
     assert Image.open(tmp_path / row["image"]).size == (320, 320)
-    assert row == scene_record(render_scene(0, size=320, num_regions=1), row["image"])
+    assert row == scene_example(render_scene(0, size=320, num_regions=1), row["image"])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -159,7 +159,7 @@ def test_impossible_sets_raise_before_anything_is_written(
 def test_known_answers_are_those_of_the_scene(num_regions: int | None, size: int) -> None:
     for seed in (5, 6):
         scene = render_scene(seed, size=size, split="test", num_regions=num_regions)
-        row = scene_record(scene, "a.png")
+        row = scene_example(scene, "a.png")
         for index, region in enumerate(row["regions"][:-1]):
             references = {branch["name"]: branch["answer"] for branch in region["branches"]}
             assert known_answers(row["id"], region["id"], (size, size), references) == accepted(scene, index)

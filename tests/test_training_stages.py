@@ -10,7 +10,7 @@ from tiny import tiny_config
 from transformers import TrainingArguments
 
 from finecaption_hf.assembly.cost import model_info, read_config
-from finecaption_hf.data import Branch, Record, Region
+from finecaption_hf.data import Branch, Example, Region
 from finecaption_hf.training import STAGES, Stage, StageError, WholeImageDataset, find_stage
 from finecaption_hf.training.arguments import build_arguments, parse_options
 from finecaption_hf.training.recipes import RECIPES, named_paths, read_recipe
@@ -221,29 +221,29 @@ def test_data_has_the_name_of_its_file_or_folder() -> None:
 # --- whole images ----------------------------------------------------------------------------------------------------
 
 
-def records(number: int, *, whole: bool = True, regions: bool = True) -> list[Record]:
+def examples(number: int, *, whole: bool = True, regions: bool = True) -> list[Example]:
     part = Region({"box_xyxy": [0, 0, 5, 5]}, (Branch("red", name="Color"),))
     image = Region(None, (Branch("a scene", name="Global"),))
     both = (*((part, part) if regions else ()), *((image,) if whole else ()))
-    return [Record("a.png", both, id=str(index)) for index in range(number)]
+    return [Example("a.png", both, id=str(index)) for index in range(number)]
 
 
 def test_a_tenth_of_the_samples_is_the_whole_image() -> None:
-    dataset = WholeImageDataset(records(2000), 0.1, seed=4)
+    dataset = WholeImageDataset(examples(2000), 0.1, seed=4)
     whole = [index for index in range(2000) if dataset[index].regions[0].mask is None]
     # 200 expected; 13.4 is the standard deviation of that many draws.
     assert 140 < len(whole) < 260
     assert all(len(dataset[index].regions) == (1 if index in whole else 2) for index in range(100))
-    again = WholeImageDataset(records(2000), 0.1, seed=4)
+    again = WholeImageDataset(examples(2000), 0.1, seed=4)
     assert [index for index in range(2000) if again[index].regions[0].mask is None] == whole
-    other = WholeImageDataset(records(2000), 0.1, seed=5)
+    other = WholeImageDataset(examples(2000), 0.1, seed=5)
     assert [index for index in range(2000) if other[index].regions[0].mask is None] != whole
 
 
 def test_records_without_a_choice_pass_unchanged() -> None:
-    for given in (records(20, whole=False), records(20, regions=False)):
+    for given in (examples(20, whole=False), examples(20, regions=False)):
         dataset = WholeImageDataset(given, 0.5)
         assert [dataset[index] for index in range(20)] == given
-    assert WholeImageDataset(records(3), 0.5)[-1].id == "2"
+    assert WholeImageDataset(examples(3), 0.5)[-1].id == "2"
     with pytest.raises(IndexError):
-        WholeImageDataset(records(3), 0.5)[3]
+        WholeImageDataset(examples(3), 0.5)[3]

@@ -59,11 +59,11 @@ def check(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where records that cannot be used are written, with reasons.",
+            help="Where examples that cannot be used are written, with reasons.",
             show_default="PATH.rejects.jsonl",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many records.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many examples.", show_default="all")] = None,
     as_json: Json = False,
 ) -> None:
     """Read a whole dataset and tell what is in it, and every problem. Exit code 1 if there are problems."""
@@ -72,11 +72,11 @@ def check(
 
         from .. import EMBEDDED_CHECKPOINT, register
         from ..data.check import check_dataset
-        from ..data.readers import read_records
+        from ..data.readers import read_examples
 
         register()
         processor = AutoProcessor.from_pretrained(str(EMBEDDED_CHECKPOINT if model is None else model))
-        reader = read_records(
+        reader = read_examples(
             path,
             format,
             images=images,
@@ -85,23 +85,23 @@ def check(
             mapping=mapping,
             keep_entity_references=keep_entity_references,
         )
-        columns = (SpinnerColumn(), TextColumn("{task.completed} records"))
+        columns = (SpinnerColumn(), TextColumn("{task.completed} examples"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("records", total=None)
+            bar = progress.add_task("examples", total=None)
             report = check_dataset(
                 reader,
                 tokenizer=processor.tokenizer,
                 questions=processor.questions,
                 check_images=decode,
                 limit=limit,
-                on_record=lambda done: progress.update(bar, completed=done),
+                on_example=lambda done: progress.update(bar, completed=done),
             )
     if as_json:
         typer.echo(json.dumps(asdict(report), ensure_ascii=False, indent=2))
     else:
         _print_report(report)
         if report.num_rejected:
-            typer.echo(f"Wrote {report.num_rejected} rejected records to {reader.rejects_path}", err=True)
+            typer.echo(f"Wrote {report.num_rejected} rejected examples to {reader.rejects_path}", err=True)
     if report.problems:
         raise typer.Exit(1)
 
@@ -110,10 +110,10 @@ def _print_report(report: "DatasetReport") -> None:
     console = Console()
     counts = {
         "format": report.format,
-        "records (images)": f"{report.num_records:,}",
+        "examples (images)": f"{report.num_examples:,}",
         "regions": f"{report.num_regions:,}, of which whole images {report.num_whole_images:,}",
         "branches": f"{report.num_branches:,}",
-        "rejected records": f"{report.num_rejected:,}",
+        "rejected examples": f"{report.num_rejected:,}",
         "most tokens of a region": f"{report.longest_region:,}",
         "frequent image sizes": ", ".join(f"{size} ({n})" for size, n in list(report.image_sizes.items())[:4]),
     }

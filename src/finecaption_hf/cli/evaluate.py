@@ -17,7 +17,7 @@ from .common import Device, DtypeOption, Model, errors_in_one_line, load_describ
 from .evaluate_table import compare_models
 
 if TYPE_CHECKING:
-    from ..data.dataset import RecordDataset
+    from ..data.dataset import ExampleDataset
 
 
 class OnError(str, Enum):
@@ -105,12 +105,12 @@ def evaluate(
         str | None, typer.Option(help="Name of the model in the report.", show_default="--model")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask about this many records only, the first.", show_default="all")
+        int | None, typer.Option(min=1, help="Ask about this many examples only, the first.", show_default="all")
     ] = None,
     bad_records: Annotated[
         BadRecords,
         typer.Option(
-            help="What to do with records that are none: end with an error, or leave them out and count them."
+            help="What to do with examples that cannot be used: end with an error, or leave them out and count them."
         ),
     ] = BadRecords.stop,
     on_error: Annotated[
@@ -305,7 +305,7 @@ def evaluate(
     typer.echo(f"Wrote {output / 'report.html'}", err=True)
 
 
-def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console, **options: Any) -> None:
+def _predict(describer: Any, dataset: "ExampleDataset", path: Path, err: Console, **options: Any) -> None:
     from ..evaluation.predicting import run_predictions
 
     columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -322,12 +322,12 @@ def _predict(describer: Any, dataset: "RecordDataset", path: Path, err: Console,
 
 
 def _diagnose(
-    names: list[str], predictions: Path, dataset: "RecordDataset", describer: Any, err: Console, **options: Any
+    names: list[str], predictions: Path, dataset: "ExampleDataset", describer: Any, err: Console, **options: Any
 ) -> list[dict[str, Any]]:
     from ..evaluation.diagnosing import diagnose
     from ..evaluation.evaluating import read_finished
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} records"))
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} examples"))
     with Progress(*columns, console=err, transient=True) as progress:
         bars = {name: progress.add_task(name, total=None, visible=False) for name in names}
         return diagnose(
@@ -335,7 +335,7 @@ def _diagnose(
             read_finished(predictions)[1],
             dataset,
             describer,
-            on_record=lambda name, done: progress.update(bars[name], completed=done, visible=True),
+            on_example=lambda name, done: progress.update(bars[name], completed=done, visible=True),
             **options,
         )
 

@@ -13,13 +13,13 @@ from rich.text import Text
 from .common import errors_in_one_line
 
 if TYPE_CHECKING:
-    from ..data.dataset import RecordDataset
+    from ..data.dataset import ExampleDataset
     from ..evaluation.comparators import Row
 
 
 def compare_models(
     rows: "Sequence[Row]",
-    dataset: "RecordDataset",
+    dataset: "ExampleDataset",
     output: Path,
     err: Console,
     *,

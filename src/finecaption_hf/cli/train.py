@@ -48,7 +48,7 @@ def train(
         typer.Option(metavar="[NAME=]PATH", help="Folder, .zip or .tar of the pictures of NAME, or of all data."),
     ] = None,
     on_error: Annotated[
-        OnError, typer.Option(help="What happens to a bad record: end with an error, or leave it out and count it.")
+        OnError, typer.Option(help="What happens to a bad example: end with an error, or leave it out and count it.")
     ] = OnError.stop,
     eval_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of --data to hold out, where there is no --eval-data.")
@@ -57,10 +57,10 @@ def train(
         int | None, typer.Option(min=1, help="Longest packed sequence; more branches make more sequences.")
     ] = None,
     max_regions: Annotated[
-        int | None, typer.Option(min=1, help="Regions per item; records with more are split.")
+        int | None, typer.Option(min=1, help="Regions per item; examples with more are split.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=0, help="Held-out records that are captioned at every evaluation.")
+        int | None, typer.Option(min=0, help="Held-out examples that are captioned at every evaluation.")
     ] = None,
     resume: Annotated[
         bool, typer.Option(help="Continue what the folder holds; --no-resume refuses a folder that holds something.")

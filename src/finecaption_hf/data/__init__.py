@@ -1,16 +1,16 @@
-"""Data for training and evaluation: one record type, readers for each dataset's files, pictures from archives.
+"""Data for training and evaluation: one example type, readers for each dataset's files, pictures from archives.
 
 >>> from finecaption_hf.data import open_dataset
 >>> dataset = open_dataset("finetune_refcoco_train_with_mask.json", images="train2014.zip", on_error="skip")
->>> record = dataset[0]
->>> record.load(), record.regions[0].branches[0].answer
+>>> example = dataset[0]
+>>> example.load(), example.regions[0].branches[0].answer
 """
 
-from .dataset import RecordDataset, open_dataset
+from .dataset import ExampleDataset, open_dataset
+from .examples import Branch, DataError, Example, Region
 from .images import ImageStore, open_images
 from .mixing import MixedDataset
-from .readers import FORMATS, Keys, RecordReader, read_records
-from .records import Branch, DataError, Record, Region
+from .readers import FORMATS, ExampleReader, Keys, read_examples
 
 __all__ = [
     "FORMATS",
@@ -19,11 +19,11 @@ __all__ = [
     "ImageStore",
     "Keys",
     "MixedDataset",
-    "Record",
-    "RecordDataset",
-    "RecordReader",
+    "Example",
+    "ExampleDataset",
+    "ExampleReader",
     "Region",
     "open_dataset",
     "open_images",
-    "read_records",
+    "read_examples",
 ]

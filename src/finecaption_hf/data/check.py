@@ -11,8 +11,8 @@ import numpy as np
 
 from ..masks_finecaption import MaskError, as_mask
 from ..prompts_finecaption import ATTRIBUTES, TASKS, find_question, normalise_name
-from .readers import Place, RecordReader
-from .records import DataError, Record
+from .examples import DataError, Example
+from .readers import ExampleReader, Place
 
 OWN_WORDS = "(question in own words)"
 
@@ -58,9 +58,9 @@ class DatasetReport:
 
     Attributes:
         format, source: what was read.
-        complete: whether all of it was read, rather than `limit` records.
-        num_records, num_rejected, num_regions, num_whole_images, num_branches: counts of what can be used, and of
-            records that cannot.
+        complete: whether all of it was read, rather than `limit` examples.
+        num_examples, num_rejected, num_regions, num_whole_images, num_branches: counts of what can be used, and of
+            examples that cannot.
         names: branches for each task or attribute.
         unknown_names: those of them for which the package has no question; branches of these need one of their own or a
             processor with more `questions`.
@@ -76,7 +76,7 @@ class DatasetReport:
     format: str
     source: str
     complete: bool = True
-    num_records: int = 0
+    num_examples: int = 0
     num_rejected: int = 0
     num_regions: int = 0
     num_whole_images: int = 0
@@ -94,24 +94,24 @@ class DatasetReport:
 
 
 def check_dataset(
-    reader: RecordReader,
+    reader: ExampleReader,
     *,
     tokenizer: Any = None,
     questions: dict[str, str] | None = None,
     check_images: bool = True,
     limit: int | None = None,
-    on_record: Callable[[int], None] = lambda number: None,
+    on_example: Callable[[int], None] = lambda number: None,
 ) -> DatasetReport:
     """Read a whole dataset, decode its images and masks, and count.
 
     Args:
-        reader: of `read_records`. With `on_error="raise"` the first problem ends in a `DataError`; with "skip" each
+        reader: of `read_examples`. With `on_error="raise"` the first problem ends in a `DataError`; with "skip" each
             goes to the reader's file of rejects, too.
         tokenizer (*optional*): counts the tokens of questions and answers.
         questions (*optional*): name -> question, of a processor; `None` means those of the paper.
         check_images: open the pictures, and decode the masks at their size.
-        limit: stop after so many records.
-        on_record: called with the number of records so far.
+        limit: stop after so many examples.
+        on_example: called with the number of examples so far.
 
     Returns:
         `DatasetReport`.
@@ -124,7 +124,7 @@ def check_dataset(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the report says it
             for done, _ in enumerate(reader.each(counting.look), start=1):
-                on_record(done)
+                on_example(done)
                 if limit is not None and done >= limit:
                     report.complete = False
                     break
@@ -154,10 +154,10 @@ class _Counting:
     def problem(self, where: str, reason: str) -> None:
         self.report.problems.append((where, reason))
 
-    def look(self, record: Record, place: Place | None) -> None:
-        areas = self._areas(record) if self.check_images else []
+    def look(self, example: Example, place: Place | None) -> None:
+        areas = self._areas(example) if self.check_images else []
         self.areas.update(areas)
-        for region in record.regions:
+        for region in example.regions:
             self.report.num_whole_images += region.mask is None
             tokens = 0
             for branch in region.branches:
@@ -172,14 +172,14 @@ class _Counting:
                             tokens += length
             self.report.longest_region = max(self.report.longest_region, tokens)
             self.report.num_branches += len(region.branches)
-        self.report.num_regions += len(record.regions)
+        self.report.num_regions += len(example.regions)
 
-    def _areas(self, record: Record) -> list[int]:
-        """The classes of area of the regions that have a mask. One error tells all that is wrong with a record."""
-        picture = record.load()
+    def _areas(self, example: Example) -> list[int]:
+        """The classes of area of the regions that have a mask. One error tells all that is wrong with an example."""
+        picture = example.load()
         size = (picture.width, picture.height)
         areas, wrong = [], []
-        for index, region in enumerate(record.regions):
+        for index, region in enumerate(example.regions):
             if region.mask is None:
                 continue
             try:
@@ -191,14 +191,14 @@ class _Counting:
             except MaskError as error:
                 wrong.append(f"regions[{index}].mask: {error}")
         if wrong:
-            raise DataError(record.where, " ".join(wrong))
+            raise DataError(example.where, " ".join(wrong))
         if len(self.sizes) < 10_000 or size in self.sizes:
             self.sizes[size] += 1
         return areas
 
-    def close(self, reader: RecordReader) -> None:
+    def close(self, reader: ExampleReader) -> None:
         report = self.report
-        report.num_records, report.num_rejected = reader.num_records, reader.num_rejected
+        report.num_examples, report.num_rejected = reader.num_examples, reader.num_rejected
         report.left_out = dict(+reader.left_out)
         report.notes = dict(self.notes)
         order = {name: number for number, name in enumerate(self.known)}

@@ -1,4 +1,4 @@
-"""Records -> the tensors of a training step, each image loaded once and each region's branches packed together.
+"""Examples -> the tensors of a training step, each image loaded once and each region's branches packed together.
 
 Dimension letters: B regions, I images, S sequences, T tokens of a sequence.
 """
@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 
 from ..branch_attention_finecaption import PADDING_BRANCH
+from .examples import Branch, DataError, Example, Region
 from .packing import IGNORED_LABEL, BranchEncoder, PackedSequence, pack_branches
-from .records import Branch, DataError, Record, Region
 
 
 class RegionCollator:
-    """Makes a batch of records for a `Trainer` or a `DataLoader`; can be sent to worker processes.
+    """Makes a batch of examples for a `Trainer` or a `DataLoader`; can be sent to worker processes.
 
     Images and regions go through the processor's image processor, texts through its chat template and tokenizer, so
-    training sees what inference sees. Records of the same image (the same name from the same file, or the same picture)
+    training sees what inference sees. Examples of the same image (the same name of one file, or the same picture)
     share it. Give the Trainer `remove_unused_columns=False`.
 
     Args:
         processor (`FineCaptionProcessor`): of the checkpoint that trains.
-        load_image: gives the picture of a record, such as `dataset.load`.
+        load_image: gives the picture of an example, such as `dataset.load`.
         max_tokens (`int`, *optional*): of a sequence, with its prefix. A region whose branches do not fit has several
             sequences, which share its image tokens; a branch is never cut.
         packed (`bool`): `False` makes one sequence per branch, with an image and a region of its own, and a plain
@@ -37,7 +37,7 @@ class RegionCollator:
         self,
         processor: Any,
         *,
-        load_image: Callable[[Record], Image.Image],
+        load_image: Callable[[Example], Image.Image],
         max_tokens: int | None = None,
         packed: bool = True,
     ) -> None:
@@ -51,11 +51,11 @@ class RegionCollator:
         if self.pad_token_id is None:
             raise ValueError("The tokenizer has neither a padding nor an end-of-sequence token. Set its pad_token.")
 
-    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Prepare a batch.
 
         Args:
-            records: in any order; sequences come by image and region, each in the order of their first appearance.
+            examples: in any order; sequences come by image and region, each in the order of their first appearance.
 
         Returns:
             `dict` with, for I images, B regions and S sequences of T tokens, padded on the right,
@@ -69,30 +69,30 @@ class RegionCollator:
             `branch_ids`, `image_indices` and `region_indices`.
 
         Raises:
-            DataError: If an image, a region or a text of a record cannot be used; its `where` is the record's.
+            DataError: If an image, a region or a text of an example cannot be used; its `where` is the example's.
         """
-        if not records:
-            raise ValueError("The batch is empty. Give at least one record.")
-        groups: dict[Hashable, list[Record]] = {}
-        for record in records:
-            groups.setdefault(_image_key(record), []).append(record)
+        if not examples:
+            raise ValueError("The batch is empty. Give at least one example.")
+        groups: dict[Hashable, list[Example]] = {}
+        for example in examples:
+            groups.setdefault(_image_key(example), []).append(example)
 
         # Texts first: they are cheap, and a bad one need not wait for its image.
-        regions: list[tuple[int, Record, Region]] = []
+        regions: list[tuple[int, Example, Region]] = []
         sequences: list[PackedSequence] = []
         region_indices: list[int] = []
         for index, group in enumerate(groups.values()):
-            for record, region in [(item, region) for item in group for region in item.regions]:
-                packed = self._pack(record, region)
+            for example, region in [(item, region) for item in group for region in item.regions]:
+                packed = self._pack(example, region)
                 region_indices += [len(regions)] * len(packed)
                 sequences += packed
-                regions.append((index, record, region))
+                regions.append((index, example, region))
         pictures = [self._load(group[0]) for group in groups.values()]
         if not self.packed:
             # As peers do it: every branch brings its region and its image.
             regions = [regions[region] for region in region_indices]
             pictures = [pictures[index] for index, _, _ in regions]
-            regions = [(number, record, region) for number, (_, record, region) in enumerate(regions)]
+            regions = [(number, example, region) for number, (_, example, region) in enumerate(regions)]
         batch = {**self._pad(sequences), **self._prepare_regions(pictures, regions)}
         if self.packed:
             batch["region_indices"] = torch.tensor(region_indices)
@@ -101,7 +101,7 @@ class RegionCollator:
             del batch["image_indices"]
         return batch
 
-    def _pack(self, record: Record, region: Region) -> list[PackedSequence]:
+    def _pack(self, example: Example, region: Region) -> list[PackedSequence]:
         try:
             branches = self.encoder.encode([(self._question(branch), branch.answer) for branch in region.branches])
             if self.packed:
@@ -112,7 +112,7 @@ class RegionCollator:
                 for packed in pack_branches(self.encoder.prefix_ids, [branch], self.max_tokens)
             ]
         except ValueError as error:
-            raise DataError(record.where, f"{_name(record, region)}: {error}") from error
+            raise DataError(example.where, f"{_name(example, region)}: {error}") from error
 
     def _question(self, branch: Branch) -> str:
         if branch.question is not None:
@@ -120,18 +120,18 @@ class RegionCollator:
         assert branch.name is not None, "a branch has a name or a question"
         return self.processor.question(branch.name)
 
-    def _load(self, record: Record) -> Image.Image:
+    def _load(self, example: Example) -> Image.Image:
         try:
-            return self.load_image(record)
+            return self.load_image(example)
         except DataError:
             raise
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(record.where, f"its image cannot be loaded: {error}") from error
+            raise DataError(example.where, f"its image cannot be loaded: {error}") from error
 
     def _prepare_regions(
-        self, pictures: list[Image.Image], regions: list[tuple[int, Record, Region]]
+        self, pictures: list[Image.Image], regions: list[tuple[int, Example, Region]]
     ) -> dict[str, torch.Tensor]:
-        def prepare(pictures: list[Image.Image], regions: list[tuple[int, Record, Region]]) -> dict[str, torch.Tensor]:
+        def prepare(pictures: list[Image.Image], regions: list[tuple[int, Example, Region]]) -> dict[str, torch.Tensor]:
             masks = [region.mask for _, _, region in regions]
             indices = [index for index, _, _ in regions]
             return dict(self.processor.image_processor(pictures, masks=masks, image_indices=indices))
@@ -139,12 +139,12 @@ class RegionCollator:
         try:
             return prepare(pictures, regions)
         except (OSError, ValueError) as error:
-            # Only now look for the record that is to blame.
-            for index, record, region in regions:
+            # Only now look for the example that is to blame.
+            for index, example, region in regions:
                 try:
-                    prepare([pictures[index]], [(0, record, region)])
+                    prepare([pictures[index]], [(0, example, region)])
                 except (OSError, ValueError) as reason:
-                    raise DataError(record.where, f"{_name(record, region)}: {reason}") from error
+                    raise DataError(example.where, f"{_name(example, region)}: {reason}") from error
             raise
 
     def _pad(self, sequences: list[PackedSequence]) -> dict[str, torch.Tensor]:
@@ -158,18 +158,18 @@ class RegionCollator:
         }
 
 
-def _image_key(record: Record) -> Hashable:
-    """What records of one image share. Names count within a store and a file: `images/1.png` may be in several."""
-    if not isinstance(record.image, str):
-        return id(record.image)
-    source = record.where.rpartition("[" if record.where.endswith("]") else ":")[0]
-    return id(record.store), source, record.image
+def _image_key(example: Example) -> Hashable:
+    """What examples of one image share. Names count within a store and a file: `images/1.png` may be in several."""
+    if not isinstance(example.image, str):
+        return id(example.image)
+    source = example.where.rpartition("[" if example.where.endswith("]") else ":")[0]
+    return id(example.store), source, example.image
 
 
-def _name(record: Record, region: Region) -> str:
+def _name(example: Example, region: Region) -> str:
     if region.id is not None:
         return f"region {region.id!r}"
-    return f"region {next(number for number, item in enumerate(record.regions) if item is region)}"
+    return f"region {next(number for number, item in enumerate(example.regions) if item is region)}"
 
 
 __all__ = ["RegionCollator"]

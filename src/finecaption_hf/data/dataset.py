@@ -1,4 +1,4 @@
-"""Records by number, for training: constant memory but for a few bytes per item, and safe in DataLoader workers."""
+"""Examples by number, for training: constant memory but for a few bytes per item, and safe in DataLoader workers."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .examples import DataError, Example
 from .images import ImageStore
-from .readers import Place, RecordReader, load_rows, read_records
+from .readers import ExampleReader, Place, load_rows, read_examples
 from .readers.json_stream import LinesByNumber
-from .records import DataError, Record
 
-# Part of the name of every cached file: changes when the readers give other records for the same source.
+# Part of the name of every cached file: changes when the readers give other examples for the same source.
 _CACHE_VERSION = 2
 
 
@@ -32,36 +32,36 @@ class _FileRows:
         for place in places:
             self.lines.add(*place)
 
-    def read(self, index: int, store: ImageStore | None) -> Record:
+    def read(self, index: int, store: ImageStore | None) -> Example:
         number, row = self.lines.read(index)
         where = f"{self.lines.path}:{number}"
         if isinstance(row, DataError):
             raise DataError(where, f"{row.reason} Did the file change?")
         if self.has_where and isinstance(row, dict):
             where = row.get("where", where)
-        return Record.from_json(row, where, store=store)
+        return Example.from_json(row, where, store=store)
 
 
 class _DatasetRows:
     """The rows of a `datasets.Dataset`."""
 
-    def __init__(self, reader: RecordReader, places: Iterator[Place]) -> None:
+    def __init__(self, reader: ExampleReader, places: Iterator[Place]) -> None:
         self.reader = reader
         self.dataset = load_rows(reader.source)
         self.indices = array("q", (row for row, _, _ in places))
 
-    def read(self, index: int, store: ImageStore | None) -> Record:
+    def read(self, index: int, store: ImageStore | None) -> Example:
         row = self.indices[index]
         return self.reader.parse(self.dataset[row], f"{self.reader.name}[{row}]")
 
 
-class RecordDataset(torch.utils.data.Dataset[Record]):
-    """Records by number, in the order of their file. `open_dataset` makes them.
+class ExampleDataset(torch.utils.data.Dataset[Example]):
+    """Examples by number, in the order of their file. `open_dataset` makes them.
 
     Attributes:
         images (`ImageStore`, *optional*): where the pictures lie.
-        num_records, num_rejected (`int`): what was read, and what was not taken in with `on_error="skip"`.
-        num_regions, num_whole_images (`int`): regions of the records, and those of them without a mask.
+        num_examples, num_rejected (`int`): what was read, and what was not taken in with `on_error="skip"`.
+        num_regions, num_whole_images (`int`): regions of the examples, and those of them without a mask.
         rejects_path (`Path`, *optional*): where the rejected ones are, if there are any.
         max_regions (`int`, *optional*): see `open_dataset`.
     """
@@ -79,24 +79,24 @@ class RecordDataset(torch.utils.data.Dataset[Record]):
     ) -> None:
         self._rows = rows
         self.images = images
-        self.num_records = len(num_regions)
+        self.num_examples = len(num_regions)
         self.num_regions = sum(num_regions)
         self.num_whole_images = num_whole_images
         self.num_rejected = num_rejected
         self.rejects_path = rejects_path
         self.max_regions = max_regions
-        self._records, self._starts = array("q"), array("q")
+        self._examples, self._starts = array("q"), array("q")
         if max_regions is not None:
             for index, number in enumerate(num_regions):
                 for start in range(0, number, max_regions):
-                    self._records.append(index)
+                    self._examples.append(index)
                     self._starts.append(start)
 
     def __len__(self) -> int:
-        return self.num_records if self.max_regions is None else len(self._records)
+        return self.num_examples if self.max_regions is None else len(self._examples)
 
-    def __getitem__(self, index: int) -> Record:
-        """Item `index`, a whole record or `max_regions` of its regions.
+    def __getitem__(self, index: int) -> Example:
+        """Item `index`, a whole example or `max_regions` of its regions.
 
         Raises:
             IndexError: If there is no such item.
@@ -107,18 +107,18 @@ class RecordDataset(torch.utils.data.Dataset[Record]):
         index %= len(self)
         if self.max_regions is None:
             return self._rows.read(index, self.images)
-        record = self._rows.read(self._records[index], self.images)
+        example = self._rows.read(self._examples[index], self.images)
         start = self._starts[index]
-        regions = record.regions[start : start + self.max_regions]
-        return Record(record.image, regions, record.id, record.where, record.store)
+        regions = example.regions[start : start + self.max_regions]
+        return Example(example.image, regions, example.id, example.where, example.store)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[Example]:
         """All items, in their order; again and again."""
         return (self[index] for index in range(len(self)))
 
-    def load(self, record: Record) -> Image.Image:
-        """The picture of a record, see `Record.load`."""
-        return record.load()
+    def load(self, example: Example) -> Image.Image:
+        """The picture of an example, see `Example.load`."""
+        return example.load()
 
 
 def open_dataset(
@@ -132,7 +132,7 @@ def open_dataset(
     keep_entity_references: bool = False,
     cache: str | os.PathLike[str] | None = None,
     max_regions: int | None = None,
-) -> RecordDataset:
+) -> ExampleDataset:
     """Open a dataset for access by number. All of it is read, and checked, once.
 
     The package's JSONL and `datasets.Dataset` are then read in place. Any other format is written as package JSONL to
@@ -140,19 +140,19 @@ def open_dataset(
     same; several processes may do that at once.
 
     Args:
-        path, format, images, on_error, rejects, mapping, keep_entity_references: as for `read_records`.
+        path, format, images, on_error, rejects, mapping, keep_entity_references: as for `read_examples`.
         cache: folder for files that were converted; `None` means `finecaption-hf/data` in the user's cache.
-        max_regions: split a record with more regions over several items of the same image.
+        max_regions: split an example with more regions over several items of the same image.
 
     Returns:
-        `RecordDataset`.
+        `ExampleDataset`.
 
     Raises:
-        DataError: If something cannot be used, see `RecordReader`, or nothing is left.
+        DataError: If something cannot be used, see `ExampleReader`, or nothing is left.
     """
     if max_regions is not None and max_regions < 1:
-        raise ValueError(f"max_regions is {max_regions}. Give at least 1, or None for whole records.")
-    reader = read_records(
+        raise ValueError(f"max_regions is {max_regions}. Give at least 1, or None for whole examples.")
+    reader = read_examples(
         path,
         format,
         images=images,
@@ -181,11 +181,11 @@ def open_dataset(
                 shutil.copyfile(folder / "rejects.jsonl", rejects_path)
         for message in counts["warnings"]:
             warnings.warn(message.replace("{rejects}", str(rejects_path)), stacklevel=2)
-        reader = read_records(folder / "records.jsonl", "jsonl", images=reader.images)
+        reader = read_examples(folder / "records.jsonl", "jsonl", images=reader.images)
         rows = _FileRows(folder / "records.jsonl", _places(reader, num_regions), has_where=True)
     if not num_regions:
-        raise DataError(reader.name, f"it holds no record that can be used ({num_rejected} were rejected).")
-    return RecordDataset(
+        raise DataError(reader.name, f"it holds no example that can be used ({num_rejected} were rejected).")
+    return ExampleDataset(
         rows,
         num_regions,
         images=reader.images,
@@ -196,15 +196,15 @@ def open_dataset(
     )
 
 
-def _places(reader: RecordReader, num_regions: "array[int]") -> Iterator[Place]:
+def _places(reader: ExampleReader, num_regions: "array[int]") -> Iterator[Place]:
     """Where the good lines or rows are; the numbers of their regions go to `num_regions`."""
-    for number, place in reader.each(lambda record, place: (len(record.regions), place)):
+    for number, place in reader.each(lambda example, place: (len(example.regions), place)):
         assert place is not None  # formats that have lines or rows
         num_regions.append(number)
         yield place
 
 
-def _converted(reader: RecordReader, cache: str | os.PathLike[str] | None) -> Path:
+def _converted(reader: ExampleReader, cache: str | os.PathLike[str] | None) -> Path:
     """The folder with the package JSONL of a source, written if it is not there."""
     if cache is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finecaption-hf" / "data"
@@ -237,14 +237,14 @@ def _converted(reader: RecordReader, cache: str | os.PathLike[str] | None) -> Pa
     return folder
 
 
-def _line(record: Record, place: Place | None) -> str:
+def _line(example: Example, place: Place | None) -> str:
     try:
-        return json.dumps({**record.to_json(), "where": record.where}, allow_nan=False) + "\n"
+        return json.dumps({**example.to_json(), "where": example.where}, allow_nan=False) + "\n"
     except (ValueError, RecursionError) as error:
-        raise DataError(record.where, f"a mask of it is no JSON ({error}).") from error
+        raise DataError(example.where, f"a mask of it is no JSON ({error}).") from error
 
 
-def _fingerprint(reader: RecordReader, source: Path) -> str:
+def _fingerprint(reader: ExampleReader, source: Path) -> str:
     settings = [_CACHE_VERSION, reader.format, reader.on_error, reader.keep_entity_references, repr(reader.keys)]
     digest = hashlib.sha256(json.dumps([str(source), *settings]).encode())
     for path in sorted(source.glob("*.json")) if source.is_dir() else [source]:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .records import Record
+from .examples import Example
 
 
-class MixedDataset(torch.utils.data.Dataset[Record]):
+class MixedDataset(torch.utils.data.Dataset[Example]):
     """A mix of datasets, the same for the same arguments.
 
     Without weights every item comes once. With weights, the shares of the datasets in the mix are the weights' shares,
@@ -58,7 +58,7 @@ class MixedDataset(torch.utils.data.Dataset[Record]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Example:
         return self.datasets[self._sources[index]][int(self._items[index])]
 
     def source(self, index: int) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.examples import DataError
 from ..data.images import decode_image
-from ..data.records import DataError
 from ..errors_finecaption import FineCaptionError
 
 MAX_FILE_BYTES = 50_000_000

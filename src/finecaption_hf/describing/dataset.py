@@ -14,7 +14,7 @@ import transformers
 from .. import __version__
 from ..asking import Describer, check_questions
 from ..branches_finecaption import BranchRequest
-from ..data.records import DataError
+from ..data.examples import DataError
 from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..prompts_finecaption import resolve_questions
 from ..resuming import UnfinishedError

@@ -16,12 +16,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..data.images import MAX_PIXELS, ImageStore, MaskFile, decode_image, open_images, open_picture, to_rgb
-from ..data.readers.detection import is_saved_dataset
-from ..data.readers.folder import pictures_with_masks
-from ..data.readers.json_stream import LinesByNumber, json_lines
-from ..data.readers.rows import DatasetRows, open_split
-from ..data.records import (
+from ..data.examples import (
     DataError,
     as_id,
     as_list,
@@ -33,6 +28,11 @@ from ..data.records import (
     no_region_beside,
     region_of,
 )
+from ..data.images import MAX_PIXELS, ImageStore, MaskFile, decode_image, open_images, open_picture, to_rgb
+from ..data.readers.detection import is_saved_dataset
+from ..data.readers.folder import pictures_with_masks
+from ..data.readers.json_stream import LinesByNumber, json_lines
+from ..data.readers.rows import DatasetRows, open_split
 from ..masks_finecaption import REGION_KEYS
 
 MAX_REGIONS = 64

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..asking import FineCaptionDescriber
-from ..data.dataset import RecordDataset
+from ..data.dataset import ExampleDataset
 from ..scenes import known_answers, known_values, shows_scene
 from .diagnostics import DIAGNOSTICS, attribute_accuracy, run_diagnostics
 from .predictions import Prediction
@@ -29,12 +29,12 @@ def diagnostic_names(text: str) -> list[str]:
 def diagnose(
     names: Sequence[str],
     predictions: Sequence[Prediction],
-    dataset: RecordDataset,
+    dataset: ExampleDataset,
     describer: FineCaptionDescriber | None,
     *,
     limit: int | None = None,
     seed: int = 0,
-    on_record: Callable[[str, int], None] = lambda name, done: None,
+    on_example: Callable[[str, int], None] = lambda name, done: None,
 ) -> list[dict[str, Any]]:
     """Tables for the report, in the order of the names.
 
@@ -44,7 +44,7 @@ def diagnose(
         dataset: for those that ask the model itself.
         describer: the model; `None` where only exact answers are asked for.
         limit, seed: of the run.
-        on_record: called with the name of the diagnostic and the number of records done.
+        on_example: called with the name of the diagnostic and the number of examples done.
     """
     found: dict[str, dict[str, Any]] = {}
     if ACCURACY in names:
@@ -55,5 +55,5 @@ def diagnose(
         known: dict[str, Any] = {}
         if shows_scene(dataset[0]):
             known = {"truth": known_answers, "values": known_values()}
-        found |= run_diagnostics(describer, dataset, asked, limit=limit, seed=seed, on_record=on_record, **known)
+        found |= run_diagnostics(describer, dataset, asked, limit=limit, seed=seed, on_example=on_example, **known)
     return [found[name] for name in names]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.records import Record
+from ..data.examples import Example
 from ..resuming import ResumeError
 from .intervals import RESAMPLES
 from .judging import Score, check_same_branches, judge
@@ -20,7 +20,7 @@ def report_on(
     output: str | os.PathLike[str],
     *,
     score: Score,
-    dataset: Iterable[Record] | None = None,
+    dataset: Iterable[Example] | None = None,
     compare_with: str | os.PathLike[str] | None = None,
     diagnostics: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,

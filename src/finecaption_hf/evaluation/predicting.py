@@ -14,28 +14,28 @@ import numpy as np
 
 from ..asking import Describer
 from ..branches_finecaption import BranchAnswer, BranchRequest
+from ..data.examples import DataError, Example
 from ..data.images import MaskFile
-from ..data.records import DataError, Record
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import find_question, normalise_name
 from .errors import EvaluationError
 from .predictions import Header, Prediction, PredictionWriter
 
 
-def walk(dataset: Iterable[Record], limit: int | None = None) -> Iterator[tuple[Record, list[list[Prediction]]]]:
-    """The records of a dataset, the first `limit` of them, each with what is to be asked about its regions.
+def walk(dataset: Iterable[Example], limit: int | None = None) -> Iterator[tuple[Example, list[list[Prediction]]]]:
+    """The examples of a dataset, the first `limit` of them, each with what is to be asked about its regions.
 
     Branches of a region that ask the same are one, with several references. Their keys are stable:
-    `image|region|branch`. Where several records have the same image, their regions are counted on. A picture in memory
-    goes under the id of its record, or under its number.
+    `image|region|branch`. Where several examples have the same image, their regions are counted on. A picture in memory
+    goes under the id of its example, or under its number.
     """
     regions_of: Counter[str] = Counter()
-    for number, record in enumerate(itertools.islice(dataset, limit)):
-        image = record.image if isinstance(record.image, str) else f"record-{number}"
-        if record.id is not None and not isinstance(record.image, str):
-            image = str(record.id)
+    for number, example in enumerate(itertools.islice(dataset, limit)):
+        image = example.image if isinstance(example.image, str) else f"example-{number}"
+        if example.id is not None and not isinstance(example.image, str):
+            image = str(example.id)
         rows = []
-        for region in record.regions:
+        for region in example.regions:
             index = regions_of[image]
             regions_of[image] += 1
             grouped: dict[tuple[str | None, str | None], list[int]] = {}
@@ -47,7 +47,7 @@ def walk(dataset: Iterable[Record], limit: int | None = None) -> Iterator[tuple[
                     Prediction(
                         key=f"{image}|{index}|{places[0]}",
                         image=image,
-                        image_id=record.id,
+                        image_id=example.id,
                         region_index=index,
                         region_id=region.id,
                         name=region.branches[places[0]].name,
@@ -57,18 +57,18 @@ def walk(dataset: Iterable[Record], limit: int | None = None) -> Iterator[tuple[
                     for places in grouped.values()
                 ]
             )
-        yield record, rows
+        yield example, rows
 
 
-def describe_data(dataset: Iterable[Record], name: str, limit: int | None = None) -> dict[str, Any]:
+def describe_data(dataset: Iterable[Example], name: str, limit: int | None = None) -> dict[str, Any]:
     """What is known of data: its name, how much it is, the names of branches without a question, and a fingerprint of
     all but the pictures' content."""
     digest = hashlib.sha256()
     counts: Counter[str] = Counter(records=0, regions=0, whole_images=0, branches=0)
     names: dict[str, None] = {}
-    for record, rows in walk(dataset, limit):
+    for example, rows in walk(dataset, limit):
         counts["records"] += 1
-        for region, row in zip(record.regions, rows, strict=True):
+        for region, row in zip(example.regions, rows, strict=True):
             counts["regions"] += 1
             counts["whole_images"] += region.mask is None
             counts["branches"] += len(row)
@@ -78,7 +78,7 @@ def describe_data(dataset: Iterable[Record], name: str, limit: int | None = None
                     names[asked.name] = None
                 digest.update(json.dumps([asked.key, asked.name, asked.question, asked.references]).encode())
     if not counts["branches"]:
-        raise DataError(name, "it holds no record, so there is nothing to evaluate.")
+        raise DataError(name, "it holds no example, so there is nothing to evaluate.")
     rejected = getattr(dataset, "num_rejected", 0)
     return {
         "name": name,
@@ -101,7 +101,7 @@ def _digestible(mask: Any) -> bytes:
 
 def run_predictions(
     describer: Describer,
-    dataset: Iterable[Record],
+    dataset: Iterable[Example],
     output: str | os.PathLike[str],
     *,
     data_name: str = "",
@@ -119,13 +119,13 @@ def run_predictions(
 
     Args:
         describer: the model; what it calls by name is what the names of branches without own words stand for.
-        dataset: records, which can be iterated again: `RecordDataset`, `RecordReader` or a list.
+        dataset: examples, which can be iterated again: `ExampleDataset`, `ExampleReader` or a list.
         output: file of predictions; if it is there and belongs to the same run, it is gone on with.
         data_name: of the dataset, for the report.
         decoding: for `BranchRequest`, such as `temperature` and `seed`; what is drawn follows from the seed, the region
             and the question.
-        batch_size: records that are described together, by their position in the dataset wherever a run starts.
-        limit: only so many records, the first.
+        batch_size: examples that are described together, by their position in the dataset wherever a run starts.
+        limit: only so many examples, the first.
         on_error: "record" writes a line with the reason for what cannot be described; "raise" ends the run.
         overwrite, retry_failed, tell: as for `PredictionWriter`.
         made_with: for the header.
@@ -157,9 +157,9 @@ def run_predictions(
         if writer.done:
             tell(f"{len(writer.done)} of {total} predictions were made before.")
         on_progress(len(writer.done), total)
-        records = walk(dataset, limit)
+        examples = walk(dataset, limit)
         keys: list[str] = []
-        while batch := list(itertools.islice(records, batch_size)):
+        while batch := list(itertools.islice(examples, batch_size)):
             wanted = [asked.key for _, rows in batch for row in rows for asked in row]
             keys += wanted
             if writer.done.issuperset(wanted):
@@ -178,14 +178,14 @@ def run_predictions(
 
 def _predict(
     describer: Describer,
-    batch: Sequence[tuple[Record, list[list[Prediction]]]],
+    batch: Sequence[tuple[Example, list[list[Prediction]]]],
     done: set[str],
     decoding: Mapping[str, Any],
 ) -> Iterator[Prediction]:
     """The predictions of a batch that are not there yet, as they come; those that cannot be made at the end."""
     images: list[AskedImage] = []
     waiting: dict[tuple[int, int], tuple[Prediction, AskedRegion]] = {}
-    for record, rows in batch:
+    for example, rows in batch:
         chosen = [
             # What is asked beside it may decide about an answer.
             [asked for asked in row if not (describer.independent and asked.key in done)]
@@ -195,11 +195,11 @@ def _predict(
             continue
         picture: Any
         try:
-            picture = record.load()
+            picture = example.load()
         except (DataError, OSError) as error:
             picture = error
         references, regions = [], []
-        for region, row in zip(record.regions, chosen, strict=True):
+        for region, row in zip(example.regions, chosen, strict=True):
             if not row:
                 continue
             asked = AskedRegion(_requests(describer, row, decoding))

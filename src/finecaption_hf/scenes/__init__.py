@@ -13,7 +13,7 @@ from .language import (
     vocabulary,
 )
 from .rendering import Scene, SceneRegion, render_scene, render_swatches
-from .writing import known_answers, scene_record, shows_scene, write_scenes
+from .writing import known_answers, scene_example, shows_scene, write_scenes
 
 __all__ = [
     "ATTRIBUTE_NAMES",
@@ -37,7 +37,7 @@ __all__ = [
     "normalize_answer",
     "render_scene",
     "render_swatches",
-    "scene_record",
+    "scene_example",
     "shows_scene",
     "triples",
     "vocabulary",

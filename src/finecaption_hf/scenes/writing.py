@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.records import DataError, Record
+from ..data.examples import DataError, Example
 from ..masks_finecaption import encode_rle
 from .attributes import SPLITS, Split, check_split
 from .language import accepted, answers, is_right
@@ -25,7 +25,7 @@ _MANY = 256  # scenes that pay for starting processes
 _CHUNK = 8  # scenes that a process draws before it hands back their rows
 
 
-def scene_record(scene: Scene, image: str, *, with_masks: bool = True) -> dict[str, Any]:
+def scene_example(scene: Scene, image: str, *, with_masks: bool = True) -> dict[str, Any]:
     """A scene as one row: its regions with masks (COCO RLE) and a branch per question, then the whole picture.
 
     Args:
@@ -55,7 +55,7 @@ def known_answers(
     image_size: tuple[int, int],
     references: Mapping[str, str],
 ) -> dict[str, tuple[str, ...]]:
-    """All right answers about a region of a record that `scene_record` made, from its ids: the scene is drawn again.
+    """All right answers about a region of an example that `scene_example` made, from its ids: the scene is drawn again.
 
     Args:
         record_id: "test-9000000": split and seed.
@@ -86,15 +86,15 @@ def known_answers(
     return {}
 
 
-def shows_scene(record: Record) -> bool:
-    """Whether a record is a rendered scene, of which the right answers are known."""
-    region = record.regions[0]
+def shows_scene(example: Example) -> bool:
+    """Whether an example is a rendered scene, of which the right answers are known."""
+    region = example.regions[0]
     references = {branch.name: branch.answer for branch in region.branches if branch.name is not None}
     try:
-        picture = record.load()
+        picture = example.load()
     except DataError:
         return False
-    return bool(known_answers(record.id, region.id, (picture.height, picture.width), references))
+    return bool(known_answers(example.id, region.id, (picture.height, picture.width), references))
 
 
 @lru_cache(maxsize=16)
@@ -120,16 +120,16 @@ def write_scenes(
     Args:
         n: scenes; the first has `seed`, the others follow.
         size, split, num_regions: as for `render_scene`.
-        with_masks: as for `scene_record`.
+        with_masks: as for `scene_example`.
         processes: how many render at once; by default one for each core, and none besides this one for few scenes.
         on_scene: called with the number of scenes done, for a progress bar.
 
     Returns:
-        The path of the records.
+        The path of the examples.
 
     Raises:
         ValueError: If n or processes is less than 1, or `render_scene` refuses an argument.
-        FileExistsError: If the folder holds records already.
+        FileExistsError: If the folder holds examples already.
     """
     if n < 1:
         raise ValueError(f"n is {n}. Render at least one scene.")
@@ -139,12 +139,12 @@ def write_scenes(
         raise ValueError(f"processes is {processes}. Give at least 1.")
     check_arguments(seed, size, split, num_regions)
     folder = Path(out)
-    records = folder / RECORDS_FILE
-    if records.exists():
-        raise FileExistsError(f"{records} exists. Choose another folder, or delete it first.")
+    examples = folder / RECORDS_FILE
+    if examples.exists():
+        raise FileExistsError(f"{examples} exists. Choose another folder, or delete it first.")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     render = partial(_write_scene, folder, with_masks, size=size, split=split, num_regions=num_regions)
-    partial_file = records.with_suffix(".partial")
+    partial_file = examples.with_suffix(".partial")
     rendered = _rendered(render, range(seed, seed + n), processes)
     # Closed at once when the caller's function raises, not when the generator happens to be collected.
     with partial_file.open("w", encoding="utf-8") as file, closing(rendered):
@@ -152,8 +152,8 @@ def write_scenes(
             file.write(json.dumps(row) + "\n")
             if on_scene is not None:
                 on_scene(done)
-    partial_file.replace(records)
-    return records
+    partial_file.replace(examples)
+    return examples
 
 
 def _rendered(
@@ -185,4 +185,4 @@ def _write_scene(folder: Path, with_masks: bool, seed: int, **kwargs: Any) -> di
     scene = render_scene(seed, **kwargs)
     name = f"images/{scene.split}-{seed:07d}.png"
     Image.fromarray(scene.image).save(folder / name, compress_level=1)
-    return scene_record(scene, name, with_masks=with_masks)
+    return scene_example(scene, name, with_masks=with_masks)

@@ -71,7 +71,7 @@ def build_arguments(
         hint = f" Did you mean {close[0]}?" if close else ""
         raise StageError(f"transformers.TrainingArguments has no {', '.join(unknown)}.{hint}")
     if values.get("remove_unused_columns"):
-        raise StageError("Records have no columns to remove: leave remove_unused_columns out.")
+        raise StageError("Examples have no columns to remove: leave remove_unused_columns out.")
     if values.get("push_to_hub"):
         # The trainer's own upload would take run.json with it, which names folders of this machine.
         raise StageError("push_to_hub uploads what does not belong on the Hub. Leave it out; use finecaption push.")

@@ -132,7 +132,9 @@ class StageCallback(TrainerCallback, ExportableState):
                 "already and holds what is to be frozen. Leave optimizers out; Trainer makes one after the stage."
             )
         if args.remove_unused_columns:
-            raise StageError("Records have no columns to remove: set remove_unused_columns=False in TrainingArguments.")
+            raise StageError(
+                "Examples have no columns to remove: set remove_unused_columns=False in TrainingArguments."
+            )
         if self.stage.peft is not None and args.load_best_model_at_end:
             raise StageError("load_best_model_at_end cannot take adapters out of merged weights. Leave it out.")
         self.table = apply_stage(model, self.stage)

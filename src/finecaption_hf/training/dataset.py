@@ -10,14 +10,14 @@ from ..prompts_finecaption import is_global
 
 
 class WholeImageDataset(Dataset):
-    """A data set of records in which a share of the samples is the whole image with its global caption.
+    """A data set of examples in which a share of the samples is the whole image with its global caption.
 
-    Of a record that has a region without mask with a branch named `global`, `share` of the items are that region alone;
-    the others leave it out, unless there is no other region. Which, is decided by seed and index, so it is the same in
-    every epoch and process. Other records pass unchanged.
+    Of an example that has a region without mask with a branch named `global`, `share` of the items are that region
+    alone; the others leave it out, unless there is no other region. Which, is decided by seed and index, so
+    it is the same in every epoch and process. Other examples pass unchanged.
 
     Args:
-        dataset: records by index.
+        dataset: examples by index.
         share (`float`): between 0 and 1; Alpha-CLIP (arXiv 2312.03818) takes 0.1.
         seed (`int`): of the choice.
     """
@@ -32,13 +32,13 @@ class WholeImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]
-        record = self.dataset[index]
-        whole = tuple(region for region in record.regions if _is_whole(region))
-        others = tuple(region for region in record.regions if not _is_whole(region))
+        example = self.dataset[index]
+        whole = tuple(region for region in example.regions if _is_whole(region))
+        others = tuple(region for region in example.regions if not _is_whole(region))
         if not whole or not others:
-            return record
+            return example
         chosen = np.random.default_rng((self.seed, index)).random() < self.share
-        return replace(record, regions=whole if chosen else others)
+        return replace(example, regions=whole if chosen else others)
 
 
 def _is_whole(region: Any) -> bool:

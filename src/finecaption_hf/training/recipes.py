@@ -18,14 +18,14 @@ class Recipe:
     Args:
         stages: in the order in which they train; each starts from the weights of the one before.
         model: checkpoint that the first stage starts from: a folder, `owner/name` or `owner/name@revision` on the Hub.
-        data: records by name: a path, or the arguments of `finecaption_hf.data.open_dataset` with `path`, such as
+        data: examples by name: a path, or the arguments of `finecaption_hf.data.open_dataset` with `path`, such as
             `{path: a.json, images: a.zip, on_error: skip}`; relative paths are relative to the recipe.
         eval_data: the same, for the evaluation loss and the sample captions.
         eval_share: share of the data that is held out for that, where there is no `eval_data`.
         training: `transformers.TrainingArguments` of all stages.
         model_options: `dtype`, `attn_implementation` and `quantization_config` (of bitsandbytes) to load with.
         max_tokens: of a packed sequence.
-        max_regions: of an item; records with more are split.
+        max_regions: of an item; examples with more are split.
         num_samples: captions of held-out regions that are written at every evaluation.
     """
 

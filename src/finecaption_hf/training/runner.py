@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
 from ..asking import load
-from ..data import MixedDataset, Record, open_dataset
+from ..data import Example, MixedDataset, open_dataset
 from ..data.collator import RegionCollator
 from ..hub.errors import HubError
 from ..hub.provenance import ORIGIN, keep_origin
@@ -59,7 +59,7 @@ def train(
     Raises:
         StageError: If a stage does not fit the model.
         ResumeError: If the folder holds another run.
-        DataError: If a record cannot be used.
+        DataError: If an example cannot be used.
     """
     output = Path(output)
     if recipe.model is None:
@@ -131,7 +131,7 @@ def _train_stage(
     trainer = StageTrainer(
         model=model,
         args=args,
-        data_collator=RegionCollator(processor, load_image=Record.load, max_tokens=recipe.max_tokens),
+        data_collator=RegionCollator(processor, load_image=Example.load, max_tokens=recipe.max_tokens),
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=processor,
@@ -253,7 +253,7 @@ def _split(length: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
     number = round(length * share)
     if not 0 < number < length:
-        raise StageError(f"eval_share {share} of {length} records holds out {number}. Give eval_data instead.")
+        raise StageError(f"eval_share {share} of {length} examples holds out {number}. Give eval_data instead.")
     return sorted(order[number:]), sorted(order[:number])
 
 

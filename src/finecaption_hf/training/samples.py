@@ -18,13 +18,13 @@ class SampleCallback(TrainerCallback):
 
     Args:
         processor (`FineCaptionProcessor`): of the model that trains.
-        records: held-out records, by index.
-        num_samples: how many records to take, from the start; of each, the first region and its first branches.
+        examples: held-out examples, by index.
+        num_samples: how many examples to take, from the start; of each, the first region and its first branches.
     """
 
-    def __init__(self, processor: Any, records: Any, num_samples: int) -> None:
+    def __init__(self, processor: Any, examples: Any, num_samples: int) -> None:
         self.processor = processor
-        self.records = [records[index] for index in range(min(num_samples, len(records)))]
+        self.examples = [examples[index] for index in range(min(num_samples, len(examples)))]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -45,18 +45,18 @@ class SampleCallback(TrainerCallback):
         model.eval()
         describer = FineCaptionDescriber(model, self.processor)
         lines = []
-        for record in self.records:
-            region = record.regions[0]
+        for example in self.examples:
+            region = example.regions[0]
             branches = region.branches[:4]
             # Drawing no random numbers, this leaves the training as it would have been.
             with torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
-                asked = _ask(describer, record, branches)
+                asked = _ask(describer, example, branches)
             for number, branch in enumerate(branches):
                 error = asked.why_not(number)
                 lines.append(
                     {
                         "step": state.global_step,
-                        "record": record.where,
+                        "example": example.where,
                         "region": region.id,
                         "question": branch.question or branch.name,
                         "answer": branch.answer,
@@ -69,15 +69,15 @@ class SampleCallback(TrainerCallback):
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _ask(describer: FineCaptionDescriber, record: Any, branches: Any) -> AskedRegion:
-    """The branches of a record's first region, asked anew."""
+def _ask(describer: FineCaptionDescriber, example: Any, branches: Any) -> AskedRegion:
+    """The branches of an example's first region, asked anew."""
     questions = [
         (branch.name, branch.question or find_question(branch.name, describer.questions) or branch.name)
         for branch in branches
     ]
     asked = AskedRegion(requests_about(questions, (), ()))
-    picture = record.load()
-    answer_all(describer, [AskedImage.prepare(describer.prepare, picture, [record.regions[0].mask], [asked])])
+    picture = example.load()
+    answer_all(describer, [AskedImage.prepare(describer.prepare, picture, [example.regions[0].mask], [asked])])
     return asked
 
 

@@ -36,7 +36,7 @@ class Stage:
         data: weight of each data set by name: relative number of draws. Empty: all that are given, each sample once.
         whole_image_share: share of the samples with a global caption that use the whole image as region
             (Alpha-CLIP trains with 0.1).
-        global_batch_size: items (records) per optimizer step, over all processes.
+        global_batch_size: items (examples) per optimizer step, over all processes.
         activation_checkpointing: recompute activations in the backward pass instead of storing them.
         num_tensors: how many parameters the patterns must match; `None` where that depends on the model.
         peft: fields of `peft.LoraConfig`, such as `{"r": 16}`; adapters are trained beside `trains` and merged into the

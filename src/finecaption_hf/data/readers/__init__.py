@@ -1,10 +1,10 @@
-"""Files of datasets -> records, one at a time. docs/data.md describes the formats.
+"""Files of datasets -> examples, one at a time. docs/data.md describes the formats.
 
-`read_records` opens any of them:
+`read_examples` opens any of them:
 
->>> from finecaption_hf.data import read_records
->>> for record in read_records("annotations.json", images="images.zip", on_error="skip"):
-...     picture = record.load()
+>>> from finecaption_hf.data import read_examples
+>>> for example in read_examples("annotations.json", images="images.zip", on_error="skip"):
+...     picture = example.load()
 """
 
 import json
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, get_args
 
+from ..examples import DataError, Example
 from ..images import ImageStore, open_images
-from ..records import DataError, Record
 from . import described
 from .coco import refcoco
 from .detection import Format, detect_format, has_elements
@@ -30,20 +30,20 @@ _KEYS = {"compositioncap": COMPOSITIONCAP, "llava": Keys(), "osprey": OSPREY, "d
 
 # Number of the line (from 1) or row (from 0); offset and length of a line in bytes.
 Place = tuple[int, int, int]
-# Where a part stands; the record or why there is none; what was read; the place of a line or row.
-Item = tuple[str, "Record | DataError", Any, Place | None]
+# Where a part stands; the example or why there is none; what was read; the place of a line or row.
+Item = tuple[str, "Example | DataError", Any, Place | None]
 Used = TypeVar("Used")
 
 
-class RecordReader:
-    """The records of one file, folder or dataset. Iterating again reads again; `read_records` makes readers.
+class ExampleReader:
+    """The examples of one file, folder or dataset. Iterating again reads again; `read_examples` makes readers.
 
     Attributes:
         images (`ImageStore`, *optional*): where its pictures lie. None for datasets that hold them.
-        num_records, num_rejected (`int`): counts of the last iteration, so far.
-        num_regions, num_whole_images (`int`): regions of the records so far, and those of them without a mask.
-        rejects_path (`Path`): where rejected records are written, if there are any and `on_error` is "skip".
-        on_reject (*optional*): is called with where and reason of each rejected record.
+        num_examples, num_rejected (`int`): counts of the last iteration, so far.
+        num_regions, num_whole_images (`int`): regions of the examples so far, and those of them without a mask.
+        rejects_path (`Path`): where rejected examples are written, if there are any and `on_error` is "skip".
+        on_reject (*optional*): is called with where and reason of each rejected example.
         left_out (`Counter[str]`): what the rules of the format leave out (reason -> number), such as objects without
             any text. They are no errors, but nothing is left out without being counted here.
     """
@@ -70,32 +70,32 @@ class RecordReader:
         self._reset()
 
     def _reset(self) -> None:
-        self.num_records = self.num_rejected = self.num_regions = self.num_whole_images = 0
+        self.num_examples = self.num_rejected = self.num_regions = self.num_whole_images = 0
         self.left_out: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[Record]:
-        """Read the records in their order.
+    def __iter__(self) -> Iterator[Example]:
+        """Read the examples in their order.
 
         Raises:
             DataError: If something cannot be used and `on_error` is "raise"; and in any case where the file is broken
-                so that what follows cannot be told apart, since an unknown number of records would be lost.
+                so that what follows cannot be told apart, since an unknown number of examples would be lost.
         """
-        return self.each(lambda record, place: record)
+        return self.each(lambda example, place: example)
 
-    def each(self, use: Callable[[Record, Place | None], Used]) -> Iterator[Used]:
-        """What `use` makes of each record and its place; a `DataError` that it raises rejects the record."""
+    def each(self, use: Callable[[Example, Place | None], Used]) -> Iterator[Used]:
+        """What `use` makes of each example and its place; a `DataError` that it raises rejects the example."""
         self._reset()
         rejects: TextIO | None = None
         try:
             for where, found, raw, place in self._items():
                 error = found
-                if isinstance(found, Record):
+                if isinstance(found, Example):
                     try:
                         used = use(found, place)
                     except DataError as raised:
                         error = raised
                     else:
-                        self.num_records += 1
+                        self.num_examples += 1
                         self.num_regions += len(found.regions)
                         self.num_whole_images += sum(region.mask is None for region in found.regions)
                         yield used
@@ -119,7 +119,7 @@ class RecordReader:
     def _tell(self) -> None:
         if self.num_rejected:
             warnings.warn(
-                f"{self.num_rejected} of {self.num_rejected + self.num_records} records of {self.name} were rejected; "
+                f"{self.num_rejected} of {self.num_rejected + self.num_examples} examples of {self.name} are rejected; "
                 f"they are in {self.rejects_path} with their reasons.",
                 stacklevel=3,
             )
@@ -138,7 +138,7 @@ class RecordReader:
             yield from self._rows()
         elif self.format == "refcoco":
             for where, found in refcoco(self.source, self.left_out):
-                yield where, found.with_store(self.images) if isinstance(found, Record) else found, None, None
+                yield where, found.with_store(self.images) if isinstance(found, Example) else found, None, None
         elif self.format == "grand":
             yield from self._grand()
         elif self.format == "jsonl":
@@ -206,26 +206,26 @@ class RecordReader:
             row = dataset[index]
             yield where, self._parse(row, where), row, (index, 0, 0)
 
-    def _parse(self, value: Any, where: str, image: str | None = None) -> Record | DataError:
+    def _parse(self, value: Any, where: str, image: str | None = None) -> Example | DataError:
         try:
             return self.parse(value, where, image)
         except DataError as error:
             return error
 
-    def parse(self, value: Any, where: str, image: str | None = None) -> Record:
-        """One element of the file as a record.
+    def parse(self, value: Any, where: str, image: str | None = None) -> Example:
+        """One element of the file as an example.
 
         Raises:
             DataError: If it cannot be used.
         """
         try:
-            return self._record(value, where, image).with_store(self.images)
+            return self._example(value, where, image).with_store(self.images)
         except DataError as error:
             raise error if error.where == where else error.at(where) from error
 
-    def _record(self, value: Any, where: str, image: str | None) -> Record:
+    def _example(self, value: Any, where: str, image: str | None) -> Example:
         if self.format == "jsonl":
-            return Record.from_json(value, where)
+            return Example.from_json(value, where)
         if self.format == "grand":
             return described.grand(image or "", value, where, self.left_out)
         if self.format == "compositioncap":
@@ -235,13 +235,13 @@ class RecordReader:
         if self.format == "llava":
             return described.llava(value, where, self.keys, self.left_out)
         if self.format == "datasets":
-            from .rows import row_record
+            from .rows import row_example
 
-            return row_record(value, where, self.keys, self.left_out)
+            return row_example(value, where, self.keys, self.left_out)
         return described.osprey(value, where, self.keys, self.left_out)
 
 
-def read_records(
+def read_examples(
     path: Any,
     format: str | None = None,
     *,
@@ -250,7 +250,7 @@ def read_records(
     rejects: str | os.PathLike[str] | None = None,
     mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     keep_entity_references: bool = False,
-) -> RecordReader:
+) -> ExampleReader:
     """Open the annotations of a dataset.
 
     Args:
@@ -258,14 +258,14 @@ def read_records(
             `datasets.Dataset` in memory.
         format: one of `FORMATS`; `None` means that the content decides.
         images: folder, .zip or .tar of the pictures; `None` means the folder in which the annotations lie.
-        on_error: what to do with a record that cannot be used: "raise", or "skip": count it, write it to `rejects` as a
-            JSON line {where, reason, raw}, and warn with the count at the end. Nothing takes its place.
-        rejects: file for rejected records; `None` means the file's own name with `.rejects.jsonl`.
+        on_error: what to do with an example that cannot be used: "raise", or "skip": count it, write it to `rejects` as
+            a JSON line {where, reason, raw}, and warn with the count at the end. Nothing takes its place.
+        rejects: file for rejected examples; `None` means the file's own name with `.rejects.jsonl`.
         mapping: changes to the names of keys, see `Keys`: a mapping, or a YAML or JSON file with one.
         keep_entity_references: keep references such as "(entity_id_3)" in the texts of CompositionCap.
 
     Returns:
-        `RecordReader`.
+        `ExampleReader`.
 
     Raises:
         DataError: If there is no such file, its format is unknown, or a setting does not fit the format.
@@ -296,7 +296,7 @@ def read_records(
         raise DataError(str(path), f"the keys of the format {format} are fixed; leave out the mapping.")
     if keep_entity_references and format != "compositioncap":
         warnings.warn(f"keep_entity_references has no effect on the format {format}.", stacklevel=2)
-    return RecordReader(
+    return ExampleReader(
         source,
         format,
         images=None if store is None else open_images(store),
@@ -328,4 +328,4 @@ def _shown(raw: Any) -> str | None:
         return f"<{type(raw).__name__}>"
 
 
-__all__ = ["FORMATS", "Keys", "RecordReader", "read_records"]
+__all__ = ["FORMATS", "Keys", "ExampleReader", "read_examples"]

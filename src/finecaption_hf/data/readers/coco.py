@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from ..records import Branch, DataError, Record, Region, as_id, as_object, as_reference, as_text
+from ..examples import Branch, DataError, Example, Region, as_id, as_object, as_reference, as_text
 from .json_stream import JsonStream
 
 _TABLES = """
@@ -37,10 +37,10 @@ _Row = tuple[int, str, int, str, str, "str | None"]
 
 
 def refcoco(path: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
-    """Read a file; all captions of one picture are one record, all captions of one mask one region of it.
+    """Read a file; all captions of one picture are one example, all captions of one mask one region of it.
 
     Yields:
-        Where it stands, and a `Record`, or a `DataError` in its place.
+        Where it stands, and an `Example`, or a `DataError` in its place.
 
     Raises:
         DataError: If the file is no JSON or holds no images and annotations.
@@ -59,7 +59,7 @@ def refcoco(path: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[tu
             database.executescript(_INDICES)  # which ends the transaction first
             # One statement without sorting: pictures in their order, their captions, the masks of those.
             for _, rows in groupby(database.execute(_JOIN), key=lambda row: row[0]):
-                yield from _records(list(rows), name, left_out)
+                yield from _examples(list(rows), name, left_out)
             for at, image_id in database.execute(_LOST):
                 where = f"{name}: annotations[{at}]"
                 yield where, DataError(where, f"there is no image with the id {image_id[:40]}.")
@@ -121,7 +121,7 @@ def _needed_id(entry: dict[str, Any], key: str) -> str:
     return str(found)  # by which both lists are joined
 
 
-def _records(rows: list[_Row], name: str, left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
+def _examples(rows: list[_Row], name: str, left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
     """One picture: a row for each of its captions with each annotation of that (or with None)."""
     regions: dict[str, tuple[str, dict[str, None]]] = {}
     picture, first = rows[0][1:3]
@@ -142,6 +142,6 @@ def _records(rows: list[_Row], name: str, left_out: Counter[str]) -> Iterator[tu
                 Region(json.loads(mask), tuple(Branch(text, "region") for text in captions), json.loads(region_id))
                 for mask, (region_id, captions) in regions.items()
             ]
-            yield where, Record(picture, tuple(found), where=where)
+            yield where, Example(picture, tuple(found), where=where)
         except DataError as error:
             yield where, error.at(where)

@@ -1,6 +1,6 @@
 """Files with one described image per element: CompositionCap, GranD, LLaVA, Osprey and DAM.
 
-Each function turns one parsed element into a `Record`, or raises `DataError` with the part that is wrong. What a
+Each function turns one parsed element into an `Example`, or raises `DataError` with the part that is wrong. What a
 format's rules leave out is counted in `left_out`: reason -> number.
 """
 
@@ -9,7 +9,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...masks_finecaption import REGION_KEYS
-from ..records import Branch, DataError, Record, Region, as_id, as_list, as_object, as_reference, as_text, keys_of, kind
+from ..examples import (
+    Branch,
+    DataError,
+    Example,
+    Region,
+    as_id,
+    as_list,
+    as_object,
+    as_reference,
+    as_text,
+    keys_of,
+    kind,
+)
 from .keys import Keys
 from .texts import (
     mentioned_regions,
@@ -22,9 +34,9 @@ from .texts import (
 LeftOut = Counter[str]
 
 
-def compositioncap(row: Any, where: str, keys: Keys, keep_entity_references: bool, left_out: LeftOut) -> Record:
+def compositioncap(row: Any, where: str, keys: Keys, keep_entity_references: bool, left_out: LeftOut) -> Example:
     """An image with entities, each with a mask and texts by attribute; perhaps a caption of the whole image."""
-    row = as_object(row, "record")
+    row = as_object(row, "example")
 
     def text(value: Any, what: str) -> str:
         found = as_text(value, what)
@@ -55,8 +67,8 @@ def compositioncap(row: Any, where: str, keys: Keys, keep_entity_references: boo
         region_id = as_id(keys.get(entity, "region_id"))
         regions.append(Region(mask, tuple(branches), name if region_id is None else region_id))
     if not regions:
-        raise DataError("record", f"it describes no region; there are {keys_of(row)}. Is the mapping of keys right?")
-    return Record(_image(row, keys), tuple(regions), as_id(keys.get(row, "id")), where)
+        raise DataError("example", f"it describes no region; there are {keys_of(row)}. Is the mapping of keys right?")
+    return Example(_image(row, keys), tuple(regions), as_id(keys.get(row, "id")), where)
 
 
 def _attributes(value: Any, keys: Keys, what: str) -> Iterable[tuple[str, Any]]:
@@ -75,7 +87,7 @@ def _attributes(value: Any, keys: Keys, what: str) -> Iterable[tuple[str, Any]]:
         )
 
 
-def grand(name: str, value: Any, where: str, left_out: LeftOut) -> Record:
+def grand(name: str, value: Any, where: str, left_out: LeftOut) -> Example:
     """GranD: {image: {objects: [{bbox, segmentation, labels, attributes}], dense_caption}}."""
     value = {"objects": value} if isinstance(value, list) else as_object(value, "image")
     regions = []
@@ -99,19 +111,19 @@ def grand(name: str, value: Any, where: str, left_out: LeftOut) -> Record:
         regions.append(Region(None, (Branch(as_text(dense["caption"], "dense_caption.caption"), "global"),), "global"))
     if not regions:
         raise DataError("image", "no object of it has labels or attributes.")
-    return Record(as_text(name, "image"), tuple(regions), None, where)
+    return Example(as_text(name, "image"), tuple(regions), None, where)
 
 
 def _texts(value: Any, what: str) -> list[str]:
     return [as_text(text, what) for text in ([value] if isinstance(value, str) else as_list(value or [], what))]
 
 
-def llava(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Record:
+def llava(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Example:
     """LLaVA: {id, image, conversations}, about the whole image; of a single turn, the branch is named "global"."""
-    row = as_object(row, "record")
+    row = as_object(row, "example")
     if keys.region(row) is not None:
         raise DataError(
-            "record", "it has a region, but this format is about whole images. Read it as osprey (--format)."
+            "example", "it has a region, but this format is about whole images. Read it as osprey (--format)."
         )
     turns = _turns(row, keys)
     name = "global" if len(turns) == 1 else None
@@ -121,12 +133,12 @@ def llava(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Record:
         if not asked and name is None:
             raise DataError(f"conversations[{2 * index}]", "the question is empty.")
         branches.append(Branch(answer, name, asked or None))
-    return Record(_image(row, keys), (Region(None, tuple(branches)),), as_id(keys.get(row, "id")), where)
+    return Example(_image(row, keys), (Region(None, tuple(branches)),), as_id(keys.get(row, "id")), where)
 
 
-def osprey(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Record:
+def osprey(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Example:
     """Osprey and DAM: an image, one or several masks, and conversations, descriptions or a caption about them."""
-    row = as_object(row, "record")
+    row = as_object(row, "example")
     masks = _masks(row, keys)
     branches: list[list[Branch]] = [[] for _ in masks]
     if (captions := keys.get(row, "descriptions")) is not None:
@@ -145,13 +157,13 @@ def osprey(row: Any, where: str, keys: Keys, left_out: LeftOut) -> Record:
             own.append(Branch(text, None if asked else keys.caption_name, asked))
     regions = tuple(Region(mask, tuple(own), name) for (mask, name), own in zip(masks, branches, strict=True) if own)
     if not regions:
-        raise DataError("record", f"nothing can be told about a single region; there are {keys_of(row)}.")
+        raise DataError("example", f"nothing can be told about a single region; there are {keys_of(row)}.")
     left_out["masks that no turn is about"] += len(masks) - len(regions)
-    return Record(_image(row, keys), regions, as_id(keys.get(row, "id")), where)
+    return Example(_image(row, keys), regions, as_id(keys.get(row, "id")), where)
 
 
 def _masks(row: dict[str, Any], keys: Keys) -> list[tuple[Any, str | int | None]]:
-    """The region references of a record, with ids."""
+    """The region references of an example, with ids."""
     listed = keys.get(row, "regions")
     if listed is not None:
         found = []
@@ -162,7 +174,7 @@ def _masks(row: dict[str, Any], keys: Keys) -> list[tuple[Any, str | int | None]
         if not found:
             raise DataError(keys.regions[0], "the list is empty.")
         return found
-    mask = _region(row, keys, "record")
+    mask = _region(row, keys, "example")
     # A list of numbers or of lists is one outline; a list of anything else holds one reference per region.
     if isinstance(mask, list) and not any(isinstance(entry, (list, int, float)) for entry in mask):
         if None in mask:
@@ -255,7 +267,7 @@ def _turns(row: dict[str, Any], keys: Keys) -> list[tuple[str, str]]:
 def _image(row: dict[str, Any], keys: Keys) -> Any:
     image = keys.get(row, "image")
     if image is None:
-        raise DataError("record", f"there is no image; there are {keys_of(row)}, needed is {_names(keys.image)}.")
+        raise DataError("example", f"there is no image; there are {keys_of(row)}, needed is {_names(keys.image)}.")
     return image if not isinstance(image, str) else as_text(image, "image")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...masks_finecaption import REGION_KEYS
-from ..records import DataError, keys_of
+from ..examples import DataError, keys_of
 from .json_stream import JsonStream, json_lines
 from .keys import COMPOSITIONCAP, OSPREY, Keys
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..records import DataError, as_reference, region_of
+from ..examples import DataError, as_reference, region_of
 
 Names = tuple[str, ...]
 
@@ -19,11 +19,11 @@ class Keys:
 
     Attributes:
         image: file name of the image.
-        id: id of the record.
+        id: id of the example.
         global_caption: caption of the whole image.
         regions: list of regions, or an object of them by id.
         region_id: id of a region.
-        mask: its region reference (or, in a record without a list of regions, one or a list of them), where it has
+        mask: its region reference (or, in an example without a list of regions, one or a list of them), where it has
             another name than the package's keys of a region, which always count.
         caption: short caption of a region; becomes a branch named `caption_name`.
         dense_caption: detailed caption of a region; becomes a branch named "dense".

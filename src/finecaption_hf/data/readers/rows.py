@@ -1,4 +1,4 @@
-"""Rows of a `datasets.Dataset` -> records."""
+"""Rows of a `datasets.Dataset` -> examples."""
 
 import os
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..records import Branch, DataError, Record, Region, as_id, as_list, as_object, as_text
+from ..examples import Branch, DataError, Example, Region, as_id, as_list, as_object, as_text
 from . import described
 from .detection import is_saved_dataset
 from .keys import Keys
@@ -101,7 +101,7 @@ class DatasetRows:
         return f"{self.name}[{index}]", {**_without_none_below(row), **pictures}
 
 
-def row_record(row: Any, where: str, keys: Keys, left_out: Counter[str]) -> Record:
+def row_example(row: Any, where: str, keys: Keys, left_out: Counter[str]) -> Example:
     """A row with the columns of the package's JSONL, or of Osprey, LLaVA or a question and its answer.
 
     Arrow fills what an object does not have with None, so None counts as absent below columns.
@@ -112,24 +112,24 @@ def row_record(row: Any, where: str, keys: Keys, left_out: Counter[str]) -> Reco
         raise DataError("image", f"there is no image. Needed is a column {' or '.join(map(repr, keys.image))}.")
     regions = row.get("regions")
     if isinstance(regions, list) and any(isinstance(region, dict) and "branches" in region for region in regions):
-        found = Record.from_json({**row, "image": "image"}, where)
-        return Record(image, found.regions, as_id(row.get("id")), where)
+        found = Example.from_json({**row, "image": "image"}, where)
+        return Example(image, found.regions, as_id(row.get("id")), where)
     rest = {**row, keys.image[0]: "image"}
     if keys.get(row, "regions") is None and keys.region(rest) is None:
         found = _whole_image(rest, where, keys, left_out)
     else:
         found = described.osprey(rest, where, keys, left_out)
-    return Record(image, found.regions, found.id, where)
+    return Example(image, found.regions, found.id, where)
 
 
-def _whole_image(row: dict[str, Any], where: str, keys: Keys, left_out: Counter[str]) -> Record:
+def _whole_image(row: dict[str, Any], where: str, keys: Keys, left_out: Counter[str]) -> Example:
     if keys.get(row, "conversations") is not None:
         return described.llava(row, where, keys, left_out)
     for field in ("answer", "caption", "global_caption", "dense_caption"):
         if (text := keys.get(row, field)) is not None:
             question = keys.get(row, "question") if field == "answer" else None
             branch = Branch(as_text(text, field), None if question else "global", question)
-            return Record("image", (Region(None, (branch,)),), as_id(keys.get(row, "id")), where)
+            return Example("image", (Region(None, (branch,)),), as_id(keys.get(row, "id")), where)
     raise DataError("row", "there is neither a mask nor a text. Give the names of columns by a mapping.")
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...data.records import Record
+from ...data.examples import Example
 from ..evaluating import report_on
 from ..judging import LABELS, Score
 from ..report.markdown import code, escape, table
@@ -20,7 +20,7 @@ def report_table(
     output: str | os.PathLike[str],
     *,
     score: Score,
-    dataset: Iterable[Record] | None = None,
+    dataset: Iterable[Example] | None = None,
     command: str = "",
     **options: Any,
 ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...asking import Describer, load, load_describer
-from ...data.records import Record
+from ...data.examples import Example
 from ...resuming import ResumeError, differences, read_manifest, write_json
 from ..errors import EvaluationError
 from ..predicting import describe_data, run_predictions
@@ -247,7 +247,7 @@ class RowResult:
 
 def run_table(
     rows: Sequence[Row],
-    dataset: Iterable[Record],
+    dataset: Iterable[Example],
     output: str | os.PathLike[str],
     *,
     data_name: str = "",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ...asking import FineCaptionDescriber
-from ...data.records import Record
+from ...data.examples import Example
 from .accuracy import attribute_accuracy
 from .consistency import attribute_consistency
 from .likelihood import AnswerScore, AnswerScorer, score_answers
@@ -21,7 +21,7 @@ DIAGNOSTICS = ("mask", "mask-own", "consistency")
 
 def run_diagnostics(
     describer: FineCaptionDescriber,
-    dataset: Iterable[Record],
+    dataset: Iterable[Example],
     which: Sequence[str] = ("mask", "consistency"),
     *,
     attributes: Sequence[str] | None = None,
@@ -29,20 +29,20 @@ def run_diagnostics(
     values: Values | None = None,
     limit: int | None = None,
     seed: int = 0,
-    on_record: Callable[[str, int], None] = lambda name, done: None,
+    on_example: Callable[[str, int], None] = lambda name, done: None,
 ) -> dict[str, dict[str, Any]]:
     """Ask a model what its captions do not tell.
 
     Args:
         describer: the model.
-        dataset: records, which can be iterated again.
+        dataset: examples, which can be iterated again.
         which: of `DIAGNOSTICS`.
-        attributes: what `consistency` asks about every region, in place of what its record has.
+        attributes: what `consistency` asks about every region, in place of what its example has.
         truth, values: where right answers, or all values of attributes, are known: `scenes.known_answers` and
             `scenes.known_values()`.
-        limit: only so many records, the first.
+        limit: only so many examples, the first.
         seed: of shuffled masks and of intervals.
-        on_record: called with the name of the diagnostic and the number of records done.
+        on_example: called with the name of the diagnostic and the number of examples done.
 
     Returns:
         For each name `title`, `table` (with `columns` and `rows` of text), `notes` and `values` (numbers, for JSON).
@@ -57,7 +57,7 @@ def run_diagnostics(
     for name in dict.fromkeys(which):
 
         def on_done(done: int, name: str = name) -> None:
-            on_record(name, done)
+            on_example(name, done)
 
         if name == "consistency":
             found[name] = attribute_consistency(
@@ -68,12 +68,12 @@ def run_diagnostics(
                 truth=truth,
                 limit=limit,
                 seed=seed,
-                on_record=on_done,
+                on_example=on_done,
             )
         else:
             answers = "own" if name == "mask-own" else "reference"
             found[name] = mask_sensitivity(
-                describer, dataset, answers=answers, truth=truth, limit=limit, seed=seed, on_record=on_done
+                describer, dataset, answers=answers, truth=truth, limit=limit, seed=seed, on_example=on_done
             )
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ...asking import Describer
-from ...data.records import DataError, Record
+from ...data.examples import DataError, Example
 from ...pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...prompts_finecaption import find_question, normalise_name
 from ..predicting import walk
@@ -19,7 +19,7 @@ from .tables import Truth, Values, as_json, cell, diagnostic, mean_interval, pla
 CAPTIONS = ("region", "dense", "One-Sentence Description")
 """What is asked beside the attributes, and may speak of all of them."""
 
-_RECORDS_AT_ONCE = 4
+_EXAMPLES_AT_ONCE = 4
 _MAX_EXAMPLES = 20
 _FUNCTION_WORDS = frozenset(
     words_of(
@@ -53,7 +53,7 @@ class _Compared:
 
 def attribute_consistency(
     describer: Describer,
-    dataset: Iterable[Record],
+    dataset: Iterable[Example],
     *,
     attributes: Sequence[str] | None = None,
     values: Values | None = None,
@@ -63,11 +63,11 @@ def attribute_consistency(
     max_new_tokens: int | None = None,
     limit: int | None = None,
     seed: int = 0,
-    on_record: Callable[[int], None] = lambda done: None,
+    on_example: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Whether a model says the same of a region when asked for one attribute, for several at once, or for a caption.
 
-    Of each region the attributes are asked, greedily, that its record has, or those given: each one alone, `together`
+    Of each region the attributes are asked, greedily, that its example has, or those given: each one alone, `together`
     of them in one question (their instructions one after another), and the captions. An attribute's own answer is
     compared with every other one that implies it.
 
@@ -80,16 +80,16 @@ def attribute_consistency(
 
     Args:
         describer: the model.
-        dataset: records; their references are not used but by `truth`.
-        attributes: names to ask about every region, whatever its record has.
+        dataset: examples; their references are not used but by `truth`.
+        attributes: names to ask about every region, whatever its example has.
         values: closed vocabularies by attribute, see `Values`; attributes that have none are left out and counted.
         truth: where it knows right answers, it is told which side of a conflict is right.
         captions: names of the captions; those that the describer does not know are left out.
         together: how many attributes are asked in one question.
         max_new_tokens: the longest answer; `None` means the describer's own limit.
-        limit: only so many records, the first.
+        limit: only so many examples, the first.
         seed: of the intervals, which are resampled by image.
-        on_record: called with the number of records done.
+        on_example: called with the number of examples done.
 
     Returns:
         `title`, `table`, `notes` and `values`.
@@ -102,14 +102,14 @@ def attribute_consistency(
     known = [name for name in captions if find_question(name, describer.questions) is not None]
     asker = _Asker(describer, known, attributes, together, values, truth, max_new_tokens)
     compared: list[_Compared] = []
-    records = walk(dataset, limit)
+    examples = walk(dataset, limit)
     done = 0
-    while batch := list(islice(records, _RECORDS_AT_ONCE)):
+    while batch := list(islice(examples, _EXAMPLES_AT_ONCE)):
         compared += asker.compare(batch)
         done += len(batch)
-        on_record(done)
+        on_example(done)
     if not compared:
-        raise ValueError(f"No answers could be compared ({told(asker.left_out) or 'there is no record'}).")
+        raise ValueError(f"No answers could be compared ({told(asker.left_out) or 'there is no example'}).")
     return _result(compared, asker, values is not None, together, seed)
 
 
@@ -165,23 +165,23 @@ class _Asker:
     def forms(self) -> list[str]:
         return [*self.captions, f"{self.together} at once"]
 
-    def compare(self, batch: Sequence[tuple[Record, list[list[Prediction]]]]) -> list[_Compared]:
+    def compare(self, batch: Sequence[tuple[Example, list[list[Prediction]]]]) -> list[_Compared]:
         plans: list[_Plan] = []
         images: list[AskedImage] = []
-        for record, rows in batch:
+        for example, rows in batch:
             try:
-                picture = record.load()
+                picture = example.load()
             except (DataError, OSError) as error:
                 self.left_out[f"the picture cannot be read ({type(error).__name__})"] += 1
                 continue
-            references, of_record = [], []
-            for region, row in zip(record.regions, rows, strict=True):
+            references, of_example = [], []
+            for region, row in zip(example.regions, rows, strict=True):
                 if (plan := self._plan(row, picture)) is not None:
                     references.append(region.mask)
-                    of_record.append(plan)
-            regions = [plan.region for plan in of_record]
+                    of_example.append(plan)
+            regions = [plan.region for plan in of_example]
             images.append(AskedImage.prepare(self.describer.prepare, picture, references, regions))
-            plans += of_record
+            plans += of_example
         answer_all(self.describer, images)
         return [found for plan in plans for found in self._compare(plan)]
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ...asking import FineCaptionDescriber
-from ...data.records import DataError, Record
+from ...data.examples import DataError, Example
 from ...masks_finecaption import MaskError, RegionMask
 from ...pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ...prompts_finecaption import find_question
@@ -58,7 +58,7 @@ class _Asked:
     """A branch that is scored.
 
     Attributes:
-        region: its place in the record.
+        region: its place in the example.
         answer: that is scored.
         wordings: all that count as the same answer; where there is none, the answer itself.
         asked, number: where the model's own answer will be.
@@ -78,18 +78,18 @@ class _Asked:
 
 def mask_sensitivity(
     describer: FineCaptionDescriber,
-    dataset: Iterable[Record],
+    dataset: Iterable[Example],
     *,
     answers: str = "reference",
     truth: Truth | None = None,
     limit: int | None = None,
     max_others: int = 8,
     seed: int = 0,
-    on_record: Callable[[int], None] = lambda done: None,
+    on_example: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """How much the mean log-likelihood per token of each region's answers falls when its mask is swapped.
 
-    Five swaps: the mask of another region of the same record (the mean over them); of one to which the right answer is
+    Five swaps: the mask of another region of the same example (the mean over them); of one to which the right answer is
     another (to "Which viewpoint?" all regions of a picture have the same one, and no mask should matter); the
     complement; the whole image; and a shuffled mask. For the latter the patches of the mask-aware tower are permuted,
     among those that lie wholly in the picture: the alpha convolution then gives the same contributions in other places,
@@ -100,14 +100,14 @@ def mask_sensitivity(
 
     Args:
         describer: the model.
-        dataset: records; their answers are scored, the first reference of each branch.
+        dataset: examples; their answers are scored, the first reference of each branch.
         answers: "reference", or "own" for the greedy answer that the model itself gives under the region's own mask.
         truth: where it knows right answers, all wordings decide whether two regions have different ones; elsewhere the
             references, or the model's own answers, do.
-        limit: only so many records, the first.
+        limit: only so many examples, the first.
         max_others: of more other regions, so many are drawn.
         seed: of the shuffled masks, of drawn regions (together with image and region) and of the intervals.
-        on_record: called with the number of records done.
+        on_example: called with the number of examples done.
 
     Returns:
         `title`, `table`, `notes` and `values`; positive changes mean that the own mask makes the answer likelier.
@@ -122,16 +122,16 @@ def mask_sensitivity(
         raise ValueError(f"max_others is {max_others}. Give at least 1.")
     probe = _Probe(describer, answers, truth, max_others, seed)
     rows: list[_Row] = []
-    for done, (record, asked) in enumerate(walk(dataset, limit), start=1):
-        rows += probe.measure(record, asked)
-        on_record(done)
+    for done, (example, asked) in enumerate(walk(dataset, limit), start=1):
+        rows += probe.measure(example, asked)
+        on_example(done)
     if not rows:
-        raise ValueError(f"No answer could be scored ({told(probe.left_out) or 'there is no record'}).")
+        raise ValueError(f"No answer could be scored ({told(probe.left_out) or 'there is no example'}).")
     return _result(rows, probe.left_out, answers, max_others, seed)
 
 
 class _Probe:
-    """Measures records one by one; counts what is left out."""
+    """Measures examples one by one; counts what is left out."""
 
     def __init__(
         self, describer: FineCaptionDescriber, answers: str, truth: Truth | None, max_others: int, seed: int
@@ -145,15 +145,15 @@ class _Probe:
         self.patch: int = describer.model.config.vision_config.patch_size
         self.left_out: Counter[str] = Counter()
 
-    def measure(self, record: Record, asked: list[list[Prediction]]) -> list[_Row]:
+    def measure(self, example: Example, asked: list[list[Prediction]]) -> list[_Row]:
         try:
-            picture = record.load()
+            picture = example.load()
         except (DataError, OSError) as error:
             self.left_out[f"the picture cannot be read ({type(error).__name__})"] += sum(map(len, asked))
             return []
         size = (picture.height, picture.width)
         masks: dict[int, RegionMask] = {}
-        for place, (region, row) in enumerate(zip(record.regions, asked, strict=True)):
+        for place, (region, row) in enumerate(zip(example.regions, asked, strict=True)):
             try:
                 mask = RegionMask(region.mask, *size)
             except MaskError as error:
@@ -214,7 +214,7 @@ class _Probe:
                 if (other, it.label) in wordings and not wordings[other, it.label] & it.same
             ]
             for swap, best, regions, reason in (
-                ("other_region", "best", others[it.region], "there is no other region in the record"),
+                ("other_region", "best", others[it.region], "there is no other region in the example"),
                 ("other_answer", "best_of_differing", differing, "no other region has another answer to it"),
             ):
                 _compare(row, swap, best, [by_mask[own[other]] for other in regions], reason)
@@ -383,18 +383,18 @@ def _result(rows: list[_Row], left_out: Mapping[str, int], answers: str, max_oth
             found[name] = _mean(chosen, name, seed)
         line = ["all" if label is None else label, str(len(chosen))]
         line += [cell(found[name]) for name in (*SWAPS, *_BEST)]
-        record = {name: as_json(value) if name != "branches" else value for name, value in found.items()}
+        example = {name: as_json(value) if name != "branches" else value for name, value in found.items()}
         for name in (*SWAPS, *_BEST):
             reasons = Counter(value for row in chosen if isinstance(value := row.found[name], str))
-            record[f"{name}_not_applicable"] = dict(reasons)
+            example[f"{name}_not_applicable"] = dict(reasons)
         for name in _BEST:
             chances = [row.chance[name] for row in chosen if name in row.chance]
-            record[f"{name}_by_chance"] = round(sum(chances) / len(chances), 4) if chances else None
+            example[f"{name}_by_chance"] = round(sum(chances) / len(chances), 4) if chances else None
         lines.append(line)
         if label is None:
-            values["all"] = record
+            values["all"] = example
         else:
-            values["by_question"][label] = record
+            values["by_question"][label] = example
     whose = "the references" if answers == "reference" else "the model's own greedy answers"
     notes = [
         f"Mean log-likelihood per token (natural logarithm; the token that ends the answer counts) of {whose} under "

@@ -7,7 +7,7 @@ from typing import Any
 from ..intervals import Interval, Statistic, interval
 
 Truth = Callable[[str | int | None, str | int | None, tuple[int, int], Mapping[str, str]], Mapping[str, Sequence[str]]]
-"""Where right answers are known: (id of the record, id of the region, size of its picture, its references by name) ->
+"""Where right answers are known: (id of the example, id of the region, size of its picture, its references by name) ->
 for each name all wordings of the right answer; empty where they are not known. `scenes.known_answers` is one."""
 
 Values = Mapping[str, Sequence[Sequence[str]]]

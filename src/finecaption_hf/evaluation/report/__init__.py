@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.records import Record
+from ...data.examples import Example
 from .card import model_index
 from .content import build_report
 from .html import to_html
@@ -21,7 +21,7 @@ def write_report(
     output: str | os.PathLike[str],
     report: dict[str, Any],
     segments: Mapping[str, Sequence[float]],
-    dataset: Iterable[Record] | None = None,
+    dataset: Iterable[Example] | None = None,
 ) -> Path:
     """Write report.json, report.md, report.html, model-index.yaml, and the pictures that they show.
 

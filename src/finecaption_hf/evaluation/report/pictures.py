@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image
 
-from ...data.records import DataError, Record
+from ...data.examples import DataError, Example
 from ...drawing import COLORS, draw_regions
 from ...masks_finecaption import MaskError, as_mask
 from ..predicting import walk
@@ -16,7 +16,7 @@ _LONGER_SIDE = 640  # pixels; enough to see a region, and some 60 kB
 _QUALITY = 85
 
 
-def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+def example_pictures(dataset: Iterable[Example], wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
     """JPEG pictures of regions, by image and index of the region; those that cannot be read are left out.
 
     Args:
@@ -25,16 +25,16 @@ def example_pictures(dataset: Iterable[Record], wanted: Collection[tuple[str, in
     """
     left = set(wanted)
     drawn: dict[tuple[str, int], bytes] = {}
-    records = walk(dataset)
-    while left and (each := next(records, None)) is not None:
-        record, rows = each
+    examples = walk(dataset)
+    while left and (each := next(examples, None)) is not None:
+        example, rows = each
         keys = [(row[0].image, row[0].region_index) for row in rows]
         if not left.intersection(keys):
             continue
-        chosen = [(key, region.mask) for key, region in zip(keys, record.regions, strict=True) if key in left]
+        chosen = [(key, region.mask) for key, region in zip(keys, example.regions, strict=True) if key in left]
         left.difference_update(keys)
         try:
-            picture = record.load()
+            picture = example.load()
         except (DataError, OSError):
             continue
         for key, reference in chosen:

@@ -1,4 +1,4 @@
-"""The record type and the package's JSONL."""
+"""The example type and the package's JSONL."""
 
 import json
 import pickle
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finecaption_hf.data import Branch, DataError, Record, Region
+from finecaption_hf.data import Branch, DataError, Example, Region
 from finecaption_hf.masks_finecaption import as_mask
 
 ROW = {
@@ -23,8 +23,8 @@ ROW = {
 
 
 def test_record_reads_the_documented_row() -> None:
-    record = Record.from_json(ROW, "file:1")
-    assert record == Record(
+    example = Example.from_json(ROW, "file:1")
+    assert example == Example(
         "images/0001.png",
         (
             Region({"box_xyxy": [1, 2, 3, 4]}, (Branch("red", "Color"),), "a"),
@@ -32,8 +32,8 @@ def test_record_reads_the_documented_row() -> None:
         ),
         "7",
     )
-    assert record.where == "file:1"
-    assert record.to_json() == ROW
+    assert example.where == "file:1"
+    assert example.to_json() == ROW
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -42,19 +42,19 @@ branches = st.one_of(
 )
 masks = st.none() | st.fixed_dictionaries({"box_xyxy": st.lists(st.integers(0, 9), min_size=4, max_size=4)})
 regions = st.builds(Region, masks, st.lists(branches, min_size=1, max_size=3).map(tuple), st.none() | texts)
-records = st.builds(Record, texts, st.lists(regions, min_size=1, max_size=3).map(tuple), st.none() | texts)
+examples = st.builds(Example, texts, st.lists(regions, min_size=1, max_size=3).map(tuple), st.none() | texts)
 
 
 @settings(deadline=None, derandomize=True)
-@given(records)
-def test_record_survives_the_way_through_a_file(record: Record) -> None:
-    assert Record.from_json(json.loads(json.dumps(record.to_json())), "x") == record
+@given(examples)
+def test_record_survives_the_way_through_a_file(example: Example) -> None:
+    assert Example.from_json(json.loads(json.dumps(example.to_json())), "x") == example
 
 
 def test_mask_in_memory_is_written_as_rle() -> None:
     mask = np.zeros((4, 6), dtype=bool)
     mask[1:3, 2:5] = True
-    row = Record("a.png", (Region(mask, (Branch("red", "Color"),)),)).to_json()
+    row = Example("a.png", (Region(mask, (Branch("red", "Color"),)),)).to_json()
     assert np.array_equal(as_mask(json.loads(json.dumps(row))["regions"][0]["mask"], 4, 6), mask)
 
 
@@ -79,15 +79,15 @@ def test_mask_in_memory_is_written_as_rle() -> None:
 )
 def test_wrong_row_is_told_with_its_place(change: dict, message: str) -> None:
     with pytest.raises(DataError, match=rf"^file:9: .*{message}") as caught:
-        Record.from_json({**ROW, **change}, "file:9")
+        Example.from_json({**ROW, **change}, "file:9")
     assert caught.value.where == "file:9"
 
 
 def test_picture_in_memory_cannot_be_written() -> None:
-    record = Record(Image.new("RGB", (4, 4)), (Region(None, (Branch("red", "Color"),)),))
+    example = Example(Image.new("RGB", (4, 4)), (Region(None, (Branch("red", "Color"),)),))
     with pytest.raises(DataError, match="Save it"):
-        record.to_json()
-    assert record.load().size == (4, 4)
+        example.to_json()
+    assert example.load().size == (4, 4)
 
 
 def test_error_survives_pickling_and_rebuilding_from_its_text() -> None:

@@ -1,7 +1,7 @@
-"""The one record type: an image, its regions, and the branches of each region.
+"""The one example type: an image, its regions, and the branches of each region.
 
 A branch is a question about a region and its answer. The package's own file format, one JSON object per line and image,
-is `Record.to_json` and `Record.from_json`; docs/data.md describes it.
+is `Example.to_json` and `Example.from_json`; docs/data.md describes it.
 """
 
 from collections.abc import Collection
@@ -66,7 +66,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Record:
+class Example:
     """An image and its regions.
 
     Attributes:
@@ -74,7 +74,7 @@ class Record:
         regions (`tuple[Region, ...]`): at least one.
         id (`str` or `int`, *optional*): its name in the data.
         where (`str`): where it was read, for messages: `"file:line"` or `"file[index]"`.
-        store (`ImageStore`, *optional*): where the image lies, see `load`; no part of the record's value.
+        store (`ImageStore`, *optional*): where the image lies, see `load`; no part of the example's value.
     """
 
     image: str | Image.Image
@@ -89,8 +89,8 @@ class Record:
         if not self.regions:
             raise DataError("regions", "the image has none. Give at least one; a region without a mask is the image.")
 
-    def with_store(self, store: ImageStore | None) -> "Record":
-        """The same record, whose picture and mask files lie in `store`."""
+    def with_store(self, store: ImageStore | None) -> "Example":
+        """The same example, whose picture and mask files lie in `store`."""
         regions = tuple(
             replace(region, mask=replace(region.mask, store=store)) if isinstance(region.mask, MaskFile) else region
             for region in self.regions
@@ -101,26 +101,28 @@ class Record:
         """The picture in RGB, turned by its EXIF orientation.
 
         Raises:
-            DataError: If it is missing or damaged, or the record knows its name but no store.
+            DataError: If it is missing or damaged, or the example knows its name but no store.
         """
         try:
             if isinstance(self.image, Image.Image):
                 return to_rgb(self.image)
             if self.store is None:
-                raise DataError(self.image, "the record has no image store. Read it with read_records or open_dataset.")
+                raise DataError(
+                    self.image, "the example has no image store. Read it with read_examples or open_dataset."
+                )
             return self.store.read(self.image)
         except DataError as error:
-            raise error.at(self.where or "record") from error
+            raise error.at(self.where or "example") from error
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a row of the package's JSONL. Masks in memory become COCO RLE.
+        """The example as a row of the package's JSONL. Masks in memory become COCO RLE.
 
         Raises:
             DataError: If the image is a picture in memory, which has to be saved under a name first.
             MaskError: If a mask in memory is none.
         """
         if not isinstance(self.image, str):
-            raise DataError(self.where or "record", "the image is in memory. Save it, and give the record its name.")
+            raise DataError(self.where or "example", "the image is in memory. Save it, and give the example its name.")
         row: dict[str, Any] = {"image": self.image}
         if self.id is not None:
             row["id"] = self.id
@@ -128,7 +130,7 @@ class Record:
         return row
 
     @classmethod
-    def from_json(cls, row: Any, where: str, *, store: ImageStore | None = None) -> "Record":
+    def from_json(cls, row: Any, where: str, *, store: ImageStore | None = None) -> "Example":
         """Read a row of the package's JSONL. Keys that are not of the format are left alone, see `read_region`.
 
         Args:
@@ -291,7 +293,7 @@ def keys_of(row: dict[str, Any]) -> str:
 __all__ = [
     "Branch",
     "DataError",
-    "Record",
+    "Example",
     "Region",
     "as_id",
     "as_list",
