@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finecaption_hf.data import FORMATS, Branch, DataError, Example, Region, read_examples
-from finecaption_hf.data.readers.json_stream import JsonStream
+from finecaption_hf.data.json_stream import JsonStream
 from finecaption_hf.data.readers.texts import without_entities
 from finecaption_hf.masks_finecaption import as_mask, encode_rle
 

@@ -28,6 +28,7 @@ from waiting import exit_code
 
 from finecaption_hf.asking import FineCaptionDescriber, load, load_describer
 from finecaption_hf.cli import app, progress
+from finecaption_hf.data import open_regions
 from finecaption_hf.describing import (
     Options,
     Processes,
@@ -37,7 +38,6 @@ from finecaption_hf.describing import (
     UnfinishedError,
     dataset,
     describe_dataset,
-    open_inputs,
 )
 from finecaption_hf.resuming import EntryFile, model_fingerprint
 
@@ -67,7 +67,7 @@ def write_rows(folder: Path, num_images: int, regions: int = 1) -> Path:
 def describe(checkpoint: Any, source: Any, output: Path, questions: Any = "color", **options: Any) -> Result:
     max_batch_tokens = options.pop("max_batch_tokens", None)
     describer = FineCaptionDescriber(*checkpoint, max_batch_tokens=max_batch_tokens)
-    return describe_dataset(lambda: describer, open_inputs(source), output, questions, Options(**OPTIONS | options))
+    return describe_dataset(lambda: describer, open_regions(source), output, questions, Options(**OPTIONS | options))
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_real_regions_get_the_answers_of_single_questions(
     source = real_regions[0].image.parents[1] / "regions.jsonl"
     output = tmp_path / "captions.jsonl"
     names = ["--attribute", "color", "--question", "What is it?", "--task", "global"]
-    result = command("--input", source, "--output", output, *names, "--max-new-tokens", 6, "--batch-size", 3)
+    result = command(source, "--output", output, *names, "--max-new-tokens", 6, "--batch-size", 3)
     assert result.exit_code == 0, result.output
     assert "0 of 27 regions are whole pictures." in result.stderr
     found = records(output)
@@ -123,7 +123,7 @@ def test_real_regions_get_the_answers_of_single_questions(
     manifest = json.loads(Path(f"{output}.manifest.json").read_text())
     assert set(manifest["questions"]) == {"Color", "What is it?", "global"}
     assert manifest["result"]["regions"] == 27
-    again = command("--input", source, "--output", output, *names, "--max-new-tokens", 6, "--batch-size", 3)
+    again = command(source, "--output", output, *names, "--max-new-tokens", 6, "--batch-size", 3)
     assert again.exit_code == 0
     assert "finished before; nothing is left to do" in again.stderr
 
@@ -184,7 +184,7 @@ def test_what_fails_has_a_line_and_the_rest_is_described(embedded: Any, tmp_path
     lines[0] = lines[0].replace("}", ', "questions": ["What is <image>?", "color"]}')
     source.write_text("\n".join(lines))
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:200])
-    result = command("--input", source, "--output", tmp_path / "out.jsonl", "--attribute", "color", "--batch-size", 4)
+    result = command(source, "--output", tmp_path / "out.jsonl", "--attribute", "color", "--batch-size", 4)
     assert result.exit_code == 1, result.output
     found = records(tmp_path / "out.jsonl")
     assert ["error" in record for record in found] == [False, False, False, True, False, True, True, True]
@@ -221,7 +221,7 @@ def test_failed_regions_are_described_once_their_cause_is_mended(
     monkeypatch.setattr(
         dataset._Worker, "prepare", lambda self, item: prepared.append(item.name) or prepare(self, item)
     )
-    inputs, options = open_inputs(source), Options(**OPTIONS)
+    inputs, options = open_regions(source), Options(**OPTIONS)
     describer = FineCaptionDescriber(*embedded)
     result = describe_dataset(lambda: describer, inputs, output, "color", options, retry_failed=True)
     assert (result.failed, prepared) == (0, ["3.png"])
@@ -375,7 +375,7 @@ def _run(describer: Any, job: dict[str, Any], is_victim: bool) -> int:
     try:
         result = describe_dataset(
             load_here,
-            open_inputs(job["source"]),
+            open_regions(job["source"]),
             job["output"],
             "color",
             Options(**OPTIONS, temperature=1.0),
@@ -537,7 +537,7 @@ def test_a_process_that_cannot_start_ends_all(nursery: Nursery, source: Path, tm
 @pytest.mark.slow
 def test_accelerate_launch_spreads_a_dataset_over_two_processes(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows", 5)
-    arguments = ["describe", "--input", source, "--device", "cpu", "--batch-size", "1", "--output"]
+    arguments = ["describe", source, "--device", "cpu", "--batch-size", "1", "--output"]
     port = str(free_port())
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
@@ -553,7 +553,7 @@ def test_accelerate_launch_spreads_a_dataset_over_two_processes(tmp_path: Path) 
 
 
 def test_ctrl_c_says_how_to_go_on(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--input", write_rows(tmp_path, 4), "--output", tmp_path / "out.jsonl", "--batch-size", 1]
+    arguments = [write_rows(tmp_path, 4), "--output", tmp_path / "out.jsonl", "--batch-size", 1]
     answer, calls = dataset._Worker.answer, [0]
 
     def interrupted(self: Any, images: Any) -> Any:
@@ -579,7 +579,7 @@ def test_ctrl_c_says_how_to_go_on(embedded: Any, tmp_path: Path, monkeypatch: py
 
 
 def test_a_full_disk_ends_in_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    arguments = ["--input", write_rows(tmp_path, 30), "--output", tmp_path / "out.jsonl", "--batch-size", 1]
+    arguments = [write_rows(tmp_path, 30), "--output", tmp_path / "out.jsonl", "--batch-size", 1]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limits[1]))
     try:
@@ -595,11 +595,11 @@ def test_a_full_disk_ends_in_one_line_and_exit_code_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "rows.jsonl", "--output", "gone/out.jsonl"], "does not exist. Make it first"),
-        (["--input", "gone.jsonl", "--output", "out.jsonl"], "there is no such file or folder"),
-        (["--input", "rows.jsonl", "--output", "out.jsonl", "--temperature", "-1"], "temperature is -1"),
-        (["--input", "rows.jsonl", "--output", "out.jsonl", "--split", "test"], "a file has no splits"),
-        (["--input", "rows.jsonl", "--output", "rows.jsonl"], "is there already"),
+        (["rows.jsonl", "--output", "gone/out.jsonl"], "does not exist. Make it first"),
+        (["gone.jsonl", "--output", "out.jsonl"], "there is no such file or folder"),
+        (["rows.jsonl", "--output", "out.jsonl", "--temperature", "-1"], "temperature is -1"),
+        (["rows.jsonl", "--output", "out.jsonl", "--split", "test"], "a file has no splits"),
+        (["rows.jsonl", "--output", "rows.jsonl"], "is there already"),
     ],
 )
 def test_wrong_use_ends_in_one_line_before_a_model_is_loaded(
@@ -613,8 +613,9 @@ def test_wrong_use_ends_in_one_line_before_a_model_is_loaded(
     before = sorted(tmp_path.iterdir())
     result = command(*arguments)
     assert result.exit_code == 2, result.output
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    *told, error = result.stderr.splitlines()
+    assert message in error
+    assert told in ([], ["rows.jsonl: read as JSON Lines, 1 regions."])
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -622,7 +623,7 @@ def test_an_input_that_changes_under_the_run_ends_it_and_a_defect_keeps_its_trac
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_rows(tmp_path, 12)
-    arguments = ["--input", source, "--output", tmp_path / "out.jsonl", "--batch-size", 1, "--max-new-tokens", 4]
+    arguments = [source, "--output", tmp_path / "out.jsonl", "--batch-size", 1, "--max-new-tokens", 4]
     answer = dataset._Worker.answer
     with monkeypatch.context() as patches:
         patches.setattr(dataset._Worker, "answer", lambda self, images: source.unlink(True) or answer(self, images))
@@ -660,21 +661,26 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_caption_with_an_input_is_the_same_command_and_says_so(tmp_path: Path) -> None:
     source = write_rows(tmp_path, 2)
     options = ["--attribute", "color", "--device", "cpu", "--max-new-tokens", "4"]
-    for name, by in (("caption", "caption"), ("describe", "describe")):
-        result = CliRunner().invoke(app, [by, f"--input={source}", "--output", str(tmp_path / name), *options])
+    calls = {
+        "a": ["caption", f"--input={source}"],
+        "b": ["caption", "--input", str(source)],
+        "c": ["describe", str(source)],
+    }
+    for name, call in calls.items():
+        result = CliRunner().invoke(app, [*call, "--output", str(tmp_path / name), *options])
         assert result.exit_code == 0, result.output
-        said = "caption --input is finecaption describe --input, which runs now."
-        assert result.stderr.count(said) == (by == "caption")
-    assert (tmp_path / "caption").read_bytes() == (tmp_path / "describe").read_bytes()
+        said = "caption --input FILE is finecaption describe FILE, which runs now."
+        assert result.stderr.count(said) == (name != "c")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["caption"], "Missing argument 'image'"),
-        (["describe"], "Missing option '--input'"),
-        (["describe", "--input", "rows.jsonl"], "Missing option '--output'"),
-        (["describe", "--input", "rows.jsonl", "--output", "out.jsonl", "--box", "0,0,1,1"], "No such option: --box"),
+        (["describe"], "Missing argument 'FILE|DIR|ID'"),
+        (["describe", "rows.jsonl"], "Missing option '--output'"),
+        (["describe", "rows.jsonl", "--output", "out.jsonl", "--box", "0,0,1,1"], "No such option: --box"),
         (["caption", "a.png", "--batch-size", "1"], "No such option: --batch-size"),
         (["caption", "a.png", "--top-p", "2"], "top_p is 2"),
     ],
@@ -687,7 +693,7 @@ def test_options_of_the_other_command_are_refused(arguments: list[str], message:
 
 def test_an_attribute_that_is_not_known_lists_those_that_are(tmp_path: Path) -> None:
     source = write_rows(tmp_path, 1)
-    result = command("--input", source, "--output", tmp_path / "out.jsonl", "--attribute", "colour")
+    result = command(source, "--output", tmp_path / "out.jsonl", "--attribute", "colour")
     assert result.exit_code == 2
     assert "Materials/Texture" in result.stderr
     assert not list(tmp_path.glob("out*"))

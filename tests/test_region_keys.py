@@ -11,9 +11,8 @@ import pytest
 from mask_forms import run_lengths
 from PIL import Image
 
-from finecaption_hf.data import DataError, open_dataset, read_examples
+from finecaption_hf.data import DataError, open_dataset, open_regions, read_examples
 from finecaption_hf.data.check import check_dataset
-from finecaption_hf.describing import open_inputs
 from finecaption_hf.masks_finecaption import MaskError, as_mask, encode_mask, encode_rle
 from finecaption_hf.processing_finecaption import _with_regions
 
@@ -69,7 +68,7 @@ def caption_regions(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
 
 def described(folder: Path, row: dict[str, Any]) -> np.ndarray | None:
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    inputs = open_inputs(folder / "rows.jsonl")
+    inputs = open_regions(folder / "rows.jsonl")
     (region,) = inputs[0].regions
     reference = inputs[0].reference(region)
     assert inputs.num_whole_images == (reference is None)
@@ -173,7 +172,7 @@ def test_own_keys_are_left_alone(folder: Path, door: Door) -> None:
 
 def test_nulls_that_arrow_fills_in_are_absent(folder: Path) -> None:
     regions = [{"box_xyxy": [2, 1, 6, 4], "id": 1}, {"polygon": RING, "tags": ["a"]}, {"segmentation": [RING]}]
-    inputs = open_inputs(datasets.Dataset.from_list([{"image": "a.png", "regions": regions}]), images=folder)
+    inputs = open_regions(datasets.Dataset.from_list([{"image": "a.png", "regions": regions}]), images=folder)
     assert [region.carried for region in inputs[0].regions] == [{"id": 1}, {"tags": ["a"]}, {}]
     for region in inputs[0].regions:
         np.testing.assert_array_equal(as_mask(region.reference, H, W), MASK)
@@ -201,7 +200,7 @@ def test_an_own_key_may_be_declared_for_other_formats(folder: Path) -> None:
 def test_a_region_beside_regions_is_an_error(folder: Path) -> None:
     row = {"image": "a.png", "mask": RLE, "regions": [{"branches": BRANCHES}]}
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    for read in (lambda path: list(read_examples(path)), open_inputs):
+    for read in (lambda path: list(read_examples(path)), open_regions):
         with pytest.raises(DataError, match=r"rows\.jsonl:1: mask: it stands beside regions"):
             read(folder / "rows.jsonl")
 

@@ -96,6 +96,8 @@ def as_mask(reference: Any, height: int, width: int) -> BoolArray:
               holes.
             - `{"mask": ...}`, and in its place `segmentation` or `mask_rle`: any of these.
             - str: a CompositionCap blob, see `decode_mask`. A str is never a path.
+            - object with `__region_mask__(height, width)`: it makes the mask itself, such as a region whose file has
+              shares of width and height.
             - `RegionMask`: one that was checked before.
 
             Other keys of a dict may be there as well, see `read_region`.
@@ -131,6 +133,8 @@ def as_mask(reference: Any, height: int, width: int) -> BoolArray:
         return _dict_mask(reference, height, width)
     if isinstance(reference, (list, tuple)):
         return _list_mask(reference, height, width)
+    if hasattr(reference, "__region_mask__"):
+        return array_mask(reference.__region_mask__(height, width), (height, width))
     return array_mask(reference, (height, width))
 
 

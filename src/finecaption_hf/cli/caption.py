@@ -47,10 +47,13 @@ class CaptionCommand(OrderedCommand):
     """Hands a call with `--input`, which was for whole data sets, to `finecaption describe`."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        if not any(argument.partition("=")[0] == "--input" for argument in args):
+        given = [number for number, argument in enumerate(args) if argument.partition("=")[0] == "--input"]
+        if not given:
             return super().make_context(info_name, args, parent, **extra)
         if os.environ.get("RANK", "0") == "0":
-            typer.echo("caption --input is finecaption describe --input, which runs now.", err=True)
+            typer.echo("caption --input FILE is finecaption describe FILE, which runs now.", err=True)
+        for number in reversed(given):
+            args[number : number + 1] = [args[number].partition("=")[2]] if "=" in args[number] else []
         return parent.command.commands["describe"].make_context("describe", args, parent, **extra)
 
 

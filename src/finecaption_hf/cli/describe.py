@@ -28,6 +28,17 @@ from .common import (
     load_describer,
 )
 from .progress import progress
+from .reading import (
+    Alpha,
+    BoxFormat,
+    Format,
+    Ignore,
+    LabelMap,
+    ResizeMasks,
+    StoredOrientation,
+    Threshold,
+    as_numbers,
+)
 
 if TYPE_CHECKING:
     from ..describing import Result
@@ -35,11 +46,12 @@ if TYPE_CHECKING:
 
 def describe(
     ctx: typer.Context,
-    input: Annotated[
+    path: Annotated[
         str,
-        typer.Option(
+        typer.Argument(
             metavar="FILE|DIR|ID",
-            help="JSON Lines of regions, a folder of pictures with masks, or a dataset.",
+            help="Regions: a file or folder of an annotation tool, JSON Lines, a folder of pictures with masks, or a "
+            "dataset.",
             show_default=False,
         ),
     ],
@@ -55,7 +67,15 @@ def describe(
         Path | None,
         typer.Option(metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of FILE"),
     ] = None,
+    format: Format = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset.")] = None,
+    ignore: Ignore = None,
+    label_map: LabelMap = None,
+    box_format: BoxFormat = None,
+    threshold: Threshold = None,
+    alpha: Alpha = False,
+    resize_masks: ResizeMasks = False,
+    stored_orientation: StoredOrientation = False,
     task: Tasks = None,
     attribute: Attributes = None,
     question: OwnQuestions = None,
@@ -83,9 +103,10 @@ def describe(
     Questions are in the order of the command line; a region may have its own. The global caption is about the whole
     picture.
 
-    For several processes: accelerate launch -m finecaption_hf.cli describe --input ... --output ...
+    For several processes: accelerate launch -m finecaption_hf.cli describe annotations.json --output ...
     """
     questions = asked_in_order(ctx, task, attribute, question)
+    from ..data import ReadOptions, open_regions
     from ..describing import (
         Options,
         Processes,
@@ -94,7 +115,6 @@ def describe(
         UnfinishedError,
         check_output,
         describe_dataset,
-        open_inputs,
     )
 
     processes = Processes.launched()
@@ -128,7 +148,24 @@ def describe(
 
     try:
         check_output(output)
-        inputs = open_inputs(input, images=images, split=split)
+        reading = ReadOptions(
+            images=images,
+            format=format,
+            split=split,
+            ignore=as_numbers(ignore),
+            label_map=label_map,
+            box_format=box_format,
+            threshold=threshold,
+            alpha=alpha,
+            resize_masks=resize_masks,
+            stored_orientation=stored_orientation,
+        )
+        inputs = open_regions(path, reading)
+        tell(f"{path}: read as {inputs.title}, {inputs.num_regions} regions.")
+        for note in inputs.notes:
+            tell(note)
+        if inputs.num_without_regions:
+            tell(f"{inputs.num_without_regions} pictures have no region and give no line.")
         with progress(processes.is_main) as show:
 
             def on_progress(done: int, total: int) -> None:

@@ -6,13 +6,16 @@
 >>> example.load(), example.regions[0].branches[0].answer
 """
 
+from .annotations import ANNOTATION_FORMATS, ReadOptions
 from .dataset import ExampleDataset, open_dataset
 from .examples import Branch, DataError, Example, Region
 from .images import ImageStore, open_images
 from .mixing import MixedDataset
 from .readers import FORMATS, ExampleReader, Keys, read_examples
+from .regions import RegionInputs, open_regions
 
 __all__ = [
+    "ANNOTATION_FORMATS",
     "FORMATS",
     "Branch",
     "DataError",
@@ -22,8 +25,11 @@ __all__ = [
     "Example",
     "ExampleDataset",
     "ExampleReader",
+    "ReadOptions",
     "Region",
+    "RegionInputs",
     "open_dataset",
     "open_images",
+    "open_regions",
     "read_examples",
 ]

@@ -16,8 +16,8 @@ from PIL import Image
 
 from .examples import DataError, Example
 from .images import ImageStore
+from .json_stream import LinesByNumber
 from .readers import ExampleReader, Place, load_rows, read_examples
-from .readers.json_stream import LinesByNumber
 
 # Part of the name of every cached file: changes when the readers give other examples for the same source.
 _CACHE_VERSION = 2

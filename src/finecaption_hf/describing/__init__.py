@@ -1,26 +1,24 @@
 """Captions for whole datasets: images read ahead of the model, one line per region, and work that survives a stop.
 
 >>> from finecaption_hf.asking import load_describer
->>> from finecaption_hf.describing import Options, describe_dataset, open_inputs
->>> inputs = open_inputs("regions.jsonl")
+>>> from finecaption_hf.data import open_regions
+>>> from finecaption_hf.describing import Options, describe_dataset
+>>> inputs = open_regions("regions.jsonl")
 >>> result = describe_dataset(load_describer, inputs, "captions.jsonl", ["color", "dense"], Options(seed=1))
 """
 
 from ..resuming import ResumeError, UnfinishedError
 from .dataset import Options, describe_dataset
 from .entries import Result, check_output
-from .inputs import RegionInputs, open_inputs
 from .processes import Processes, ProcessLostError
 
 __all__ = [
     "Options",
     "ProcessLostError",
     "Processes",
-    "RegionInputs",
     "Result",
     "ResumeError",
     "UnfinishedError",
     "check_output",
     "describe_dataset",
-    "open_inputs",
 ]

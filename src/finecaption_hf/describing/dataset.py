@@ -15,11 +15,11 @@ from .. import __version__
 from ..asking import Describer, check_questions
 from ..branches_finecaption import BranchRequest
 from ..data.examples import DataError
+from ..data.regions import ImageInput, RegionInputs
 from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..prompts_finecaption import resolve_questions
 from ..resuming import UnfinishedError
 from .entries import Entries, Result
-from .inputs import ImageInput, RegionInputs
 from .processes import Processes
 
 _FORMAT = 1
@@ -72,7 +72,7 @@ def describe_dataset(
 
     Args:
         load: gives what answers, such as `load_describer`. It is called after the output and the input were checked.
-        inputs: see `open_inputs`.
+        inputs: see `open_regions`.
         output: the JSONL file to make, with one line per region in the input's order; see docs/captioning.md.
         questions: about regions that have none of their own: names that the describer knows, own words, `"all"`.
         options: what decides the texts.

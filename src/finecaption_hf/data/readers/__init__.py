@@ -17,10 +17,10 @@ from typing import Any, TextIO, TypeVar, get_args
 
 from ..examples import DataError, Example
 from ..images import ImageStore, open_images
+from ..json_stream import JsonStream, json_lines
 from . import described
 from .coco import refcoco
 from .detection import Format, detect_format, has_elements
-from .json_stream import JsonStream, json_lines
 from .keys import COMPOSITIONCAP, DATASETS, OSPREY, Keys
 
 FORMATS: tuple[str, ...] = get_args(Format)

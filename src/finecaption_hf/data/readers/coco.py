@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from ..examples import Branch, DataError, Example, Region, as_id, as_object, as_reference, as_text
-from .json_stream import JsonStream
+from ..json_stream import JsonStream
 
 _TABLES = """
 CREATE TABLE images (at INTEGER PRIMARY KEY, id TEXT UNIQUE, file TEXT, caption TEXT);

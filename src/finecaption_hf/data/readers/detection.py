@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ...masks_finecaption import REGION_KEYS
 from ..examples import DataError, keys_of
-from .json_stream import JsonStream, json_lines
+from ..json_stream import JsonStream, json_lines
 from .keys import COMPOSITIONCAP, OSPREY, Keys
 
 Format = Literal["compositioncap", "refcoco", "grand", "llava", "osprey", "jsonl", "datasets"]

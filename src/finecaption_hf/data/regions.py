@@ -1,7 +1,7 @@
-"""Regions that are to be described: of a JSONL file, a folder of pictures with masks, or a `datasets` split.
+"""Regions of any input: JSON Lines, files of annotation tools, folders of pictures with masks, `datasets` splits.
 
 All of it is read once, to know how much there is and where it lies; pictures and masks are opened when their turn
-comes. docs/captioning.md describes the forms.
+comes. docs/captioning.md and docs/formats.md describe the forms.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..data.examples import (
+from ..masks_finecaption import REGION_KEYS
+from .annotations import AnnotationFile, ReadOptions, open_annotations, recognise
+from .examples import (
     DataError,
     as_id,
     as_list,
@@ -28,12 +30,11 @@ from ..data.examples import (
     no_region_beside,
     region_of,
 )
-from ..data.images import MAX_PIXELS, ImageStore, MaskFile, decode_image, open_images, open_picture, to_rgb
-from ..data.readers.detection import is_saved_dataset
-from ..data.readers.folder import pictures_with_masks
-from ..data.readers.json_stream import LinesByNumber, json_lines
-from ..data.readers.rows import DatasetRows, open_split
-from ..masks_finecaption import REGION_KEYS
+from .images import MAX_PIXELS, ImageStore, MaskFile, decode_image, open_images, open_picture, to_rgb
+from .json_stream import LinesByNumber, json_lines
+from .readers.detection import is_saved_dataset
+from .readers.folder import pictures_with_masks
+from .readers.rows import DatasetRows, open_split
 
 MAX_REGIONS = 64
 """Regions of an image that are prepared at once; of an image with more, each such part is encoded by itself."""
@@ -134,31 +135,39 @@ class _InputRows(Protocol):
 
 
 class RegionInputs:
-    """The images of an input in its order, each with its regions. `open_inputs` makes them.
+    """The images of an input in its order, each with its regions. `open_regions` makes them.
 
     Consecutive rows of the same image are one image.
 
     Attributes:
         name (`str`): of the file, folder or dataset.
+        title (`str`): what it was recognised as, for the user.
+        notes (`list[str]`): lines for the user on how it was read.
+        annotations (`AnnotationFile`, *optional*): the file of a tool, which texts can be put back into.
         fingerprint (`str`): changes where the input does. Pictures count by their names only (and by their sizes, in a
             folder of pictures).
         num_regions (`int`): lines of the output.
         num_whole_images (`int`): regions that are the whole picture.
+        num_without_regions (`int`): pictures in which the input has no region; they give no line.
     """
 
-    def __init__(self, name: str, rows: _InputRows, images: ImageStore | None, fingerprint: str) -> None:
+    def __init__(self, name: str, rows: _InputRows, images: ImageStore | None, fingerprint: str, title: str) -> None:
         self.name = name
         self.images = images
         self.fingerprint = fingerprint
-        self.num_regions = self.num_whole_images = 0
+        self.title = title
+        self.annotations = rows if isinstance(rows, AnnotationFile) else None
+        self.num_regions = self.num_whole_images = self.num_without_regions = 0
         self._rows = rows
         # Positions, in the output, of the first region of each row, of each item, and of the image of each item.
         self._row_starts, self._starts, self._image_starts = array("q"), array("q"), array("q")
         first_error: DataError | None = None
         num_good = image_start = 0
         previous: str | None = None
+        self._parse = _parse_annotated if self.annotations else _parse
         for where, value in rows.scan():
-            row = _parse(value, where)
+            row = self._parse(value, where)
+            self.num_without_regions += not row.regions
             good = [region for region in row.regions if region.error is None]
             errors = [region.error for region in row.regions if region.error is not None]
             if isinstance(row.picture, DataError):
@@ -178,6 +187,10 @@ class RegionInputs:
             previous = row.key
         if not num_good:
             raise first_error or DataError(name, "it holds no region.")
+
+    @property
+    def notes(self) -> list[str]:
+        return self.annotations.notes if self.annotations else []
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -200,7 +213,10 @@ class RegionInputs:
         regions: list[RegionInput] = []
         while position < stop:
             where, value = self._rows.read(number)
-            row = _parse(value, where)
+            row = self._parse(value, where)
+            if not row.regions:
+                number += 1
+                continue
             skipped = position - self._row_starts[number]
             if not 0 <= skipped < len(row.regions):
                 raise DataError(where, "it changed since the input was opened.")
@@ -211,39 +227,46 @@ class RegionInputs:
         return ImageInput(row.name, tuple(regions), row.picture, self.images)
 
 
-def open_inputs(
-    source: Any, *, images: str | os.PathLike[str] | ImageStore | None = None, split: str | None = None
-) -> RegionInputs:
-    """Open what is to be described.
+def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: Any) -> RegionInputs:
+    """Open regions, of whatever form.
 
     Args:
-        source: a JSONL file; a folder of pictures with masks, or with a `records.jsonl`; a `datasets.Dataset` in
-            memory, or the folder or the id on the Hub of a saved one.
-        images: folder, .zip or .tar of the pictures; `None` means the folder of the file.
-        split: of a dataset.
+        source: JSON Lines; a file or folder of an annotation tool (docs/formats.md); a folder of pictures with masks,
+            or with a `records.jsonl`; a `datasets.Dataset` in memory, or the folder or the id on the Hub of a saved
+            one.
+        options, **changes: see `ReadOptions`; `open_regions("instances.json", images="photos")`.
 
     Raises:
-        DataError: If there is no such input, or nothing in it can be used.
+        DataError: If there is no such input, its format cannot be told, or nothing in it can be used.
     """
+    options = replace(options or ReadOptions(), **changes)
+    images, split, format = options.images, options.split, options.format
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    is_own = split is not None or format in ("jsonl", "folder", "datasets")
+    if path is not None and path.exists() and not is_own and (format is not None or recognise(path)):
+        annotations = open_annotations(path, options)
+        store = open_images(annotations.where_images_lie() if images is None else images)
+        return RegionInputs(annotations.name, annotations, store, annotations.fingerprint(), annotations.title)
     if path is not None and path.is_dir() and split is None and not is_saved_dataset(path):
         if not (path / "records.jsonl").is_file():
             if images is not None:
                 raise DataError(str(path), "in a folder of pictures they lie in it. Leave --images out.")
             rows, sizes = pictures_with_masks(path)
             fingerprint = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-            return RegionInputs(path.resolve().name, _ListedRows(rows), open_images(path), fingerprint)
+            title = "a folder of pictures with masks"
+            return RegionInputs(path.resolve().name, _ListedRows(rows), open_images(path), fingerprint, title)
         path = path / "records.jsonl"
     if path is not None and path.is_file():
         if split is not None:
             raise DataError(str(path), "a file has no splits. Leave --split out.")
         store = open_images(path.parent if images is None else images)
-        return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path))
+        return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path), "JSON Lines")
     if path is not None and split is None and not path.is_dir():
         raise DataError(str(source), "there is no such file or folder. Of a dataset on the Hub, give --split, too.")
     dataset, name = open_split(source, split)
     fingerprint = f"{dataset._fingerprint}-{len(dataset)}"
-    return RegionInputs(name, DatasetRows(dataset, name), None if images is None else open_images(images), fingerprint)
+    opened = None if images is None else open_images(images)
+    return RegionInputs(name, DatasetRows(dataset, name), opened, fingerprint, "a data set")
 
 
 class _FileRows:
@@ -331,13 +354,27 @@ def _parse(value: Any, where: str) -> _ImageRow:
         no_region_beside(row)
         carried = _carried(row, "image_id")
         entries = as_list(row["regions"], "regions")
-        if not entries:
-            raise DataError("regions", "there is none. Leave the key out to have the whole image described.")
         regions = [_region(entry, questions, f"{where}: regions[{n}]", carried) for n, entry in enumerate(entries)]
         return _ImageRow(name, picture, regions, key)
     except DataError as error:
         error = error if error.where == where else error.at(where)
         return _ImageRow(name, error if picture is None else picture, [RegionInput(error=error)], key)
+
+
+def _parse_annotated(value: Any, where: str) -> _ImageRow:
+    """A row of an `AnnotationFile`, which is what its description says."""
+    if isinstance(value, DataError):
+        return _ImageRow(None, value, [RegionInput(error=value)], None)
+    carried = _carried(value, "image_id")
+    regions = []
+    for number, entry in enumerate(value["regions"]):
+        reference, own = entry["mask"], carried | _carried(entry, "id")
+        if isinstance(reference, DataError):
+            error = reference if reference.where.startswith(where) else reference.at(f"{where}: regions[{number}]")
+            regions.append(RegionInput(carried=own, error=error))
+        else:
+            regions.append(RegionInput(reference=reference, carried=own))
+    return _ImageRow(value["image"], value["image"], regions, value["image"])
 
 
 def _region(entry: Any, questions: tuple[str, ...] | None, where: str, carried: dict[str, Any]) -> RegionInput:

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from ..errors import DataError
+from .errors import DataError
 
 MAX_ELEMENT_BYTES = 2**26
 """A longer line or element (64 MiB) is no description of an image."""

@@ -1,0 +1,55 @@
+"""Files of annotation tools -> pictures with regions, and captions back into the same kind of file: docs/formats.md.
+
+Each format is an `AnnotationFile` in a module of its own; this one tells which format a file has.
+"""
+
+from pathlib import Path
+
+from ..errors import DataError
+from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
+from .seeing import see
+
+ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = ()
+"""All formats, by the order in which they are named."""
+
+
+def recognise(path: Path) -> list[type[AnnotationFile]]:
+    """The formats that a file or folder may have, told by its content; an export without a reader raises its own error.
+
+    Raises:
+        DataError: If it is of a known tool, but not read: it says what to export instead.
+    """
+    seen = see(path)
+    return [each for each in ANNOTATION_FORMATS if each.recognises(seen)]
+
+
+def open_annotations(path: Path, options: ReadOptions) -> AnnotationFile:
+    """Open a file or folder of an annotation tool.
+
+    Raises:
+        DataError: If its format is unknown, or may be one of several and no format was given.
+    """
+    known = {each.format: each for each in ANNOTATION_FORMATS}
+    if options.format is not None:
+        if options.format not in known:
+            raise DataError(str(path), f"there is no format {options.format!r}. Known are: {', '.join(known)}.")
+        return known[options.format](path, options)
+    found = recognise(path)
+    if len(found) > 1:
+        names = ", ".join(f"{each.title} (--format {each.format})" for each in found)
+        raise DataError(str(path), f"this may be {names}. Give the one that it is.")
+    if not found:
+        raise DataError(str(path), f"its format cannot be told. Give --format: {', '.join(known)}.")
+    return found[0](path, options)
+
+
+__all__ = [
+    "ANNOTATION_FORMATS",
+    "AnnotationFile",
+    "ReadOptions",
+    "Seen",
+    "SizedRegion",
+    "open_annotations",
+    "recognise",
+    "see",
+]
