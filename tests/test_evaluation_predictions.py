@@ -243,7 +243,7 @@ def test_other_data_is_not_gone_on_with_and_a_limit_keeps_the_keys(tmp_path: Pat
     with pytest.raises(ResumeError, match="data: records was 5, now it is 3"):
         run(path, dataset, limit=3)
     assert run(tmp_path / "some.jsonl", dataset, limit=3) == everything[:5]
-    with pytest.raises(DataError, match="holds no record"):
+    with pytest.raises(DataError, match="holds no example"):
         run(tmp_path / "q.jsonl", [])
 
 

@@ -31,7 +31,7 @@ def walk(dataset: Iterable[Example], limit: int | None = None) -> Iterator[tuple
     """
     regions_of: Counter[str] = Counter()
     for number, example in enumerate(itertools.islice(dataset, limit)):
-        image = example.image if isinstance(example.image, str) else f"example-{number}"
+        image = example.image if isinstance(example.image, str) else f"record-{number}"
         if example.id is not None and not isinstance(example.image, str):
             image = str(example.id)
         rows = []

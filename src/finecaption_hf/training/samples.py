@@ -56,7 +56,7 @@ class SampleCallback(TrainerCallback):
                 lines.append(
                     {
                         "step": state.global_step,
-                        "example": example.where,
+                        "record": example.where,
                         "region": region.id,
                         "question": branch.question or branch.name,
                         "answer": branch.answer,
