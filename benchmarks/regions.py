@@ -51,9 +51,8 @@ from training import make_config, make_processor, status
 from transformers import AutoModelForCausalLM, CLIPVisionModel, SamVisionModel
 
 from finecaption_hf import FineCaptionConfig, FineCaptionForConditionalGeneration, FineCaptionProcessor
-from finecaption_hf.branches_finecaption import BranchRequest
 from finecaption_hf.engine_finecaption import BranchEngine
-from finecaption_hf.prompts_finecaption import ATTRIBUTES
+from finecaption_hf.prompts_finecaption import ATTRIBUTES, BranchRequest
 
 NAMES = (*ATTRIBUTES, "region", "dense")
 CONTESTANTS = ("naive", "batched", "engine")

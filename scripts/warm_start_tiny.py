@@ -38,7 +38,7 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedTokenizerFast
 
 from finecaption_hf import register
-from finecaption_hf.branch_attention_finecaption import PADDING_BRANCH, branch_attention_mask
+from finecaption_hf.branches_finecaption import PADDING_BRANCH, branch_attention_mask
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
 from finecaption_hf.data.packing import IGNORED_LABEL, PackedSequence, pack_branches
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from finecaption_hf.branches_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 from finecaption_hf.masks_finecaption import RegionMask
-from finecaption_hf.prompts_finecaption import ATTRIBUTES, TASKS
+from finecaption_hf.prompts_finecaption import ATTRIBUTES, TASKS, BranchAnswer, BranchRequest, BranchUpdate
 
 Say = Callable[[Image.Image, RegionMask, BranchRequest], str | BranchAnswer]
 

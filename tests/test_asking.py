@@ -15,8 +15,8 @@ from test_cli import NUM_REGIONS, by_picture, python_box_forms, python_forms
 
 from finecaption_hf import masks_finecaption
 from finecaption_hf.asking import FineCaptionDescriber, ask, load, load_describer, stream
-from finecaption_hf.branches_finecaption import BranchAnswer, BranchRequest
 from finecaption_hf.pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
+from finecaption_hf.prompts_finecaption import BranchAnswer, BranchRequest
 
 BOX, OUTSIDE = {"box_xyxy": [2, 3, 6, 9]}, {"box_xyxy": [300, 300, 320, 320]}
 PICTURE = Image.new("RGB", (16, 12))

@@ -10,7 +10,7 @@ from tiny import IMAGE_TOKEN_ID, checkpoint_activations, random_pixels, tiny_mod
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from finecaption_hf.branch_attention_finecaption import branch_attention_mask, branch_block_mask, branch_position_ids
+from finecaption_hf.branches_finecaption import branch_attention_mask, branch_block_mask, branch_position_ids
 from finecaption_hf.data.packing import BranchEncoder, pack_branches
 from finecaption_hf.processing_finecaption import FineCaptionProcessor
 from finecaption_hf.prompts_finecaption import DEFAULT_CHAT_TEMPLATE

@@ -24,15 +24,15 @@ from finecaption_hf import (
     FineCaptionProcessor,
     engine_finecaption,
 )
-from finecaption_hf.branch_attention_finecaption import (
+from finecaption_hf.branches_finecaption import (
     BRANCH_ATTENTION,
     BranchCache,
     branch_attention_forward,
     branch_support,
 )
-from finecaption_hf.branches_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 from finecaption_hf.engine_finecaption import BranchEngine
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor, join_vision
+from finecaption_hf.prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 
 pytestmark = pytest.mark.hub
 

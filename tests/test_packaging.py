@@ -240,6 +240,14 @@ def test_hub_file_imports_only_its_neighbours_and_core_libraries(path: Path) -> 
     assert {first or second for first, second in found} <= siblings
 
 
+def test_what_travels_is_short_enough_to_be_read() -> None:
+    """Whoever passes trust_remote_code=True may read it all first."""
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in HUB_FILES}
+    assert len(lines) <= 12
+    assert max(lines.values()) <= 700, lines
+    assert sum(lines.values()) <= 5_620, lines
+
+
 def test_nothing_that_travels_reaches_for_the_network_for_yaml_or_for_cards() -> None:
     """Whoever passes trust_remote_code=True trusts these files: what publishes checkpoints stays in the package."""
     kept_out = {"huggingface_hub", "yaml", "jinja2", "requests", "httpx", "urllib", "http", "socket", "ssl", "ftplib"}

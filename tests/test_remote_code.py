@@ -27,11 +27,9 @@ PACKAGE = Path(finecaption_hf.__file__).parent
 HUB_FILES = {
     f"{name}_finecaption.py"
     for name in (
-        "branch_attention",
         "branches",
         "configuration",
         "engine",
-        "errors",
         "image_processing",
         "mask_codecs",
         "masks",

@@ -8,8 +8,8 @@ import pytest
 from describers import StubDescriber
 from PIL import Image
 
-from finecaption_hf.branches_finecaption import BranchRequest
 from finecaption_hf.masks_finecaption import RegionMask
+from finecaption_hf.prompts_finecaption import BranchRequest
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, QUESTIONS, Scene, accepted, render_scene
 from finecaption_hf.scenes.scoring import score_scenes, wilson
 

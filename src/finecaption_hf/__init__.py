@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_finecaption import FineCaptionConfig
-    from .errors_finecaption import FineCaptionError
     from .image_processing_finecaption import FineCaptionImageProcessor
     from .masks_finecaption import MaskError, as_mask, decode_mask, encode_mask
     from .modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionModel
     from .pipeline_finecaption import RegionCaptioningPipeline
     from .processing_finecaption import FineCaptionProcessor
+    from .prompts_finecaption import FineCaptionError
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,7 @@ _CLASSES = {
     "RegionCaptioningPipeline": "pipeline_finecaption",
 }
 _OTHERS = {
-    "FineCaptionError": "errors_finecaption",
+    "FineCaptionError": "prompts_finecaption",
     **dict.fromkeys(("as_mask", "encode_mask", "decode_mask", "MaskError"), "masks_finecaption"),
 }
 

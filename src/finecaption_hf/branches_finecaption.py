@@ -1,92 +1,348 @@
-"""What is asked and answered: requests, answers, where branches stand while they are decoded, and their next tokens.
+"""A prefix and its branches as tensors: masks, positions, keys and values, and the next tokens of each branch.
 
-Dimension letters: R regions, n branches of a region, V vocabulary.
+A branch attends to the prefix and, causally, to itself; positions restart after the prefix for every branch. So each
+branch gets the logits of the sequence that holds it alone, and the prefix is computed once.
+
+Dimension letters: S sequences, T tokens of a sequence; for decoding R regions, n branches of a region, P tokens of a
+prefix, Q tokens of all questions about a region, L tokens that are new to the cache, H heads, G key/value heads, d
+width of a head, V vocabulary.
 """
 
 from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
 
 # isort: split
-from collections.abc import Callable, Sequence
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import LogitsProcessor, StoppingCriteria
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, Cache, DynamicCache, LogitsProcessor, StoppingCriteria
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import torch_compilable_check
 
-from .branch_attention_finecaption import BranchCache
+from .prompts_finecaption import BranchRequest
+
+PADDING_BRANCH = -1
+# What a language model calls the argument that takes its cache: `past_key_values` up to transformers 5.23.
+CACHE_ARGUMENT = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
-@dataclass(frozen=True)
-class BranchRequest:
-    """A question about a region, and how it is to be answered.
+def branch_attention_mask(branch_ids: torch.Tensor) -> torch.Tensor:
+    """Which tokens attend to which: causally, to the prefix and to their own branch.
 
     Args:
-        question: a name that the processor knows, or a question in own words.
-        max_new_tokens: the longest answer; `None` means `BranchEngine.max_new_tokens`.
-        temperature: 0 takes the likeliest token; above 0 tokens are drawn from the distribution at this temperature.
-        top_p: draw from the likeliest tokens that together have this probability.
-        repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely (as in
-            `transformers`); `None` means what the generation configuration says, else none.
-        stop_strings: the answer ends before the first of these.
-        seed: of the draws; a branch draws the same tokens whatever else is answered with it.
-        name: the task or attribute that the question stands for, where it has a name.
+        branch_ids (`torch.LongTensor` of shape `(S, T)`): 0 in the prefix, 1, 2, .. in its branches, -1 in padding.
+
+    Returns:
+        `torch.BoolTensor` of shape `(S, 1, T, T)`, True where the query (third axis) attends to the key (fourth).
+        Padding attends to the prefix and to padding, so that no row is empty; nothing else attends to padding.
+    """
+    length = branch_ids.shape[1]
+    query, key = branch_ids[:, :, None], branch_ids[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()
+    return (((query == key) | (key == 0)) & causal)[:, None]
+
+
+def branch_block_mask(branch_ids: torch.Tensor) -> BlockMask:
+    """The rule of `branch_attention_mask` for flex attention, which skips blocks that nothing attends to."""
+    branch_ids = branch_ids.contiguous()
+
+    def attends(sequence: Any, head: Any, query: Any, key: Any) -> Any:
+        own = branch_ids[sequence, query] == branch_ids[sequence, key]
+        return (query >= key) & (own | (branch_ids[sequence, key] == 0))
+
+    num_sequences, length = branch_ids.shape
+    return create_block_mask(attends, num_sequences, None, length, length, device=branch_ids.device)
+
+
+def branch_position_ids(branch_ids: torch.Tensor) -> torch.Tensor:
+    """Positions that count through the prefix and restart after it for every branch.
+
+    Args:
+        branch_ids (`torch.LongTensor` of shape `(S, T)`): as in `branch_attention_mask`, branches one after another.
+
+    Returns:
+        `torch.LongTensor` of shape `(S, T)`; padding has position 0.
+    """
+    steps = torch.arange(branch_ids.shape[1], device=branch_ids.device).expand_as(branch_ids)
+    first = torch.ones_like(branch_ids, dtype=torch.bool)
+    first[:, 1:] = branch_ids[:, 1:] != branch_ids[:, :-1]
+    starts = torch.where(first, steps, 0).cummax(dim=1).values
+    prefix_lengths = (branch_ids == 0).sum(dim=1, keepdim=True)
+    positions = steps - starts + torch.where(branch_ids > 0, prefix_lengths, 0)
+    return torch.where(branch_ids < 0, 0, positions)
+
+
+def are_branch_ids(branch_ids: torch.Tensor) -> torch.Tensor:
+    """Whether every sequence is a prefix, its branches in order, then padding: a bool of shape `()`."""
+    before, after = branch_ids[:, :-1], branch_ids[:, 1:]
+    follows = (after == PADDING_BRANCH) | ((before >= 0) & ((after == before) | (after == before + 1)))
+    return follows.all() & (branch_ids[:, 0] == 0).all()
+
+
+def packed_branch_inputs(language_model: Any, branch_ids: torch.Tensor, inputs_embeds: torch.Tensor) -> dict[str, Any]:
+    """What the language model needs for packed branches, in the form that its attention implementation takes.
+
+    Args:
+        branch_ids (`torch.LongTensor` of shape `(S, T)`): 0 in the prefix, 1, 2, .. in its branches, -1 in padding.
+        inputs_embeds (`torch.Tensor` of shape `(S, T, D)`): the sequences.
+
+    Returns:
+        `dict`: `attention_mask` and `position_ids`.
 
     Raises:
-        ValueError: If a value makes no sense.
+        ValueError: If branch_ids are none, or the language model cannot keep branches apart.
     """
+    if branch_ids.shape != inputs_embeds.shape[:2]:
+        raise ValueError(
+            f"branch_ids have shape {tuple(branch_ids.shape)}, but the sequences and their tokens are "
+            f"{tuple(inputs_embeds.shape[:2])}. Give one branch id per token."
+        )
+    branch_ids = branch_ids.to(inputs_embeds.device)
+    torch_compilable_check(
+        are_branch_ids(branch_ids),
+        "branch_ids must be 0 in the prefix, then 1, 2, .. in one branch after another, then -1 in padding on the "
+        "right.",
+    )
+    obstacle = branch_obstacle(language_model)
+    if obstacle is not None:
+        raise ValueError(
+            f"The language model ({language_model.config.model_type}) cannot keep branches apart: {obstacle}. "
+            "Train it without branch_ids, one description per sequence."
+        )
+    position_ids = branch_position_ids(branch_ids)
+    window = attention_window(language_model)
+    if window is not None and branch_ids.shape[1] > window:
+        torch_compilable_check(
+            position_ids.max() < window,
+            f"A prefix with one of its branches is longer than the window of {window} tokens to which layers of "
+            "the language model attend. Shorten it, or train without branch_ids.",
+        )
+    implementation = language_model.config._attn_implementation
+    attention_mask: Any
+    if implementation == "flex_attention":
+        attention_mask = branch_block_mask(branch_ids)
+    elif implementation in ("sdpa", "eager"):
+        attention_mask = branch_attention_mask(branch_ids)
+        if implementation == "eager":  # adds its mask to the scores
+            lowest = torch.finfo(inputs_embeds.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
+                ~attention_mask, lowest
+            )
+    else:
+        raise ValueError(
+            f"The language model's attention implementation is {implementation!r}, which takes no mask that keeps "
+            "branches apart. Choose sdpa, flex_attention or eager: from_pretrained(..., attn_implementation="
+            '{"text_config": "sdpa"}).'
+        )
+    return {"attention_mask": attention_mask, "position_ids": position_ids}
 
-    question: str
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float | None = None
-    stop_strings: tuple[str, ...] = ()
-    seed: int = 0
-    name: str | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.question, str) or not self.question.strip():
-            raise ValueError(f"{self.question!r} is no question. Give a name, such as 'color', or your own words.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}. Ask for at least one token.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}. Give 0 (the likeliest token) or a positive number.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}. Give a probability above 0, at most 1.")
-        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}. Give a positive number; 1 is none.")
-        stops = (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
-        if not all(isinstance(stop, str) and stop for stop in stops):
-            raise ValueError(f"stop_strings are {self.stop_strings!r}. Give texts that are not empty.")
-        object.__setattr__(self, "stop_strings", stops)
+# --- decoding -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class BranchAnswer:
-    """The answer of a branch, whole or so far.
+class _Unsupported(RuntimeError):
+    """What a language model asks of attention that decoding in branches does not have."""
+
+
+class BranchCache(Cache):
+    """Keys and values of R prefixes, once each, of the questions about them, and of the answers to them.
+
+    A layer's prompts are `(R, G, P + Q, d)`: a prefix, then the questions one after another. Answers are
+    `(R, n, G, steps, d)`; they grow by some steps at a time.
 
     Args:
-        text: without special tokens, and without white space around it.
-        token_ids: as they were generated, with the token that ends the answer.
-        log_probs: where asked for, the natural logarithm of each token's probability in the model's own distribution
-            (before temperature, top_p and penalty).
-        finish_reason: `"end"`, `"stop_string"`, `"length"` or `"error"`; `None` while the answer goes on.
-        error: why there is no answer.
+        prefixes (`list[Cache]`): one or several, which hold the prefixes of all regions in order.
+        question_tokens (`int`): the most tokens that questions about a region will take.
     """
 
-    text: str
-    token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] | None = None
-    finish_reason: str | None = None
-    error: str | None = None
+    steps_at_once = 4
+
+    def __init__(self, prefixes: list[Cache], question_tokens: int) -> None:
+        super().__init__(layers=[])
+        self.prefix_length = prefixes[0].layers[0].keys.shape[2]
+        self.prompts: list[list[torch.Tensor]] = []
+        self.answers: list[list[torch.Tensor]] = []
+        for index in range(len(prefixes[0].layers)):
+            pair = []
+            for name in ("keys", "values"):
+                parts = [getattr(prefix.layers[index], name) for prefix in prefixes]
+                length = self.prefix_length + question_tokens
+                whole = parts[0].new_empty(
+                    (sum(len(part) for part in parts), parts[0].shape[1], length, parts[0].shape[3])
+                )
+                # Where a region has fewer questions, its weights are 0, but 0 times what memory holds may be no number.
+                whole[:, :, self.prefix_length :] = 0
+                start = 0
+                for part in parts:
+                    whole[start : start + len(part), :, : self.prefix_length] = part
+                    start += len(part)
+                pair.append(whole)
+            self.prompts.append(pair)
+            # What was copied is let go, layer by layer.
+            for prefix in prefixes:
+                prefix.layers[index].keys = prefix.layers[index].values = None
+        self.start_questions(slice(0, 0), torch.empty(0))
+        self.question_mask: torch.Tensor = torch.empty(0)
+        self.num_steps = 0
+
+    def start_questions(self, rows: slice, mask: torch.Tensor) -> None:
+        """The next tokens are the questions about some regions; they replace what came after the prefix.
+
+        Args:
+            rows: of the regions.
+            mask (`torch.BoolTensor` of shape `(rows or 1, L, P + L)`): which prompts' tokens they attend to.
+        """
+        self.rows, self.mask, self.step = rows, mask, -1
+
+    def start_answers(self, question_mask: torch.Tensor) -> None:
+        """What follows are answers, one token of each branch at a time.
+
+        Args:
+            question_mask (`torch.BoolTensor` of shape `(R, n, Q)`): which tokens of questions belong to which branch.
+        """
+        self.rows, self.step, self.num_steps = slice(None), -1, 0
+        self.question_mask = question_mask
+        num_branches = question_mask.shape[1]
+        self.answers = [
+            [part.new_empty((part.shape[0], num_branches, part.shape[1], 0, part.shape[3])) for part in pair]
+            for pair in self.prompts
+        ]
+
+    def next_step(self) -> None:
+        self.step += 1
+        self.num_steps = self.step + 1
+
+    def select(self, rows: torch.Tensor | None, columns: torch.Tensor) -> None:
+        """Keep some regions (all where `rows` is None), and of each of them some branches, `columns` `(R, n)`."""
+        if rows is not None:
+            self.prompts = [[part[rows.to(part.device)] for part in pair] for pair in self.prompts]
+        self.answers = [[_pick(part, rows, columns) for part in pair] for pair in self.answers]
+        self.question_mask = _pick(self.question_mask, rows, columns)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(part.nbytes for pair in (*self.prompts, *self.answers) for part in pair)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store `(rows, G, L, d)`; gives back the prompts' keys and values up to their last question."""
+        prompts = self.prompts[layer_idx]
+        if self.step < 0:
+            end = self.prefix_length + key_states.shape[2]
+            for part, states in zip(prompts, (key_states, value_states)):
+                part[self.rows, :, self.prefix_length : end] = states
+        else:
+            end = self.prefix_length + self.question_mask.shape[2]
+            answers = self.answers[layer_idx]
+            for number, states in enumerate((key_states, value_states)):
+                if self.step == answers[number].shape[3]:
+                    more = list(answers[number].shape)
+                    more[3] = self.steps_at_once
+                    answers[number] = torch.cat([answers[number], answers[number].new_empty(more)], dim=3)
+                answers[number][:, :, :, self.step] = states.transpose(1, 2)
+        return prompts[0][self.rows, :, :end], prompts[1][self.rows, :, :end]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.prefix_length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # type: ignore[override]
+        return self.prefix_length + query_length, 0
 
 
-class BranchUpdate(NamedTuple):
-    """Where an answer belongs, and the answer: `region` counts the regions, `branch` the requests of that region."""
+def _pick(tensor: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
+    """Of `(R, n, ..)` some rows, and of each of them some columns `(R', n')`."""
+    if rows is None:
+        rows = torch.arange(len(tensor))
+    return tensor[rows.to(tensor.device)[:, None], columns.to(tensor.device)]
 
-    region: int
-    branch: int
-    answer: BranchAnswer
+
+def branch_attention_forward(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    branch_cache: BranchCache | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of questions, or of one token of each answer, to their prefix and to their own branch.
+
+    Heads that share keys and values become queries of one head, and so do the branches of a region: keys and values
+    are read once per region and never copied.
+
+    Args:
+        query (`torch.Tensor` of shape `(R, H, L, d)`): of L tokens of questions, or of L = n branches.
+        key, value (`torch.Tensor` of shape `(R, G, P + Q, d)`): of the prompts; those of answers are in the cache.
+        branch_cache (`BranchCache`): which tokens belong to which branch.
+
+    Returns:
+        `torch.Tensor` of shape `(R, L, H, d)`, and `None` for the weights.
+    """
+    if branch_cache is None:
+        raise _Unsupported(
+            "does not hand on to its attention what it gets (or is used in another thread while an engine decodes)"
+        )
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise _Unsupported(f"uses {name} in its attention")
+    num_rows, num_heads, length, width = query.shape
+    num_shared = key.shape[1]
+    groups = num_heads // num_shared
+    scaling = width**-0.5 if scaling is None else scaling
+    if branch_cache.step < 0:
+        mask = branch_cache.mask.to(query.device)[:, None].repeat(1, 1, groups, 1)
+        query = query.reshape(num_rows, num_shared, groups * length, width)
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    else:
+        shape = (num_rows, num_shared, groups, length)
+        own_keys, own_values = (
+            part[:, :, :, : branch_cache.num_steps] for part in branch_cache.answers[module.layer_idx]
+        )
+        folded = (query * scaling).reshape(num_rows, num_shared, groups * length, width)
+        to_prompt = (folded @ key.transpose(-1, -2)).view(*shape, -1)
+        others = ~branch_cache.question_mask.to(query.device)
+        to_prompt[..., branch_cache.prefix_length :].masked_fill_(others[:, None, None], float("-inf"))
+        to_own = folded.view(*shape, width).permute(0, 3, 1, 2, 4) @ own_keys.transpose(-1, -2)
+        scores = torch.cat([to_prompt, to_own.permute(0, 2, 3, 1, 4)], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        on_prompt, on_own = weights.split([key.shape[2], branch_cache.num_steps], dim=-1)
+        output = (on_prompt.reshape(num_rows, num_shared, groups * length, -1) @ value).view(*shape, -1)
+        output = output + (on_own.permute(0, 3, 1, 2, 4) @ own_values).permute(0, 2, 3, 1, 4)
+    output = output.reshape(num_rows, num_heads, length, -1)
+    return output.transpose(1, 2).contiguous(), None
+
+
+# The name holds this file's module: several checkpoints bring a copy of it.
+BRANCH_ATTENTION = f"finecaption_branches_{__name__}"
+AttentionInterface.register(BRANCH_ATTENTION, branch_attention_forward)
+# Which attention a model uses is a setting that its threads share, so that engines take turns at language models.
+LANGUAGE_MODEL_TURN = threading.RLock()
+
+
+@contextmanager
+def use_branch_attention(language_model: Any) -> Iterator[None]:
+    """Decode with this file's attention, whatever the model uses otherwise."""
+    config = language_model.config
+    with LANGUAGE_MODEL_TURN:
+        before = config._attn_implementation
+        config._attn_implementation = BRANCH_ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+
+# --- the next tokens ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -262,13 +518,128 @@ class StopInGenerate(StoppingCriteria):
         return torch.tensor(finished, device=input_ids.device)
 
 
+# --- what a language model can do -----------------------------------------------------------------------------------
+
+
+def branch_obstacle(language_model: Any) -> str | None:
+    """Why a language model cannot keep branches apart, `None` where nothing is known against it."""
+    if "position_ids" not in inspect.signature(language_model.forward).parameters:
+        return "it takes no position_ids"
+    layer_types = set(getattr(language_model.config, "layer_types", None) or ())
+    if not layer_types <= {"full_attention", "sliding_attention", "chunked_attention"}:
+        return f"it has layers of other kinds than attention ({', '.join(sorted(layer_types))})"
+    return None
+
+
+def attention_window(language_model: Any) -> int | None:
+    """How many tokens may lie between a token and the first one that every layer sees, `None` where any number may.
+
+    Positions, and masks that are given as a whole, stand for themselves below that; above, a branch in a sequence of
+    its own would see less.
+    """
+    config = language_model.config
+    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+        return None
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in windows if size), default=None)
+
+
+class BranchSupport(NamedTuple):
+    """Why a model cannot decode branches (`None`: it can), and how many bytes a token's keys and values take."""
+
+    obstacle: str | None
+    bytes_per_token: int
+
+
+_SUPPORT: "WeakKeyDictionary[Any, BranchSupport]" = WeakKeyDictionary()
+
+
+def branch_support(model: Any) -> BranchSupport:
+    """Found out once per model."""
+    language_model = model.model.language_model
+    if language_model not in _SUPPORT:
+        obstacle = branch_obstacle(language_model)
+        if obstacle is not None:
+            obstacle = f"cannot keep branches apart: {obstacle}"
+        num_bytes = 0
+        if obstacle is None:
+            try:
+                obstacle, num_bytes = _try_branches(model)
+            except _Unsupported as error:
+                obstacle = str(error)
+            except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+                obstacle = f"does not work with a cache of branches ({type(error).__name__}: {error})"
+        _SUPPORT[language_model] = BranchSupport(obstacle, num_bytes or _guess_bytes_per_token(language_model))
+    return _SUPPORT[language_model]
+
+
+@torch.inference_mode()
+def _try_branches(model: Any) -> tuple[str | None, int]:
+    """Decode two short branches in both ways, and compare: says what is wrong, and the bytes that a token takes."""
+    language_model = model.model.language_model
+    prefix, questions, answers = [1, 2, 3, 4, 5], [[6, 7, 8], [9, 10]], [11, 12]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+
+    def ids(*rows: list[int]) -> torch.Tensor:
+        return torch.tensor(rows, device=model.device) % vocabulary
+
+    expected = [
+        model(input_ids=ids([*prefix, *question, token])).logits[0, -2:] for question, token in zip(questions, answers)
+    ]
+    start = DynamicCache()
+    model(input_ids=ids(prefix), use_cache=True, **{CACHE_ARGUMENT: start})
+    num_bytes = sum(part.nbytes for layer in start.layers for part in (layer.keys, layer.values)) // len(prefix)
+    cache = BranchCache([start], 5)
+    owners = torch.tensor([[0] * 5 + [1] * 3 + [2] * 2], device=model.device)
+    cache.start_questions(slice(None), branch_attention_mask(owners)[:, 0, 5:])
+    given = {CACHE_ARGUMENT: cache, "use_cache": True, "branch_cache": cache}
+    with use_branch_attention(language_model):
+        positions = branch_position_ids(owners)[:, 5:]
+        first = model(input_ids=ids([*questions[0], *questions[1]]), position_ids=positions, **given)
+        cache.start_answers(torch.stack([owners[:, 5:] == 1, owners[:, 5:] == 2], dim=1))
+        cache.next_step()
+        positions = torch.tensor([[8, 7]], device=model.device)
+        second = model(input_ids=ids(answers), position_ids=positions, **given)
+    found = torch.stack([first.logits[0, [2, 4]], second.logits[0]], dim=1)
+    wanted = torch.stack(expected)
+    # A wrong mask or position changes them by about their own size, the order of sums by some last digits.
+    difference = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not difference <= tolerance:
+        return "gives other results with branches than without", num_bytes
+    return None, num_bytes
+
+
+def _guess_bytes_per_token(language_model: Any) -> int:
+    config = language_model.config
+    return 2 * config.num_hidden_layers * config.hidden_size * language_model.dtype.itemsize
+
+
+def length_limit(language_model: Any) -> int | None:
+    """How long a sequence may be so that no window of attention, nor its length, changes what its tokens see."""
+    rope = getattr(language_model.config, "rope_parameters", None) or {}
+    limits = [attention_window(language_model)]
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limits.append(rope.get("original_max_position_embeddings") or language_model.config.max_position_embeddings)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 __all__ = [
-    "Branch",
-    "BranchAnswer",
-    "BranchRequest",
-    "BranchUpdate",
-    "ChooseInGenerate",
-    "Columns",
-    "StopInGenerate",
-    "choose_tokens",
+    "BRANCH_ATTENTION",
+    "CACHE_ARGUMENT",
+    "LANGUAGE_MODEL_TURN",
+    "PADDING_BRANCH",
+    "BranchCache",
+    "BranchSupport",
+    "are_branch_ids",
+    "attention_window",
+    "branch_attention_forward",
+    "branch_attention_mask",
+    "branch_block_mask",
+    "branch_obstacle",
+    "branch_position_ids",
+    "branch_support",
+    "length_limit",
+    "packed_branch_inputs",
+    "use_branch_attention",
 ]

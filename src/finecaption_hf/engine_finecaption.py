@@ -32,29 +32,24 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .branch_attention_finecaption import (
+from .branches_finecaption import (
     CACHE_ARGUMENT,
     LANGUAGE_MODEL_TURN,
     PADDING_BRANCH,
-    BranchCache,
-    branch_attention_mask,
-    branch_position_ids,
-    branch_support,
-    length_limit,
-    use_branch_attention,
-)
-from .branches_finecaption import (
     Branch,
-    BranchAnswer,
-    BranchRequest,
-    BranchUpdate,
+    BranchCache,
     ChooseInGenerate,
     Columns,
     StopInGenerate,
+    branch_attention_mask,
+    branch_position_ids,
+    branch_support,
     choose_tokens,
+    length_limit,
+    use_branch_attention,
 )
 from .image_processing_finecaption import join_vision
-from .prompts_finecaption import PromptEncoder, find_question
+from .prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, PromptEncoder, find_question
 
 logger = logging.get_logger(__name__)
 

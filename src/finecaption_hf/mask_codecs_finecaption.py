@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .errors_finecaption import FineCaptionError
+from .prompts_finecaption import FineCaptionError
 
 BoolArray = NDArray[np.bool_]
 _Size = tuple[int, int]

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple, torch_compilable_check
 
-from .branch_attention_finecaption import packed_branch_inputs
+from .branches_finecaption import packed_branch_inputs
 from .towers_finecaption import (
     FineCaptionAdapter,
     FineCaptionConvNextTower,

@@ -22,17 +22,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .configuration_finecaption import FineCaptionConfig
-from .errors_finecaption import FineCaptionError
 
 # isort: split
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .branches_finecaption import BranchAnswer, BranchRequest
 from .engine_finecaption import BranchEngine, encode_picture
 from .image_processing_finecaption import FineCaptionImageProcessor, flatten_regions, upright_rgb
 from .masks_finecaption import MaskError, RegionMask, is_region_reference
-from .prompts_finecaption import is_global, resolve_questions
+from .prompts_finecaption import BranchAnswer, BranchRequest, FineCaptionError, is_global, resolve_questions
 
 TASK = "region-captioning"
 

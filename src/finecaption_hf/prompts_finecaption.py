@@ -1,4 +1,5 @@
-"""Tasks and attributes with their instructions, a chat template, and the tokens of a prefix and its branches.
+"""What is asked and what is said: tasks and attributes with their instructions, requests and answers, a chat template,
+and the tokens of a prefix and of questions about it.
 
 The paper (arXiv 2411.15411) counts 18 attributes, of which 16 are named in its figures; those are here. The list is
 open: a processor takes any mapping of names to instructions as `questions` and saves it with the checkpoint.
@@ -6,9 +7,17 @@ open: a processor takes any mapping of names to instructions as `questions` and 
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import numpy as np
+
+class FineCaptionError(Exception):
+    """What keeps this package from doing what was asked; the message says what arrived, what was needed and what to do.
+
+    Each error class of the package has it as a base, beside the one of Python that fits (`ValueError`, mostly). It
+    stands here because importing this file imports no other library.
+    """
+
 
 TASKS = {
     "region": "Describe the marked region in one sentence.",
@@ -149,6 +158,79 @@ def resolve_questions(questions: str | Sequence[str], known: Mapping[str, str]) 
     return found
 
 
+@dataclass(frozen=True)
+class BranchRequest:
+    """A question about a region, and how it is to be answered.
+
+    Args:
+        question: a name that the processor knows, or a question in own words.
+        max_new_tokens: the longest answer; `None` means `BranchEngine.max_new_tokens`.
+        temperature: 0 takes the likeliest token; above 0 tokens are drawn from the distribution at this temperature.
+        top_p: draw from the likeliest tokens that together have this probability.
+        repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely (as in
+            `transformers`); `None` means what the generation configuration says, else none.
+        stop_strings: the answer ends before the first of these.
+        seed: of the draws; a branch draws the same tokens whatever else is answered with it.
+        name: the task or attribute that the question stands for, where it has a name.
+
+    Raises:
+        ValueError: If a value makes no sense.
+    """
+
+    question: str
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float | None = None
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, str) or not self.question.strip():
+            raise ValueError(f"{self.question!r} is no question. Give a name, such as 'color', or your own words.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}. Ask for at least one token.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}. Give 0 (the likeliest token) or a positive number.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}. Give a probability above 0, at most 1.")
+        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}. Give a positive number; 1 is none.")
+        stops = (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
+        if not all(isinstance(stop, str) and stop for stop in stops):
+            raise ValueError(f"stop_strings are {self.stop_strings!r}. Give texts that are not empty.")
+        object.__setattr__(self, "stop_strings", stops)
+
+
+@dataclass(frozen=True)
+class BranchAnswer:
+    """The answer of a branch, whole or so far.
+
+    Args:
+        text: without special tokens, and without white space around it.
+        token_ids: as they were generated, with the token that ends the answer.
+        log_probs: where asked for, the natural logarithm of each token's probability in the model's own distribution
+            (before temperature, top_p and penalty).
+        finish_reason: `"end"`, `"stop_string"`, `"length"` or `"error"`; `None` while the answer goes on.
+        error: why there is no answer.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+class BranchUpdate(NamedTuple):
+    """Where an answer belongs, and the answer: `region` counts the regions, `branch` the requests of that region."""
+
+    region: int
+    branch: int
+    answer: BranchAnswer
+
+
 class PromptEncoder:
     """Tokens of a prefix and of questions about it, as the chat template and tokenizer of a processor make them.
 
@@ -226,6 +308,8 @@ class PromptEncoder:
         return list(inputs["input_ids"][0])
 
     def _chat(self, question: str, answer: str | None) -> list[dict[str, Any]]:
+        import numpy as np  # here alone: commands import this file before they know whether they have work to do
+
         chat = self.processor.conversation(np.zeros((8, 8, 3), dtype=np.uint8), question)
         if answer is not None:
             chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})

@@ -4,9 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..branches_finecaption import BranchRequest
 from ..pipeline_finecaption import AskedImage, answer_all, items_of, read_item, stream_answers
-from ..prompts_finecaption import resolve_questions
+from ..prompts_finecaption import BranchRequest, resolve_questions
 from .describer import Describer
 
 

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..branches_finecaption import BranchRequest, BranchUpdate
 from ..masks_finecaption import RegionMask
+from ..prompts_finecaption import BranchRequest, BranchUpdate
 
 
 class Describer(Protocol):

@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import register
-from ..branch_attention_finecaption import CACHE_ARGUMENT
+from ..branches_finecaption import CACHE_ARGUMENT
 from ..configuration_finecaption import FineCaptionConfig
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
 from ..training.stages import STAGES, StageError

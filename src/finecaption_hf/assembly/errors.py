@@ -1,6 +1,6 @@
 """The one error of this room."""
 
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 
 class AssemblyError(FineCaptionError, ValueError):

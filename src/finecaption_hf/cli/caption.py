@@ -159,8 +159,8 @@ def caption(
     with errors_in_one_line():
         _check_regions([kind for kind, _ in given], refine, everything, segmenter, max_regions)
         from ..asking import ask, check_questions
-        from ..branches_finecaption import BranchRequest
         from ..pipeline_finecaption import read_picture
+        from ..prompts_finecaption import BranchRequest
         from ..segmentation import find_regions, open_segmenter_for, read_regions
 
         # What can be found out before a model is loaded comes first.

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from .. import EMBEDDED_CHECKPOINT
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 if TYPE_CHECKING:
     from ..asking import FineCaptionDescriber

@@ -259,7 +259,7 @@ def evaluate(
         predictions = from_predictions
         describer = None
         if predictions is None or asks_model:
-            from ..branches_finecaption import BranchRequest
+            from ..prompts_finecaption import BranchRequest
 
             decoding = {"temperature": temperature, "top_p": top_p, "seed": seed} if temperature > 0 else {}
             BranchRequest("region", max_new_tokens, temperature, top_p)

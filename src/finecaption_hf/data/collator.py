@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..branch_attention_finecaption import PADDING_BRANCH
+from ..branches_finecaption import PADDING_BRANCH
 from .examples import Branch, DataError, Example, Region
 from .packing import IGNORED_LABEL, BranchEncoder, PackedSequence, pack_branches
 

@@ -1,6 +1,6 @@
 """The error of data that cannot be used."""
 
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 
 class DataError(FineCaptionError, ValueError):

@@ -17,11 +17,10 @@ from PIL import Image
 
 from .. import __version__
 from ..asking import Describer
-from ..branches_finecaption import BranchAnswer
 from ..drawing import COLORS
 from ..masks_finecaption import RegionMask, encode_rle
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
-from ..prompts_finecaption import is_global, resolve_questions
+from ..prompts_finecaption import BranchAnswer, is_global, resolve_questions
 from .uploads import MAX_QUESTION_LENGTH, MAX_QUESTIONS, MAX_REGIONS, UploadError
 
 

@@ -22,10 +22,9 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from ..asking import FineCaptionDescriber
-from ..branches_finecaption import BranchAnswer
 from ..drawing import COLORS
 from ..masks_finecaption import MaskError, encode_rle
-from ..prompts_finecaption import TASKS, normalise_name
+from ..prompts_finecaption import TASKS, BranchAnswer, normalise_name
 from ..scenes import render_scene
 from .answering import (
     AskedPicture,

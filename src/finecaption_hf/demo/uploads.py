@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.examples import DataError
 from ..data.images import decode_image
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 MAX_FILE_BYTES = 50_000_000
 MAX_PICTURE_PIXELS = 40_000_000

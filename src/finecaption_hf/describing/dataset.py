@@ -13,11 +13,10 @@ import transformers
 
 from .. import __version__
 from ..asking import Describer, check_questions
-from ..branches_finecaption import BranchRequest
 from ..data.examples import DataError
 from ..data.regions import ImageInput, RegionInputs
 from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
-from ..prompts_finecaption import resolve_questions
+from ..prompts_finecaption import BranchRequest, resolve_questions
 from ..resuming import UnfinishedError
 from .entries import Entries, Result
 from .processes import Processes

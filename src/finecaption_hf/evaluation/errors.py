@@ -1,6 +1,6 @@
 """The error of evaluations."""
 
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 
 class EvaluationError(FineCaptionError, ValueError):

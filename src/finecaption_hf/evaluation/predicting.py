@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..asking import Describer
-from ..branches_finecaption import BranchAnswer, BranchRequest
 from ..data.examples import DataError, Example
 from ..data.images import MaskFile
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
-from ..prompts_finecaption import find_question, normalise_name
+from ..prompts_finecaption import BranchAnswer, BranchRequest, find_question, normalise_name
 from .errors import EvaluationError
 from .predictions import Header, Prediction, PredictionWriter
 

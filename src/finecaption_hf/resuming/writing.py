@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 
 class SegmentationError(FineCaptionError, ValueError):

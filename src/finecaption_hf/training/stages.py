@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from ..errors_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError
 
 LANGUAGE_MODEL_LINEAR = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 """Regular expression of the linear layers of a llama-like language model, for LoRA. A list of bare names such as

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ...branches_finecaption import BranchUpdate
-from ...errors_finecaption import FineCaptionError
 from ...masks_finecaption import RegionMask
+from ...prompts_finecaption import BranchUpdate, FineCaptionError
 from .referral import Marked, Referral
 from .referring import Job, ReferringDescriber, describe_error
 from .templates import PromptTemplates

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ...asking import Describer
-from ...branches_finecaption import BranchUpdate
 from ...masks_finecaption import RegionMask
+from ...prompts_finecaption import BranchUpdate
 from ..errors import EvaluationError
 from .referral import (
     BOX_FORMATS,

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ...branches_finecaption import BranchAnswer, BranchRequest, BranchUpdate
 from ...masks_finecaption import RegionMask
-from ...prompts_finecaption import ATTRIBUTES, TASKS
+from ...prompts_finecaption import ATTRIBUTES, TASKS, BranchAnswer, BranchRequest, BranchUpdate
 from ..errors import EvaluationError
 from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, write_box
 from .templates import PromptTemplates

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...branches_finecaption import BranchUpdate
+from ...prompts_finecaption import BranchUpdate
 from .referral import Referral
 from .referring import Job, ReferringDescriber, describe_error
 from .templates import PromptTemplates

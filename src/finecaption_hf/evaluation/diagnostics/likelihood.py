@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...branch_attention_finecaption import PADDING_BRANCH, attention_window, branch_obstacle
+from ...branches_finecaption import PADDING_BRANCH, attention_window, branch_obstacle
 from ...data.packing import IGNORED_LABEL, BranchEncoder, PackedSequence, pack_branches
 from ...prompts_finecaption import find_question
 

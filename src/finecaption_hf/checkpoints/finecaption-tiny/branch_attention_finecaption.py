@@ -1,1 +1,0 @@
-../../branch_attention_finecaption.py
