@@ -622,24 +622,3 @@ def length_limit(language_model: Any) -> int | None:
     if rope.get("rope_type") in ("dynamic", "longrope"):
         limits.append(rope.get("original_max_position_embeddings") or language_model.config.max_position_embeddings)
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-__all__ = [
-    "BRANCH_ATTENTION",
-    "CACHE_ARGUMENT",
-    "LANGUAGE_MODEL_TURN",
-    "PADDING_BRANCH",
-    "BranchCache",
-    "BranchSupport",
-    "are_branch_ids",
-    "attention_window",
-    "branch_attention_forward",
-    "branch_attention_mask",
-    "branch_block_mask",
-    "branch_obstacle",
-    "branch_position_ids",
-    "branch_support",
-    "length_limit",
-    "packed_branch_inputs",
-    "use_branch_attention",
-]

@@ -368,5 +368,3 @@ def _sub_config(given: dict | PreTrainedConfig | None, model_type: str, defaults
 
 # Saving then copies the code beside the weights, so that a checkpoint loads where this package is not installed.
 FineCaptionConfig.register_for_auto_class()
-
-__all__ = ["FineCaptionConfig", "FineCaptionConvNextConfig"]

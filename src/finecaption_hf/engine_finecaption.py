@@ -661,12 +661,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
-
-
-__all__ = [
-    "BranchAnswer",
-    "BranchEngine",
-    "BranchRequest",
-    "BranchUpdate",
-    "encode_picture",
-]

@@ -589,14 +589,3 @@ def join_vision(parts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
             start += len(part["pixel_values"])
         joined["image_indices"] = torch.cat(counted)
     return joined
-
-
-__all__ = [
-    "FineCaptionImageProcessor",
-    "Geometry",
-    "fit_within",
-    "flatten_regions",
-    "join_vision",
-    "region_alpha",
-    "upright_rgb",
-]

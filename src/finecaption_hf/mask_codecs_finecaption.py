@@ -503,18 +503,3 @@ def _compress_counts(counts: list[int]) -> str:
             more = rest != (-1 if chunk & 0x10 else 0)
             text.append(chunk + (0x20 if more else 0) + 48)
     return text.decode("ascii")
-
-
-__all__ = [
-    "BoolArray",
-    "MaskError",
-    "array_mask",
-    "arrived",
-    "check_size",
-    "decode_mask",
-    "decode_rle",
-    "encode_mask",
-    "encode_rle",
-    "is_sequence",
-    "numbers",
-]

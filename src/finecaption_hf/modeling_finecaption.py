@@ -579,10 +579,3 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
 
 
 FineCaptionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-
-__all__ = [
-    "FineCaptionForConditionalGeneration",
-    "FineCaptionModel",
-    "FineCaptionPreTrainedModel",
-    "FineCaptionVisionModel",
-]

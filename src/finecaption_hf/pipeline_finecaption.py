@@ -669,18 +669,3 @@ class RegionCaptioningPipeline(Pipeline):
                 self.model, self.processor, max_batch_tokens=max_batch_tokens
             )
         return self._engines[max_batch_tokens]
-
-
-__all__ = [
-    "AskedImage",
-    "AskedRegion",
-    "ImageError",
-    "RegionCaptioningPipeline",
-    "answer_all",
-    "answers",
-    "items_of",
-    "read_item",
-    "read_picture",
-    "requests_about",
-    "stream_answers",
-]

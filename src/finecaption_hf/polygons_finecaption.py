@@ -273,6 +273,3 @@ def _middles(rings: list[_FloatArray], height: int, width: int) -> tuple[NDArray
     pixels = pixels[((pixels > outline.min(axis=0) - 1) & (pixels < outline.max(axis=0))).all(axis=1)]
     columns, rows = pixels.astype(np.int64).T
     return rows, columns
-
-
-__all__ = ["box_mask", "geojson_mask", "polygon_mask"]

@@ -377,6 +377,3 @@ def _chat_regions(images: Any) -> list[ImageRegion]:
     if isinstance(images, (list, tuple)):
         return [region for entry in images for region in _chat_regions(entry)]
     return [images] if isinstance(images, ImageRegion) else []
-
-
-__all__ = ["FineCaptionProcessor"]

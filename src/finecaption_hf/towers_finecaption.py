@@ -214,14 +214,3 @@ def wants_gradient(part: nn.Module, *inputs: torch.Tensor | None) -> bool:
         any(tensor is not None and tensor.requires_grad for tensor in inputs)
         or any(parameter.requires_grad for parameter in part.parameters())
     )
-
-
-__all__ = [
-    "FineCaptionAdapter",
-    "FineCaptionConvNextTower",
-    "FineCaptionSamTower",
-    "FineCaptionVisionTower",
-    "convert_normalisation",
-    "fold_to_grid",
-    "wants_gradient",
-]
