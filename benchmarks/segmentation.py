@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finecaption_hf.masks_finecaption import as_mask, mask_to_box
+from finecaption_hf.masks_finecaption import as_mask, box_around
 from finecaption_hf.scenes import render_scene
 from finecaption_hf.segmentation import open_segmenter
 
@@ -67,7 +67,7 @@ def main(source: str, model: str | None = None) -> None:
         picture = segmenter.encode(image)
         found = [it.mask for it in picture.everything(max_regions=20)]
         for true in masks:
-            box = mask_to_box(true)
+            box = box_around(true)
             plain = as_mask({"box_xyxy": list(box)}, picture.height, picture.width)
             by_box = [iou(it.mask, true) for it in picture.masks(box_xyxy=box)]
             by_point = [iou(it.mask, true) for it in picture.masks(points=[middle(true)])]

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from mask_forms import DEEP, HUGE, INF, NAN, assert_refused, each, mask_or_error, quick
 
-from finecaption_hf.masks_finecaption import as_mask, mask_to_box
+from finecaption_hf.masks_finecaption import as_mask, box_around
 
 HALF = Fraction(1, 2)
 
@@ -314,7 +314,7 @@ def test_neighbouring_polygons_share_no_pixel_and_leave_none():
 )
 def test_thin_polygon_does_not_vanish_and_has_no_gaps(polygon, box):
     mask = as_mask(polygon, 8, 10)
-    x0, y0, x1, y1 = mask_to_box(mask)
+    x0, y0, x1, y1 = box_around(mask)
     assert (x0, y0, x1, y1) == box
     assert mask[:, x0:x1].any(axis=0).all()
     assert mask[y0:y1].any(axis=1).all()

@@ -69,7 +69,7 @@ class RegionMask:
     def __init__(self, reference: Any, height: int, width: int) -> None:
         self.is_whole: bool = reference is None or (_is_checked(reference) and reference.is_whole)
         self.pixels = as_mask(reference, height, width)
-        self.box_xyxy = _box(self.pixels)
+        self.box_xyxy = box_around(self.pixels)
         self.area = int(np.count_nonzero(self.pixels))
 
 
@@ -162,22 +162,8 @@ def is_region_reference(x: Any) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2]))
 
 
-def mask_to_box(mask: Any) -> tuple[int, int, int, int]:
-    """The smallest box around a mask.
-
-    Args:
-        mask: Array, tensor or PIL image of shape (H, W): bool, {0, 1} or {0, 255}.
-
-    Returns:
-        `tuple[int, int, int, int]`: box_xyxy `(x0, y0, x1, y1)` in pixels, x1 and y1 exclusive.
-
-    Raises:
-        MaskError: If the mask is empty, not 2-D or not binary.
-    """
-    return _box(array_mask(mask))
-
-
-def _box(region: BoolArray) -> tuple[int, int, int, int]:
+def box_around(region: BoolArray) -> tuple[int, int, int, int]:
+    """The smallest box_xyxy around a mask bool (H, W) with at least one True: in pixels, x1 and y1 exclusive."""
     columns = np.flatnonzero(region.any(axis=0))
     rows = np.flatnonzero(region.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -289,11 +275,11 @@ __all__ = [
     "MaskError",
     "RegionMask",
     "as_mask",
+    "box_around",
     "decode_mask",
     "decode_rle",
     "encode_mask",
     "encode_rle",
     "is_region_reference",
-    "mask_to_box",
     "read_region",
 ]

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import to_rgb
+from ..masks_finecaption import box_around
 from .clicks import Clicks
-from .segmenter import Candidate, EncodedImage, Proposals, Segmenter, bounds
+from .segmenter import Candidate, EncodedImage, Proposals, Segmenter
 
 _WORKING_SIDE = 256  # pixels of the longer side on which GrabCut works: a fifth of a second, and less noise
 _MARGIN = 0.2  # of the box's sides: what lies around it shows what the background looks like
@@ -100,7 +101,7 @@ class ClassicalEncodedImage(EncodedImage):
     def _grab_cut(self, reach: np.ndarray, likely: np.ndarray, clicks: Clicks) -> np.ndarray:
         """Cut the region out of `reach` bool (H, W), outside of which nothing is, beginning with `likely`."""
         cv2 = self._cv2
-        left, top, right, bottom = bounds(reach)
+        left, top, right, bottom = box_around(reach)
         around_y, around_x = (max(8, round(_MARGIN * side)) for side in (bottom - top, right - left))
         window = np.s_[
             max(0, top - around_y) : min(self.height, bottom + around_y),
@@ -237,7 +238,7 @@ def _box_agreement(mask: np.ndarray, wanted: np.ndarray) -> float:
     """Intersection over union of the boxes around two masks."""
     if not mask.any():
         return 0.0
-    a, b = bounds(mask), bounds(wanted)
+    a, b = box_around(mask), box_around(wanted)
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0, width) * max(0, height)
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..masks_finecaption import box_around
 from .clicks import Clicks, SegmentationError, checked_clicks
 
 
@@ -205,7 +206,7 @@ def without_duplicates(
         alike |= max_inside < 1
         if not areas[best]:
             continue
-        x0, y0, x1, y1 = bounds(masks[best])
+        x0, y0, x1, y1 = box_around(masks[best])
         around = np.s_[y0:y1, x0:x1]
         inside = masks[best][around]
         for place in np.flatnonzero(alike).tolist():
@@ -215,9 +216,3 @@ def without_duplicates(
             alike[place] = is_like or shared > max_inside * smaller
         left = left[~alike]
     return kept
-
-
-def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """box_xyxy of a non-empty mask bool (h, w), ends exclusive; `mask_to_box` without its checks, which take longer."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
