@@ -171,17 +171,16 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
                 "Prepare images with the processor that belongs to the checkpoint."
             )
         given = (config.high_res_image_mean, config.high_res_image_std)
-        features = []
+        towers = []
         if config.use_convnext:
-            wanted = (config.convnext_image_mean, config.convnext_image_std)
-            image = convert_normalisation(high_res_pixel_values, given, wanted)
-            with torch.set_grad_enabled(wants_gradient(self.convnext_tower, image)):
-                features.append(fold_to_grid(self.convnext_tower(image), config.grid_size))
+            towers.append((self.convnext_tower, (config.convnext_image_mean, config.convnext_image_std)))
         if config.use_sam:
-            wanted = (config.sam_image_mean, config.sam_image_std)
+            towers.append((self.sam_tower, (config.sam_image_mean, config.sam_image_std)))
+        features = []
+        for tower, wanted in towers:
             image = convert_normalisation(high_res_pixel_values, given, wanted)
-            with torch.set_grad_enabled(wants_gradient(self.sam_tower, image)):
-                features.append(fold_to_grid(self.sam_tower(image), config.grid_size))
+            with torch.set_grad_enabled(wants_gradient(tower, image)):
+                features.append(fold_to_grid(tower(image), config.grid_size))
         return torch.cat([feature.to(features[0].device) for feature in features], dim=1)
 
     @can_return_tuple
@@ -311,9 +310,6 @@ class FineCaptionModel(FineCaptionVisionModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     def train(self, mode: bool = True) -> "FineCaptionModel":
         """Set training mode, but keep what has parameters and trains none of them in evaluation mode.
@@ -494,15 +490,6 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
         # For the card that push_to_hub makes; the first lets the Hub's snippets say trust_remote_code.
         self.model_tags = ["custom_code", "finecaption", "region-captioning"]
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
 
     def get_high_res_features(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor | None:
         """See [`FineCaptionModel.get_high_res_features`]."""

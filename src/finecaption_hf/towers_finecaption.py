@@ -77,9 +77,6 @@ class FineCaptionVisionTower(CLIPVisionModel):
         del self.post_layernorm
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
-
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, FineCaptionAlphaConv):
