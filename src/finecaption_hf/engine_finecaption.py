@@ -1,13 +1,11 @@
 """All questions about all regions in one pass: `BranchEngine`.
 
-The prefix of a region is everything up to its last image token; a branch is one question with its answer. A branch
-attends to the prefix and, causally, to itself; positions restart after the prefix for every branch. So each branch gets
-the logits of the sequence that holds it alone, the keys and values of a prefix are computed once per region, and its
-branches are decoded together.
+The prefix of a region is everything up to its last image token; a branch is one question with its answer. What they
+attend to is in branches_finecaption. The keys and values of a prefix are computed once per region, and its branches are
+decoded together.
 
-Dimension letters: R regions, n branches of a region, P tokens of a
-prefix, Q tokens of all questions about a region, L tokens that are new to the cache, H heads, G key/value heads, d
-width of a head, V vocabulary.
+Dimension letters: R regions, I images, B regions of these, N image tokens, D language-model width, L tokens that are
+new to the cache, C h w channels and cells of the high-resolution towers' features, V vocabulary.
 """
 
 from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
@@ -53,7 +51,6 @@ from .prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, Prom
 
 logger = logging.get_logger(__name__)
 
-
 # Settings of a generation configuration that change which token comes next, and that only `generate` knows.
 _ONLY_IN_GENERATE = (
     "bad_words_ids",
@@ -70,9 +67,6 @@ _ONLY_IN_GENERATE = (
     "sequence_bias",
     "suppress_tokens",
 )
-
-
-_PHASES = ("images", "regions", "prefixes", "questions", "tokens")
 
 
 class BranchEngine:
@@ -117,7 +111,7 @@ class BranchEngine:
         self.max_batch_tokens = max_batch_tokens
         self.max_new_tokens: int = model.generation_config.max_new_tokens or 64
         self.counts: Counter[str] = Counter()
-        self.seconds: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
+        self.seconds = dict.fromkeys(("images", "regions", "prefixes", "questions", "tokens"), 0.0)
         ends = model.generation_config.eos_token_id
         self._end_ids = set([] if ends is None else ends if isinstance(ends, list) else [ends])
         self._language_model = model.model.language_model

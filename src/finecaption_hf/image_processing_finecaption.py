@@ -281,20 +281,10 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         high_res = [] if self.high_res_size is None else ["high_res_pixel_values"]
         return ["pixel_values", *high_res, *(["mask_values"] if self.do_mask else []), "image_indices"]
 
-    def _standardize_kwargs(
-        self,
-        high_res_size: Any = None,
-        high_res_image_mean: Any = None,
-        high_res_image_std: Any = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        kwargs = super()._standardize_kwargs(**kwargs)
+    def _standardize_kwargs(self, high_res_size: Any = None, **kwargs: Any) -> dict[str, Any]:
         if high_res_size is not None and not isinstance(high_res_size, SizeDict):
             high_res_size = SizeDict(**get_size_dict(high_res_size, param_name="high_res_size"))
-        kwargs["high_res_size"] = high_res_size
-        for name, value in (("high_res_image_mean", high_res_image_mean), ("high_res_image_std", high_res_image_std)):
-            kwargs[name] = tuple(value) if isinstance(value, list) else value
-        return kwargs
+        return {**super()._standardize_kwargs(**kwargs), "high_res_size": high_res_size}
 
     def preprocess(
         self,

@@ -492,10 +492,8 @@ class RegionCaptioningPipeline(Pipeline):
         Raises:
             ValueError: If there is no question, or what was given has another form than the above.
         """
-        if questions is not None:
-            kwargs["questions"] = questions
         items = self._with_features(items_of(images, regions), high_res_features)
-        return super().__call__(items, **kwargs) if items else []
+        return super().__call__(items, questions=questions, **kwargs) if items else []
 
     def encode(self, image: Any) -> torch.Tensor | None:
         """Run the high-resolution towers on an image, once for several calls about it.
@@ -539,9 +537,7 @@ class RegionCaptioningPipeline(Pipeline):
         Raises:
             ValueError: As a call.
         """
-        if questions is not None:
-            kwargs["questions"] = questions
-        preprocess_params, forward_params, _ = self._sanitize_parameters(**kwargs)
+        preprocess_params, forward_params, _ = self._sanitize_parameters(questions, **kwargs)
         items = self._with_features(items_of(images, regions), high_res_features)
         is_one = isinstance(items, dict)
         batches = self._batches(
@@ -564,30 +560,17 @@ class RegionCaptioningPipeline(Pipeline):
         questions: str | Sequence[str] | None = None,
         log_probs: bool | None = None,
         max_batch_tokens: int | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop_strings: str | Sequence[str] | None = None,
-        seed: int | None = None,
+        **decoding: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sort parameters by the step that takes them, and refuse wrong ones before any work is done."""
-        options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "repetition_penalty": repetition_penalty,
-            "stop_strings": stop_strings,
-            "seed": seed,
-        }
-        options = {name: value for name, value in options.items() if value is not None}
-        BranchRequest("region", **options)
+        decoding = {name: value for name, value in decoding.items() if value is not None}
+        BranchRequest("region", name=None, **decoding)
         if questions is not None:
             for text in resolve_questions(questions, self.processor.questions).values():
                 self._engine(max_batch_tokens).question_ids(text)
         elif max_batch_tokens is not None:
             self._engine(max_batch_tokens)
-        steps = {"questions": questions, **options}, {"log_probs": log_probs, "max_batch_tokens": max_batch_tokens}
+        steps = {"questions": questions, **decoding}, {"log_probs": log_probs, "max_batch_tokens": max_batch_tokens}
         preprocess, forward = ({name: value for name, value in step.items() if value is not None} for step in steps)
         return preprocess, forward, {}
 
