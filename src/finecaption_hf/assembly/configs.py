@@ -8,9 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ..configuration_finecaption import FineCaptionConvNextConfig
+from ..hub.checkpoint import read_json
 from .errors import AssemblyError
 from .key_maps import alpha_clip_name
-from .sources import Source, read_json
+from .sources import Source
 from .tensors import TensorInfo
 from .writer import DTYPES
 
@@ -238,7 +239,7 @@ def image_statistics(source: Source, prefix: str) -> dict[str, list[float]]:
     path = None if source.folder is None else source.folder / "preprocessor_config.json"
     if path is None or not path.is_file():
         return {}
-    values = read_json(path)
+    values = read_json(path, AssemblyError)
     return {f"{prefix}_{name}": list(values[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in values}
 
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jinja2
 from transformers import AutoTokenizer
 
+from ..hub.checkpoint import read_json
 from ..prompts_finecaption import DEFAULT_CHAT_TEMPLATE
 from .errors import AssemblyError
-from .sources import Source, read_json
+from .sources import Source
 
 # A language model's template wants strings: this makes one of every content that is a list, its images first.
 _TO_STRINGS = """\
@@ -79,7 +80,7 @@ def load_tokenizer(source: Source) -> Any:
         raise AssemblyError(f"{source.name} has no tokenizer that can be loaded: {error}") from error
     if not tokenizer.chat_template and folder is not None and (folder / "chat_template.json").is_file():
         # Where processors kept it before it had a file of its own.
-        tokenizer.chat_template = read_json(folder / "chat_template.json").get("chat_template")
+        tokenizer.chat_template = read_json(folder / "chat_template.json", AssemblyError).get("chat_template")
     if len(tokenizer) == 0:
         raise AssemblyError(f"{source.name} has a tokenizer without tokens. Give a folder with its tokenizer files.")
     return tokenizer

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_finecaption import FineCaptionConfig
+from ..hub.checkpoint import read_json
 from . import configs
 from .accounting import Part, route
 from .errors import AssemblyError
@@ -27,7 +28,7 @@ from .key_maps import (
     sam_map,
 )
 from .language import Vocabulary, add_image_token, chat_template, load_tokenizer
-from .sources import Source, find_source, read_json
+from .sources import Source, find_source
 from .tensors import TensorInfo, list_tensors
 
 # Parts whose configuration is settled by a field of FineCaptionConfig, which then cannot be given as well.
@@ -264,5 +265,5 @@ def _dtype(source: Source) -> str:
 def _generation(source: Source) -> dict[str, Any]:
     """First and last tokens of a text, which generation settings know better than the configuration."""
     path = None if source.folder is None else source.folder / "generation_config.json"
-    values = read_json(path) if path is not None and path.is_file() else {}
+    values = read_json(path, AssemblyError) if path is not None and path.is_file() else {}
     return {name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}

@@ -1,7 +1,6 @@
 """Where a part comes from: a Hub id, a local folder or a file, at a revision -> files with hashes and a licence."""
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from ..hub.checkpoint import read_json
 from ..hub.front_matter import card_fields, stated_licence
 from .errors import AssemblyError
 
@@ -59,7 +59,7 @@ class Source:
         if not self._config:
             if self.folder is None or not (self.folder / "config.json").is_file():
                 raise AssemblyError(f"{self.name} has no config.json. Give the folder or Hub id that has one.")
-            self._config.update(read_json(self.folder / "config.json"))
+            self._config.update(read_json(self.folder / "config.json", AssemblyError))
         return self._config
 
     @property
@@ -134,7 +134,7 @@ def _weights_of(folder: Path) -> tuple[Path, ...]:
             continue
         if not known.endswith(".index.json"):
             return (path,)
-        names = sorted(set(read_json(path).get("weight_map", {}).values()))
+        names = sorted(set(read_json(path, AssemblyError).get("weight_map", {}).values()))
         foreign = [name for name in names if Path(name).name != name]
         if not names or foreign:
             raise AssemblyError(f"{path} names no shards, or files outside of its folder: {foreign}.")
@@ -155,16 +155,6 @@ def _checked_file(path: Path) -> Path:
     if path.suffix not in SAFETENSORS + PICKLES:
         raise AssemblyError(f"{path} is no weight file: needed is one of {', '.join(SAFETENSORS + PICKLES)}.")
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AssemblyError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise AssemblyError(f"{path} holds {type(content).__name__}, not an object.")
-    return content
 
 
 def _licence(folder: Path | None) -> str | None:

@@ -140,14 +140,14 @@ def _code(folder: Path, config: dict[str, Any]) -> set[str]:
     return needed
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON."""
+def read_json(path: Path, refusal: type[ValueError] = HubError) -> dict[str, Any]:
+    """The object in a file of JSON; what holds none ends in an error of the class `refusal`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise HubError(f"{path} is no JSON ({error}). Save the checkpoint again.") from error
+        raise refusal(f"{path} is no JSON ({error}). Save it again, or fetch it anew.") from error
     if not isinstance(values, dict):
-        raise HubError(f"{path} holds no JSON object. Save the checkpoint again.")
+        raise refusal(f"{path} holds no JSON object. Save it again, or fetch it anew.")
     return values
 
 
