@@ -21,40 +21,42 @@ def ablate(
     ctx: typer.Context,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs, table and plot.", show_default=False)],
     recipe: Annotated[
-        str, typer.Option(metavar="FILE|NAME", help="Stages that every configuration trains, from YAML.")
+        str, typer.Option(metavar="FILE|NAME", help="Stages that every configuration trains, from YAML or by name.")
     ] = "ablation-tiny",
     model: Annotated[
-        str | None, typer.Option(metavar="ID_OR_FOLDER", help="Checkpoint with every tower that all start from.")
+        str | None, typer.Option(metavar="ID_OR_FOLDER", help="Checkpoint that all start from; it has every tower.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]PATH", help="Records to train on (repeatable).")
+        list[str] | None, typer.Option(metavar="[NAME=]PATH", help="Examples to train on (repeatable).")
     ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]PATH", help="Folder, .zip or .tar of the pictures of NAME, or of all data."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many; they are numbered from --first-seed.")] = 3,
-    first_seed: Annotated[int, typer.Option(min=0, help="Where another process does those before.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds each configuration is trained with.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="First of the seeds, where another process trains those before.")
+    ] = 0,
     configurations: Annotated[
         list[str] | None,
         typer.Option(
             "--configuration",
             metavar="NAME",
-            help="clip, mask, mask-convnext, mask-sam or mask-both (repeatable).",
+            help="Configuration to train: clip, mask, mask-convnext, mask-sam or mask-both (repeatable).",
             show_default="all",
         ),
     ] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Held-out rendered scenes, for exact answers.")] = 60,
-    scenes_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    scenes: Annotated[int, typer.Option(min=1, help="How many held-out rendered scenes judge by exact answers.")] = 60,
+    scenes_seed: Annotated[int, typer.Option(min=0, help="Number of the first held-out scene.")] = 0,
     eval_data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Judge by described regions instead: a report in each run's folder."),
+        typer.Option(metavar="PATH", help="Described regions to judge by instead of scenes; each run gets a report."),
     ] = None,
-    metric: Annotated[Metric, typer.Option(help="What the table shows with --eval-data.")] = Metric.rouge_l,
+    metric: Annotated[Metric, typer.Option(help="Metric in the table, with --eval-data.")] = Metric.rouge_l,
     device: Device = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the trained checkpoints.")] = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing; table and plot of the runs that are finished.")
+        bool, typer.Option("--report-only", help="Make table and plot of the finished runs, and train nothing.")
     ] = False,
 ) -> None:
     """Train and judge CLIP alone, with the mask, with one high-resolution tower, and with both: table and plot.

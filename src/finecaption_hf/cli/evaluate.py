@@ -131,7 +131,7 @@ def evaluate(
         typer.Option(min=0, max=1, help="Draw from the likeliest tokens that have this probability together."),
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed for sampling, and for the resamples.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Records that are described together.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples that are described together.")] = 4,
     max_batch_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens that are held at once.", show_default="what half of the free memory takes"),

@@ -10,37 +10,52 @@ from .common import Json, errors_in_one_line
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the checkpoint.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, owner/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="report.json of `finecaption evaluate`, for the card.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Report whose figures go to the card: report.json of `finecaption evaluate`.",
+            show_default=False,
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Hub id of the report's data, for .eval_results.", show_default=False),
+        typer.Option(
+            metavar="ID", help="Hub id of the report's data, under which the Hub lists its figures.", show_default=False
+        ),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="Commit to this branch.", show_default="main")
+        str | None, typer.Option(metavar="BRANCH", help="Branch to commit to.", show_default="main")
     ] = None,
     licence: Annotated[
         str | None,
-        typer.Option("--license", metavar="ID", help="Where the files do not tell one.", show_default="from the parts"),
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="Licence of the checkpoint, where its files do not tell one.",
+            show_default="from the parts",
+        ),
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(metavar="ID_OR_FOLDER", help="What it was trained from.", show_default="from the files"),
+        typer.Option(
+            metavar="ID_OR_FOLDER", help="Checkpoint that it was trained from.", show_default="from the files"
+        ),
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option(metavar="OWNER/NAME", help="A Space with a demo of it, for the card.", show_default=False),
+        typer.Option(
+            metavar="OWNER/NAME", help="Space with a demo of the checkpoint, for the card.", show_default=False
+        ),
     ] = None,
     picture: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Picture to show in the card; repeatable.", show_default=False),
+        typer.Option(metavar="FILE", help="Picture to show in the card (repeatable).", show_default=False),
     ] = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload FineCaption checkpoint",
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload FineCaption checkpoint",
     as_json: Json = False,
 ) -> None:
     """Upload a checkpoint with its code, processor, card and evaluation in one commit.

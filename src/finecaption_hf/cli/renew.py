@@ -8,9 +8,14 @@ from .common import errors_in_one_line
 
 
 def renew(
-    checkpoint: Annotated[str, typer.Argument(metavar="FOLDER|REPO", help="A folder, or owner/name on the Hub.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|REPO", help="Checkpoint whose code is renewed: a folder, or owner/name on the Hub."
+        ),
+    ],
     revision: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="Renew this branch on the Hub.", show_default="main")
+        str | None, typer.Option(metavar="BRANCH", help="Branch on the Hub to renew.", show_default="main")
     ] = None,
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Propose the commit on the Hub instead of making it.")

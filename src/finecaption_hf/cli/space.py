@@ -9,13 +9,13 @@ from .common import errors_in_one_line
 
 
 def space(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    model: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Checkpoint on the Hub.")],
-    title: Annotated[str, typer.Option(help="Of the Space.")] = "FineCaption",
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the Space to.")],
+    model: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Checkpoint on the Hub that the Space shows.")],
+    title: Annotated[str, typer.Option(help="Title of the Space.")] = "FineCaption",
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/SPACE", help="Upload it to this Space.", show_default=False)
+        str | None, typer.Option(metavar="OWNER/SPACE", help="Space on the Hub to upload it to.", show_default=False)
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="With --push: make a private Space.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a private Space, with --push.")] = False,
 ) -> None:
     """Write a Space: the demo of a checkpoint, ready to be pushed to the Hub.
 

@@ -37,11 +37,11 @@ def train(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH", help="Records to train on (repeatable; a stage weighs them by name)."),
+        typer.Option(metavar="[NAME=]PATH", help="Examples to train on (repeatable; a stage weighs them by name)."),
     ] = None,
     eval_data: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH", help="Records for the evaluation loss and sample captions (repeatable)."),
+        typer.Option(metavar="[NAME=]PATH", help="Examples for the evaluation loss and sample captions (repeatable)."),
     ] = None,
     images: Annotated[
         list[str] | None,
