@@ -219,14 +219,35 @@ def test_server_that_asks_for_a_long_wait_ends_the_run_at_once(stub: Stub) -> No
     assert len(stub.requests) == 1
 
 
-def test_rate_limit_holds_all_questions_back(stub: Stub) -> None:
-    stub.replies = [(429, "", {"Retry-After": "0.4"})]
-    stub.delay = lambda question: 0.02
-    asked = [request(f"Q{number}") for number in range(6)]
-    descriptions = list(describe(describer(stub, concurrency=2), asked))
+def test_rate_limit_holds_all_questions_back(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions are under way when the limit is told to one of them; the other is answered after that only."""
+    made = describer(stub, concurrency=2, timeout_s=60)
+    second_is_there, limit_is_told = threading.Event(), threading.Event()
+    receive, told = made._receive, []
+
+    async def noted(response: Any) -> None:
+        started = time.monotonic()
+        await receive(response)
+        if response.status_code == 429:
+            told.append(started)
+            limit_is_told.set()
+
+    def in_turn(question: str) -> float:
+        if question == stub.requests[0]["messages"][-1]["content"][1]["text"]:
+            second_is_there.wait(30)
+        else:
+            second_is_there.set()
+            limit_is_told.wait(30)
+        return 0.0
+
+    monkeypatch.setattr(made, "_receive", noted)
+    stub.replies, stub.delay = [(429, "", {"Retry-After": "0.4"})], in_turn
+    descriptions = list(describe(made, [request(f"Q{number}") for number in range(6)]))
     assert [description.texts[0] for description in descriptions] == [f"About: Q{number}" for number in range(6)]
-    # One more was under way when the limit was told; the others waited.
-    assert sum(moment - stub.times[0] < 0.35 for moment in stub.times) <= 3
+    assert len(told) == 1
+    later = [moment - told[0] for moment in stub.times if moment > told[0]]
+    assert len(later) == len(stub.times) - 2 == 5
+    assert min(later) >= 0.4
 
 
 def test_server_that_never_answers_ends_in_a_time_out(stub: Stub) -> None:
