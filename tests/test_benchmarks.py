@@ -115,3 +115,13 @@ def test_metrics_benchmark_reports_the_seconds_of_each_metric(tmp_path: Path) ->
     # Lengths as in real descriptions, and predictions that are neither right nor unrelated.
     assert 12 < figures["words"] < 20
     assert 30 < figures["corpus"]["rouge_l"] < 90
+
+
+def test_assembly_benchmark_stays_below_the_largest_shard_and_one_output_shard(tmp_path: Path) -> None:
+    """With 190 MB of tensors, what is used beyond the imports is bounded."""
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "assembly.py"), "--parameters", "0.1e9"]
+    subprocess.run([*command, "--folder", str(tmp_path), "--json", str(result)], check=True, timeout=500)
+    figures = json.loads(result.read_text())
+    assert figures["peak_rss_over_largest_shard"] < figures["bound"], figures
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
