@@ -506,7 +506,7 @@ def test_broken_array_raises_even_when_skipping(tmp_path: Path) -> None:
 
 
 def test_too_long_line_is_rejected_and_the_next_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finecaption_hf.data.readers import json_stream
+    from finecaption_hf.data import json_stream
 
     path = tmp_path / "x.jsonl"
     path.write_text('{"image": "' + "a" * 300_000 + '"}\n' + as_jsonl(OWN))
