@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco
 
-from finecaption_hf.masks_finecaption import MaskError, as_mask, encode_mask, encode_rle
+from finecaption_hf.data.encoding import encode_mask, encode_rle
+from finecaption_hf.masks_finecaption import MaskError, as_mask
 
 # Derandomised: a failure shows in every run or in none, and no example database is written.
 quick = settings(deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from finecaption_hf.cli import app
 from finecaption_hf.data import DataError, read_examples
 from finecaption_hf.data.check import OWN_WORDS, Lengths, check_dataset
-from finecaption_hf.masks_finecaption import encode_rle
+from finecaption_hf.data.encoding import encode_rle
 
 
 def run(*arguments: object) -> Any:

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finecaption_hf.data import FORMATS, Branch, DataError, Example, Region, read_examples
+from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.data.json_stream import JsonStream
 from finecaption_hf.data.readers.texts import without_entities
-from finecaption_hf.masks_finecaption import as_mask, encode_rle
+from finecaption_hf.masks_finecaption import as_mask
 
 H, W = 6, 8
 MASK = np.zeros((H, W), dtype=bool)

@@ -35,6 +35,7 @@ from waiting import LIMIT_S, at_once, start
 from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.asking import FineCaptionDescriber
 from finecaption_hf.cli import app as cli
+from finecaption_hf.data.encoding import encode_mask, encode_rle
 from finecaption_hf.demo import (
     MAX_PICTURE_PIXELS,
     AskedPicture,
@@ -48,7 +49,7 @@ from finecaption_hf.demo.encoded import EncodedPictures
 from finecaption_hf.demo.guard import _names_address
 from finecaption_hf.demo.segmenting import PointMasks
 from finecaption_hf.demo.uploads import read_picture
-from finecaption_hf.masks_finecaption import as_mask, encode_mask, encode_rle
+from finecaption_hf.masks_finecaption import as_mask
 
 QUESTIONS = ["region", "Color", "global"]
 

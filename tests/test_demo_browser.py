@@ -18,7 +18,8 @@ from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from demo_server import running_demo
 from PIL import Image
 
-from finecaption_hf.masks_finecaption import as_mask, decode_mask, encode_mask, encode_rle
+from finecaption_hf.data.encoding import encode_mask, encode_rle
+from finecaption_hf.masks_finecaption import as_mask, decode_mask
 
 pytest.importorskip("gradio", reason="gradio (the extra browser) is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")

@@ -13,7 +13,7 @@ from conftest import EXAMPLE_PICTURE
 from demo_server import Command, ask, file_data, running_demo, send, upload
 from PIL import Image
 
-from finecaption_hf.masks_finecaption import encode_rle
+from finecaption_hf.data.encoding import encode_rle
 
 pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
 

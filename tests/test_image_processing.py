@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor
 from transformers.utils import logging
 
 from finecaption_hf import FineCaptionImageProcessor, MaskError, encode_mask, image_processing_finecaption
+from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.image_processing_finecaption import fit_within, region_alpha
-from finecaption_hf.masks_finecaption import encode_rle
 
 pytestmark = pytest.mark.hub
 # torch computes filter positions in float32: near pixel 6000 they are off by 2e-4 of a pixel, its weights by some 1e-5.

@@ -38,14 +38,13 @@ from mask_forms import (
 from PIL import Image
 from pycocotools import mask as coco
 
+from finecaption_hf.data.encoding import encode_mask, encode_rle
 from finecaption_hf.masks_finecaption import (
     MaskError,
     as_mask,
     box_around,
     decode_mask,
     decode_rle,
-    encode_mask,
-    encode_rle,
     is_region_reference,
 )
 
@@ -340,7 +339,7 @@ def test_real_region_is_the_same_in_every_form(index, real_regions):
     with Image.open(real_regions[index].image) as image:
         assert (image.height, image.width) == (height, width)
     np.testing.assert_array_equal(as_mask(rle, height, width), expected)
-    np.testing.assert_array_equal(decode_rle(rle), expected)
+    np.testing.assert_array_equal(decode_rle(rle, height, width), expected)
     assert encode_rle(expected)["counts"] == rle["counts"]
     for form, make in FORMS.items():
         np.testing.assert_array_equal(as_mask(make(expected), height, width), expected, err_msg=form)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoProcessor, PreTrainedTokenizerFast, ProcessorMixin, pipeline
 
 from finecaption_hf import FineCaptionImageProcessor, FineCaptionProcessor
-from finecaption_hf.masks_finecaption import encode_rle
+from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.processing_finecaption import FineCaptionProcessorKwargs
 from finecaption_hf.prompts_finecaption import ATTRIBUTES, DEFAULT_CHAT_TEMPLATE, TASKS, resolve_question
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from finecaption_hf.data import DataError, open_dataset, open_regions, read_examples
 from finecaption_hf.data.check import check_dataset
-from finecaption_hf.masks_finecaption import MaskError, as_mask, encode_mask, encode_rle
+from finecaption_hf.data.encoding import encode_mask, encode_rle
+from finecaption_hf.masks_finecaption import MaskError, as_mask
 from finecaption_hf.processing_finecaption import _with_regions
 
 H, W = 6, 8

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_finecaption import FineCaptionConfig
+    from .data.encoding import encode_mask
     from .image_processing_finecaption import FineCaptionImageProcessor
-    from .masks_finecaption import MaskError, as_mask, decode_mask, encode_mask
+    from .masks_finecaption import MaskError, as_mask, decode_mask
     from .modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionModel
     from .pipeline_finecaption import RegionCaptioningPipeline
     from .processing_finecaption import FineCaptionProcessor
@@ -33,7 +34,8 @@ _CLASSES = {
 }
 _OTHERS = {
     "FineCaptionError": "prompts_finecaption",
-    **dict.fromkeys(("as_mask", "encode_mask", "decode_mask", "MaskError"), "masks_finecaption"),
+    "encode_mask": "data.encoding",
+    **dict.fromkeys(("as_mask", "decode_mask", "MaskError"), "masks_finecaption"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What holds the pixels of a mask <-> the mask: arrays and pictures, CompositionCap's blob, COCO's run lengths (RLE).
+"""What holds the pixels of a mask -> the mask: arrays and pictures, CompositionCap's blob, COCO's run lengths (RLE).
 
 H, W: height and width in pixels. Sizes are (height, width). All of this comes from files and from strangers: nothing is
 allocated on the word of the input, whose size is compared with the image's before it is copied, decoded or unpacked,
@@ -9,7 +9,6 @@ import base64
 import itertools
 import operator
 import re
-import struct
 import zlib
 from typing import Any
 
@@ -29,13 +28,9 @@ _MAX_PIXELS = 2**40
 _GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR_MODES = ("LA", "RGB", "RGBA", "P", "PA")
 
-# decode_rle has no image to compare with, so 20 bytes of hostile text could ask for any allocation (at most 256 MiB).
-_MAX_RLE_PIXELS = 2**28
 # A number in COCO's compressed text has at most so many bits, which is more than any run needs.
 _MAX_RLE_BITS = 50
 
-# Magic number, deflate, no flags, no time: the same mask gives the same text on every day and machine.
-_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 # The base64 text of the first three bytes of any gzip stream.
 _BLOB_START = "H4sI"
 # A gzip header may hold a file name and a comment; more than this is padding.
@@ -258,21 +253,8 @@ def _image_array(image: Image.Image, size: _Size | None) -> NDArray[Any]:
 # --- Blobs ------------------------------------------------------------------------------------------------------------
 
 
-def encode_mask(mask: Any) -> str:
-    """Encode a mask, as `array_mask` takes it, as CompositionCap does: base64(gzip(uint8 H x W)), values 0 and 1.
-
-    Returns:
-        `str`: ASCII text without line breaks, the same for the same mask (no time stamp). It does not hold the shape.
-    """
-    pixels = array_mask(mask).data  # its bytes are 0 and 1, see `_binary`
-    deflate = zlib.compressobj(level=6, wbits=-15)
-    body = deflate.compress(pixels) + deflate.flush()
-    trailer = struct.pack("<II", zlib.crc32(pixels), pixels.nbytes & 0xFFFFFFFF)
-    return base64.b64encode(_GZIP_HEADER + body + trailer).decode("ascii")
-
-
 def decode_mask(blob: str, height: int, width: int) -> BoolArray:
-    """Decode a CompositionCap blob, the inverse of `encode_mask`.
+    """Decode a CompositionCap blob, the inverse of `finecaption_hf.encode_mask`.
 
     Args:
         blob (`str`): base64(gzip(uint8 H x W)), row-major, values {0, 1} or {0, 255}. Standard base64 alphabet with
@@ -360,54 +342,35 @@ def _decode_base64(blob: str, num_pixels: int) -> bytes:
 # --- Run lengths ------------------------------------------------------------------------------------------------------
 
 
-def encode_rle(mask: Any) -> dict[str, Any]:
-    """Encode a mask, as `array_mask` takes it, as COCO's compressed run-length encoding.
+def decode_rle(rle: Any, height: int, width: int) -> BoolArray:
+    """Decode a COCO run-length encoding.
+
+    Args:
+        rle (`dict`): `{"size": [H, W], "counts": ...}` with counts compressed (str, bytes) or as a list of run lengths
+            (whole numbers; JSON's 3.0 counts as 3).
+        height (`int`): Height of the image in pixels, which has to be that of the RLE.
+        width (`int`): Width of the image in pixels, likewise.
 
     Returns:
-        `dict`: `{"size": [H, W], "counts": str}`, as pycocotools writes it (there `counts` holds the same as bytes).
+        `np.ndarray` of shape `(H, W)`, bool, C-contiguous, with at least one True.
+
+    Raises:
+        MaskError: If keys are missing, counts are malformed, negative or do not sum to H x W, or the mask is empty or
+            of another size.
 
     The format: lengths of alternating runs of 0 and 1 down the columns (column-major), starting with 0. From the fourth
     run on, the difference to the run two before is stored. A number is cut into chunks of 5 bits, lowest first, the
     last one carrying the sign; bit 5 says that another chunk follows, and adding 48 makes it a printable character.
     Source: the COCO API (github.com/cocodataset/cocoapi), common/maskApi.c.
     """
-    region = array_mask(mask)
-    columns = region.T.ravel()
-    changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
-    borders = np.concatenate([[0], changes, [columns.size]]).astype(np.int64)
-    starts = [0] if columns[0] else []  # runs start with 0, so a region that starts at once has a run of none
-    runs = [*starts, *np.diff(borders).tolist()]
-    return {"size": list(region.shape), "counts": _compress_counts(runs)}
-
-
-def decode_rle(rle: Any, size: _Size | None = None) -> BoolArray:
-    """Decode a COCO run-length encoding, the inverse of `encode_rle`.
-
-    Args:
-        rle (`dict`): `{"size": [H, W], "counts": ...}` with counts compressed (str, bytes) or as a list of run lengths
-            (whole numbers; JSON's 3.0 counts as 3). The format is described at `encode_rle`.
-        size (`tuple[int, int]`, *optional*): the image's (H, W), which has to be that of the RLE.
-
-    Returns:
-        `np.ndarray` of shape `(H, W)`, bool, C-contiguous, with at least one True.
-
-    Raises:
-        MaskError: If keys are missing, counts are malformed, negative or do not sum to H x W, or the mask is empty; or
-            if it is not of `size`, without which more than 2**28 pixels are refused.
-    """
     if not isinstance(rle, dict):
         raise MaskError(f"{arrived(rle)} arrived where COCO RLE is needed: a dict {{'size': [H, W], 'counts': ...}}.")
-    height, width = own = _rle_size(rle)
-    if size is not None and own != size:
+    size, own = check_size(height, width), _rle_size(rle)
+    if own != size:
         swapped = " Its sides are swapped: sizes are [height, width] of the image as displayed, after EXIF orientation."
         raise MaskError(
-            f"The RLE is {height}x{width} but the image is {size[0]}x{size[1]}.{swapped if own == size[::-1] else ''} "
+            f"The RLE is {own[0]}x{own[1]} but the image is {height}x{width}.{swapped if own == size[::-1] else ''} "
             "Give the RLE of a mask at the image's size."
-        )
-    if size is None and height * width > _MAX_RLE_PIXELS:
-        raise MaskError(
-            f"The RLE claims a size of {height}x{width}, more than the {_MAX_RLE_PIXELS} pixels that are decoded "
-            "unasked. Use as_mask with the image's height and width."
         )
     num_pixels, counts = height * width, rle["counts"]
     is_text = isinstance(counts, (str, bytes, bytearray))
@@ -459,7 +422,7 @@ def _check_num_runs(num_runs: int, num_pixels: int) -> None:
 
 
 def _decompress_counts(counts: str | bytes | bytearray, num_pixels: int) -> NDArray[np.int64]:
-    """COCO's compressed text -> run lengths; the reverse of `_compress_counts`."""
+    """COCO's compressed text -> run lengths; see `decode_rle`."""
     # Characters of a number d: at most 1 + |d| / 16. Over all runs, |d| sums to at most twice the pixels.
     if len(counts) > 2 * num_pixels + 16:
         raise MaskError(
@@ -490,16 +453,3 @@ def _decompress_counts(counts: str | bytes | bytearray, num_pixels: int) -> NDAr
         raise MaskError("The RLE's counts end in the middle of a number: they are truncated. Give the whole text.")
     _check_num_runs(len(runs), num_pixels)
     return np.array(runs, dtype=np.int64)
-
-
-def _compress_counts(counts: list[int]) -> str:
-    text = bytearray()
-    for i, run in enumerate(counts):
-        rest = run - counts[i - 2] if i > 2 else run
-        more = True
-        while more:
-            chunk = rest & 0x1F
-            rest >>= 5  # arithmetic: -1 is what remains of a negative number
-            more = rest != (-1 if chunk & 0x10 else 0)
-            text.append(chunk + (0x20 if more else 0) + 48)
-    return text.decode("ascii")

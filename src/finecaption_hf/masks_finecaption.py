@@ -24,8 +24,6 @@ from .mask_codecs_finecaption import (
     check_size,
     decode_mask,
     decode_rle,
-    encode_mask,
-    encode_rle,
     is_sequence,
 )
 from .polygons_finecaption import box_mask, geojson_mask, polygon_mask
@@ -240,7 +238,7 @@ def _dict_mask(reference: dict[Any, Any], height: int, width: int) -> BoolArray:
             "pictures. Open it (PIL.Image.open), then pass its content."
         )
     if key == "counts":
-        return decode_rle(region, (height, width))
+        return decode_rle(region, height, width)
     if key == "coordinates":
         return geojson_mask(region["type"], region[key], height, width)
     return (box_mask if key == "box_xyxy" else polygon_mask)(region[key], height, width)
@@ -278,8 +276,6 @@ __all__ = [
     "box_around",
     "decode_mask",
     "decode_rle",
-    "encode_mask",
-    "encode_rle",
     "is_region_reference",
     "read_region",
 ]

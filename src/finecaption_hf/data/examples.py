@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..masks_finecaption import REGION_KEYS, MaskError, encode_rle, read_region
+from ..masks_finecaption import REGION_KEYS, MaskError, read_region
+from .encoding import encode_rle
 from .errors import DataError
 from .images import ImageStore, MaskFile, to_rgb
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from .. import __version__
 from ..asking import Describer
+from ..data.encoding import encode_rle
 from ..drawing import COLORS
-from ..masks_finecaption import RegionMask, encode_rle
+from ..masks_finecaption import RegionMask
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import BranchAnswer, is_global, resolve_questions
 from .uploads import MAX_QUESTION_LENGTH, MAX_QUESTIONS, MAX_REGIONS, UploadError

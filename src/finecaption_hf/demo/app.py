@@ -22,8 +22,9 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from ..asking import FineCaptionDescriber
+from ..data.encoding import encode_rle
 from ..drawing import COLORS
-from ..masks_finecaption import MaskError, encode_rle
+from ..masks_finecaption import MaskError
 from ..prompts_finecaption import TASKS, BranchAnswer, normalise_name
 from ..scenes import render_scene
 from .answering import (

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..masks_finecaption import encode_rle
+from ..data.encoding import encode_rle
 from .encoded import EncodedPictures
 
 _MAX_POINTS = 100

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.encoding import encode_rle
 from ..data.examples import DataError, Example
-from ..masks_finecaption import encode_rle
 from .attributes import SPLITS, Split, check_split
 from .language import accepted, answers, is_right
 from .rendering import REFERENCE_SIZE, Scene, check_arguments, render_scene
