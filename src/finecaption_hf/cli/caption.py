@@ -1,6 +1,7 @@
 """`finecaption caption`: regions of one picture, given or found, and questions about them."""
 
 import io
+import itertools
 import json
 import os
 import warnings
@@ -34,6 +35,7 @@ from .common import (
     in_order,
     load_describer,
 )
+from .reading import Alpha, ResizeMasks, StoredOrientation, Threshold
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +46,34 @@ _REGIONS = "Regions (repeatable; none: the whole picture)"
 
 
 class CaptionCommand(OrderedCommand):
-    """Hands a call with `--input`, which was for whole data sets, to `finecaption describe`."""
+    """Takes several files after `--mask`, as a shell makes them of `masks/*.png`.
+
+    A call with `--input`, which was for whole data sets, goes to `finecaption describe`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.one_mask_each(args))
+
+    def one_mask_each(self, args: list[str]) -> list[str]:
+        """Put a `--mask` before each file but the picture, which is the one that follows no mask, else the last."""
+        takes = {name for option in self.params if not getattr(option, "is_flag", True) for name in option.opts}
+        found, more, others = [], [], 0  # places in `found` of files that follow a mask's
+        after_mask = False
+        arguments = iter(args)
+        for argument in arguments:
+            found.append(argument)
+            if argument.startswith("--") and len(argument) > 2:
+                name, _, value = argument.partition("=")
+                after_mask = name == "--mask"
+                if not value and name in takes:
+                    found += list(itertools.islice(arguments, 1))
+            elif after_mask:
+                more.append(len(found) - 1)
+            else:
+                others += 1
+        for place in reversed(more if others else more[:-1]):
+            found.insert(place, "--mask")
+        return found
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         given = [number for number, argument in enumerate(args) if argument.partition("=")[0] == "--input"]
@@ -64,8 +93,8 @@ def caption(
         list[str] | None,
         typer.Option(
             metavar="FILE|BLOB",
-            help="Mask as a file (PNG and other pictures of black and white, .npy, .json with COCO RLE or GeoJSON, "
-            ".txt with a blob) or as a blob, base64(gzip(uint8 H x W)).",
+            help="Masks as files (PNG and other pictures of black and white, .npy, .npz, all their pages; masks/*.png; "
+            ".json with COCO RLE or GeoJSON, .txt with a blob) or as a blob, base64(gzip(uint8 H x W)).",
             rich_help_panel=_REGIONS,
         ),
     ] = None,
@@ -125,6 +154,10 @@ def caption(
             rich_help_panel=_REGIONS,
         ),
     ] = None,
+    threshold: Threshold = None,
+    alpha: Alpha = False,
+    resize_masks: ResizeMasks = False,
+    stored_orientation: StoredOrientation = False,
     task: Tasks = None,
     attribute: Attributes = None,
     question: OwnQuestions = None,
@@ -158,7 +191,11 @@ def caption(
     }
     with errors_in_one_line():
         _check_regions([kind for kind, _ in given], refine, everything, segmenter, max_regions)
+        if (threshold is not None or alpha or resize_masks) and not mask:
+            raise ValueError("--threshold, --alpha and --resize-masks go with --mask: they say how its files are read.")
         from ..asking import ask, check_questions
+        from ..data.mask_rules import MaskRules
+        from ..data.orientation import stored_orientation_of
         from ..pipeline_finecaption import read_picture
         from ..prompts_finecaption import BranchRequest
         from ..segmentation import find_regions, open_segmenter_for, read_regions
@@ -168,7 +205,15 @@ def caption(
         _check_writable(out, image)
         picture = read_picture(image)
         with _warnings_in_one_line():
-            regions = read_regions(given, picture.height, picture.width, refine)
+            regions = read_regions(
+                given,
+                picture.height,
+                picture.width,
+                refine,
+                rules=MaskRules(threshold, alpha, resize_masks),
+                orientation=stored_orientation_of(image),
+                stored=stored_orientation,
+            )
         describer = load_describer(model, device, dtype, max_batch_tokens=max_batch_tokens)
         check_attributes(questions, describer.questions)
         asked = list(check_questions(describer, [name for _, name in questions]))

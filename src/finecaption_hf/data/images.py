@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..mask_codecs_finecaption import BoolArray, MaskError, array_mask
+from ..mask_codecs_finecaption import BoolArray, MaskError
 from .errors import DataError
+from .mask_rules import ARRAYS, STRICT, MaskArrays, MaskRules, OpenedMask, Part, picture_parts
+from .orientation import note_orientation, orientation_of
 
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused; the size from which PIL takes a picture for an attack."""
@@ -74,6 +77,10 @@ class ImageStore(ABC):
             raise DataError(where, error.reason) from error
 
     @abstractmethod
+    def names(self) -> Iterator[str]:
+        """The names of all files that are not hidden, in any order, with `/` between folders."""
+
+    @abstractmethod
     def _bytes(self, name: str) -> bytes: ...
 
     def __repr__(self) -> str:
@@ -110,6 +117,12 @@ def open_images(path: "str | os.PathLike[str] | ImageStore", max_pixels: int = M
 
 
 class FolderImages(ImageStore):
+    def names(self) -> Iterator[str]:
+        for place, folders, files in os.walk(self.path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            base = os.path.relpath(place, self.path).replace(os.sep, "/")
+            yield from (f"{base}/{name}" if base != "." else name for name in files if not name.startswith("."))
+
     def _bytes(self, name: str) -> bytes:
         with open(os.path.join(self.path, name), "rb") as file:
             _check_size(os.fstat(file.fileno()).st_size)
@@ -132,6 +145,9 @@ class ZipImages(ImageStore):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": (0, None)}
+
+    def names(self) -> Iterator[str]:
+        yield from (name for name in self._open().namelist() if not name.endswith("/"))
 
     def _bytes(self, name: str) -> bytes:
         archive = self._open()
@@ -162,6 +178,9 @@ class TarImages(ImageStore):
                     str(path), "a compressed .tar cannot be read by name. Unpack it, or pack it anew as .tar or .zip."
                 ) from error
             raise
+
+    def names(self) -> Iterator[str]:
+        yield from self._members
 
     def _bytes(self, name: str) -> bytes:
         if name not in self._members:
@@ -231,7 +250,7 @@ def open_picture(data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS
 
 
 def to_rgb(picture: Image.Image, where: str = "image") -> Image.Image:
-    """A picture in RGB, turned by its EXIF orientation; what is transparent lies on white.
+    """A picture in RGB, turned by its EXIF orientation, which it notes for regions; what is transparent lies on white.
 
     Raises:
         DataError: If its data is damaged.
@@ -239,7 +258,7 @@ def to_rgb(picture: Image.Image, where: str = "image") -> Image.Image:
     from ..image_processing_finecaption import upright_rgb  # one rule for training and for inference
 
     try:
-        return upright_rgb(picture)
+        return note_orientation(upright_rgb(picture), orientation_of(picture))
     except Exception as error:  # see decode_image; EXIF data may be damaged, too
         raise DataError(where, f"it cannot be decoded ({error}).") from error
 
@@ -251,36 +270,96 @@ class MaskFile:
     Attributes:
         name (`str`): as names of pictures.
         store (`ImageStore`, *optional*): where it lies.
+        rules (`MaskRules`): how it is read.
+        part (`Part`): which of the masks in the file, where it holds several.
     """
 
     name: str
     store: ImageStore | None = field(default=None, compare=False, repr=False)
+    rules: MaskRules = field(default=STRICT, compare=False, repr=False)
+    part: Part = ()
 
-    def open(self) -> Image.Image:
-        """The picture of the mask, not decoded yet.
+    def open(self, content: "MaskContent | None" = None) -> OpenedMask:
+        """The mask, not decoded yet.
+
+        Args:
+            content: the file, where it was read already for another of its masks.
 
         Raises:
-            DataError: If it is not there, or no picture.
+            DataError: If it is not there, no picture or array, or holds several masks and `part` does not say which.
         """
-        where = f"mask {self.name[:200]!r}"
+        found = self.content() if content is None else content
+        if self.part not in found.parts:
+            raise DataError(
+                self._where,
+                f"it holds {len(found.parts)} masks, and one is needed. Lay it into a folder of masks, where each is a "
+                "region, or save them as files of their own.",
+            )
+        return found.mask(self.name, self.part, self.rules)
+
+    def content(self) -> "MaskContent":
+        """What the file holds, not decoded yet.
+
+        Raises:
+            DataError: If it is not there, or neither a picture nor an array.
+        """
         if self.store is None:
-            raise DataError(where, "it is not known where masks lie. Give images (--images), their folder or archive.")
+            raise DataError(
+                self._where, "it is not known where masks lie. Give images (--images), their folder or archive."
+            )
         try:
-            return open_picture(self.store.read_bytes(self.name), where, self.store.max_pixels)
+            return MaskContent(self.store.read_bytes(self.name), self.name, self.store.max_pixels)
         except DataError as error:
-            raise DataError(where, error.reason) from error
+            raise DataError(self._where, error.reason) from error
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> BoolArray:
-        """The mask, of shape (H, W).
+    @property
+    def _where(self) -> str:
+        return f"mask {self.name[:200]!r}"
+
+    def __region_mask__(self, height: int, width: int) -> BoolArray:
+        """The region, of shape (H, W).
 
         Raises:
-            MaskError: If it cannot be read, or is none.
+            MaskError: If the file cannot be read, or is none of a picture of this size.
         """
         try:
-            picture = self.open()
+            opened = self.open()
         except DataError as error:
             raise MaskError(str(error)) from error
-        try:
-            return array_mask(picture)
-        except MaskError as error:
-            raise MaskError(f"The file {self.name[:200]!r}: {error}") from error
+        return opened.__region_mask__(height, width)
+
+
+class MaskContent:
+    """A file of one or several masks: a picture, perhaps with pages, or numpy's arrays.
+
+    Args:
+        data (`bytes`): the file.
+        name (`str`): its name, whose ending tells arrays from pictures.
+        max_pixels (`int`): more are refused.
+
+    Attributes:
+        parts (`list[Part]`): its masks.
+
+    Raises:
+        DataError: If it is no such file.
+    """
+
+    def __init__(self, data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> None:
+        where = f"mask {name[:200]!r}"
+        self._held: Any
+        if name.lower().endswith(ARRAYS):
+            self._held = MaskArrays(data, where, _MAX_BYTES)
+            self.parts = self._held.parts
+        else:
+            self._held = open_picture(data, where, max_pixels)
+            self.parts = picture_parts(self._held, where)
+
+    def mask(self, name: str, part: Part, rules: MaskRules) -> OpenedMask:
+        """One of `parts`.
+
+        Raises:
+            DataError: If its array is damaged.
+        """
+        if isinstance(self._held, MaskArrays):
+            return OpenedMask(name, self._held.mask(part), rules)
+        return OpenedMask(name, self._held, rules, int(part[0]) if part else None)

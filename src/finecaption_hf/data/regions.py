@@ -30,8 +30,10 @@ from .examples import (
     no_region_beside,
     region_of,
 )
-from .images import MAX_PIXELS, ImageStore, MaskFile, decode_image, open_images, open_picture, to_rgb
+from .images import MAX_PIXELS, ImageStore, MaskContent, MaskFile, decode_image, open_images, to_rgb
 from .json_stream import LinesByNumber, json_lines
+from .mask_rules import STRICT, MaskRules
+from .orientation import turned_region
 from .readers.detection import is_saved_dataset
 from .readers.folder import pictures_with_masks
 from .readers.rows import DatasetRows, open_split
@@ -75,12 +77,17 @@ class ImageInput:
         regions (`tuple[RegionInput, ...]`): at least one.
         picture: a name in `store`, or what a `datasets` split holds.
         store (`ImageStore`, *optional*): where pictures and masks lie.
+        rules (`MaskRules`): how mask files are read.
+        stored_orientation (`bool`): whether regions are in the pixels as they are stored, before the EXIF orientation.
     """
 
     name: str | None
     regions: tuple[RegionInput, ...]
     picture: Any
     store: ImageStore | None
+    rules: MaskRules = STRICT
+    stored_orientation: bool = False
+    _contents: dict[str, MaskContent] = field(default_factory=dict, compare=False, repr=False)
 
     def load(self) -> Image.Image:
         """The picture in RGB, upright.
@@ -99,17 +106,31 @@ class ImageInput:
             return to_rgb(self.picture, where)
         return decode_image(_content(self.picture, where), where, MAX_PIXELS)
 
-    def reference(self, region: RegionInput) -> Any:
+    def reference(self, region: RegionInput, picture: Any = None) -> Any:
         """The reference of one of the regions, for `as_mask`; mask files are opened.
+
+        Args:
+            region: one of `regions`.
+            picture: as `load` gave it: an EXIF orientation of it is one of its regions, too.
 
         Raises:
             DataError: If the file of the mask is missing or no picture.
         """
-        if isinstance(region.reference, MaskFile):
-            return replace(region.reference, store=self.store).open()
-        if _is_undecoded(region.reference):
-            return open_picture(_content(region.reference, "mask"), "mask")
-        return region.reference
+        reference = region.reference
+        if isinstance(reference, MaskFile):
+            reference = self._opened(reference)
+        elif _is_undecoded(reference):
+            content = MaskContent(_content(reference, "mask"), os.path.basename(reference["path"] or "") or "mask")
+            reference = content.mask("mask", content.parts[0], self.rules)
+        return turned_region(reference, picture, self.stored_orientation)
+
+    def _opened(self, file: MaskFile) -> Any:
+        file = replace(file, store=file.store or self.store, rules=self.rules.over(file.rules))
+        if not file.part:
+            return file.open()
+        if file.name not in self._contents:  # of a file with several masks, which is read once
+            self._contents[file.name] = file.content()
+        return file.open(self._contents[file.name])
 
 
 def _is_undecoded(value: Any) -> bool:
@@ -151,10 +172,19 @@ class RegionInputs:
         num_without_regions (`int`): pictures in which the input has no region; they give no line.
     """
 
-    def __init__(self, name: str, rows: _InputRows, images: ImageStore | None, fingerprint: str, title: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: _InputRows,
+        images: ImageStore | None,
+        fingerprint: str,
+        title: str,
+        options: ReadOptions | None = None,
+    ) -> None:
         self.name = name
         self.images = images
-        self.fingerprint = fingerprint
+        self.options = options or ReadOptions()
+        self.fingerprint = self.options.fingerprint(fingerprint)
         self.title = title
         self.annotations = rows if isinstance(rows, AnnotationFile) else None
         self.num_regions = self.num_whole_images = self.num_without_regions = 0
@@ -224,7 +254,8 @@ class RegionInputs:
                 regions.append(replace(region, position=position, region_index=position - self._image_starts[index]))
                 position += 1
             number += 1
-        return ImageInput(row.name, tuple(regions), row.picture, self.images)
+        rules, stored = self.options.mask_rules, self.options.stored_orientation
+        return ImageInput(row.name, tuple(regions), row.picture, self.images, rules, stored)
 
 
 def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: Any) -> RegionInputs:
@@ -246,27 +277,27 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
     if path is not None and path.exists() and not is_own and (format is not None or recognise(path)):
         annotations = open_annotations(path, options)
         store = open_images(annotations.where_images_lie() if images is None else images)
-        return RegionInputs(annotations.name, annotations, store, annotations.fingerprint(), annotations.title)
+        return RegionInputs(annotations.name, annotations, store, annotations.fingerprint(), annotations.title, options)
     if path is not None and path.is_dir() and split is None and not is_saved_dataset(path):
         if not (path / "records.jsonl").is_file():
-            if images is not None:
-                raise DataError(str(path), "in a folder of pictures they lie in it. Leave --images out.")
-            rows, sizes = pictures_with_masks(path)
+            apart = None if images is None else open_images(images)
+            rows, sizes = pictures_with_masks(path, apart, soft=options.threshold is not None)
             fingerprint = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-            title = "a folder of pictures with masks"
-            return RegionInputs(path.resolve().name, _ListedRows(rows), open_images(path), fingerprint, title)
+            title = "a folder of pictures with masks" if apart is None else "a folder of masks"
+            store = apart or open_images(path)
+            return RegionInputs(path.resolve().name, _ListedRows(rows), store, fingerprint, title, options)
         path = path / "records.jsonl"
     if path is not None and path.is_file():
         if split is not None:
             raise DataError(str(path), "a file has no splits. Leave --split out.")
         store = open_images(path.parent if images is None else images)
-        return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path), "JSON Lines")
+        return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path), "JSON Lines", options)
     if path is not None and split is None and not path.is_dir():
         raise DataError(str(source), "there is no such file or folder. Of a dataset on the Hub, give --split, too.")
     dataset, name = open_split(source, split)
     fingerprint = f"{dataset._fingerprint}-{len(dataset)}"
     opened = None if images is None else open_images(images)
-    return RegionInputs(name, DatasetRows(dataset, name), opened, fingerprint, "a data set")
+    return RegionInputs(name, DatasetRows(dataset, name), opened, fingerprint, "a data set", options)
 
 
 class _FileRows:
@@ -383,6 +414,8 @@ def _region(entry: Any, questions: tuple[str, ...] | None, where: str, carried: 
             return RegionInput(reference=as_reference(entry, "region"), questions=questions, carried=carried)
         carried = carried | _carried(entry, "id")
         reference = region_of(entry, _KNOWN)[1]
+        if isinstance(reference, DataError):  # of a file that cannot hold masks
+            raise reference
         return RegionInput(reference=reference, questions=_questions(entry) or questions, carried=carried)
     except DataError as error:
         return RegionInput(carried=carried, error=error.at(where))

@@ -243,7 +243,7 @@ class _Worker:
             head = {"image": item.name, **region.carried, "region_index": region.region_index}
             regions.append(AskedRegion(requests, head))
             try:
-                references.append(item.reference(region) if region.error is None else region.error)
+                references.append(item.reference(region, picture) if region.error is None else region.error)
             except DataError as error:
                 references.append(picture if isinstance(picture, DataError) else error)
         return AskedImage.prepare(self.describer.prepare, picture, references, regions)

@@ -3,6 +3,7 @@
 Legend: H W height and width of the picture in pixels.
 """
 
+import glob
 import json
 import os
 import re
@@ -11,9 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from ..data.errors import DataError
+from ..data.images import MaskContent
+from ..data.mask_rules import STRICT, MaskRules
+from ..data.orientation import TurnedRegion, turned_point
+from ..data.readers.folder import natural
 from ..masks_finecaption import MaskError, RegionMask
 from .clicks import Clicks, SegmentationError, checked_clicks
 from .segmenter import Segmenter
@@ -21,18 +26,33 @@ from .segmenter import Segmenter
 MAX_REGIONS = 20
 """Of those that are found without clicks, so many of the best."""
 
+_TEXTS = (".json", ".geojson", ".txt", ".b64")
+
 Pointed = tuple[str, RegionMask | Clicks]
 """(what to call it in messages, such as "region 2 (--box)"; the region, or by what it is to be found)"""
 
 
-def read_regions(given: Sequence[tuple[str, str]], height: int, width: int, refine: bool = False) -> list[Pointed]:
+def read_regions(
+    given: Sequence[tuple[str, str]],
+    height: int,
+    width: int,
+    refine: bool = False,
+    *,
+    rules: MaskRules = STRICT,
+    orientation: int = 1,
+    stored: bool = False,
+) -> list[Pointed]:
     """Read the regions of a picture.
 
     Args:
         given: (kind, text) in their order: kind is mask, box, polygon, rle, point, or not_point, which goes with the
-            point or box before it; text is the name of a file, JSON, numbers between commas, or a blob.
-        height, width (`int`): of the picture, (H, W) in pixels.
+            point or box before it; text is the name of a file, JSON, numbers between commas, or a blob. A mask may also
+            be a file with several, or a pattern of names such as `masks/*.png`.
+        height, width (`int`): of the picture as it is displayed, (H, W) in pixels.
         refine: whether boxes stand for what is in them.
+        rules: how mask files are read.
+        orientation (`int`): the picture's, by EXIF.
+        stored: whether regions are in the pixels as they are stored, before that orientation.
 
     Raises:
         ValueError: If a text is no region of the picture, or a `not_point` has no region before it. `MaskError` and
@@ -46,6 +66,8 @@ def read_regions(given: Sequence[tuple[str, str]], height: int, width: int, refi
     points: list[tuple[float, float]] = []
     labels: list[int] = []
     box: Any = None
+    points_in = orientation if stored else 1
+    given = [each for kind, text in given for each in _named(kind, text)]
     for number, (kind, text) in enumerate(given):
         where = f"region {len(regions) + 1} (--{kind})"
         if kind == "not_point":
@@ -57,17 +79,22 @@ def read_regions(given: Sequence[tuple[str, str]], height: int, width: int, refi
             where, region = regions.pop()
             if isinstance(region, RegionMask):
                 points, labels, box = [], [], region.box_xyxy
-            more = _points(kind, text)
+            more = [turned_point(x, y, points_in, *size) for x, y in _points(kind, text)]
             points, labels = points + more, labels + [0] * len(more)
         elif kind == "point":
-            points = _points(kind, text)
+            points = [turned_point(x, y, points_in, *size) for x, y in _points(kind, text)]
             labels, box = [1] * len(points), None
         else:
-            mask = _mask(where, _reference(kind, text), *size)
+            references = _references(kind, text, rules)
+            for reference in references:
+                where = f"region {len(regions) + 1} (--{kind})"
+                turned = reference if orientation == 1 else TurnedRegion(reference, orientation, stored)
+                mask = _mask(where, turned, *size)
+                regions.append((where, mask))
             points, labels, box = [], [], mask.box_xyxy
             if not (kind == "box" and refine):
-                regions.append((where, mask))
                 continue
+            regions.pop()
         try:
             regions.append((where, checked_clicks(points, labels, box, *size)))
         except SegmentationError as error:
@@ -136,10 +163,23 @@ def _mask(where: str, reference: Any, height: int, width: int) -> RegionMask:
     return region
 
 
-def _reference(kind: str, text: str) -> Any:
-    """The region reference that a text stands for: a file's content, JSON, numbers or a blob."""
+def _named(kind: str, text: str) -> list[tuple[str, str]]:
+    """Itself, or one for each file of a pattern, mask2 before mask10."""
+    if kind != "mask" or os.path.exists(text) or not re.search(r"[*?\[]", text) or text.lstrip().startswith(("{", "[")):
+        return [(kind, text)]
+    names = sorted(glob.glob(text), key=natural)
+    if not names:
+        raise ValueError(f"--mask {text[:60]}: no file is called so. Patterns are relative to {Path.cwd()}.")
+    return [(kind, name) for name in names]
+
+
+def _references(kind: str, text: str, rules: MaskRules) -> list[Any]:
+    """The region references that a text stands for: a file's content, JSON, numbers or a blob."""
     if os.path.isfile(text):  # unlike Path.is_file, False for a blob that is too long for a file name
-        value = _read_reference(Path(text))
+        path = Path(text)
+        if path.suffix.lower() not in _TEXTS:
+            return _masks_in(path, rules)
+        value = _read_reference(path)
     elif text.lstrip().startswith(("{", "[")):
         value = _json(text, f"--{kind}")
     elif kind in ("box", "polygon"):
@@ -151,24 +191,24 @@ def _reference(kind: str, text: str) -> Any:
         meant = {"mask": "a mask blob (base64 of gzip, beginning with H4sI)", "rle": "JSON"}[kind]
         raise ValueError(f"--{kind} {shown}: neither an existing file nor {meant}. Paths are relative to {Path.cwd()}.")
     if isinstance(value, list):
-        return {"box_xyxy" if kind == "box" else "polygon": value}
-    return value
+        return [{"box_xyxy" if kind == "box" else "polygon": value}]
+    return [value]
 
 
 def _read_reference(path: Path) -> Any:
-    suffix = path.suffix.lower()
-    if suffix in (".json", ".geojson"):
-        return _json(path.read_text(encoding="utf-8"), str(path))
-    if suffix in (".txt", ".b64"):
-        return path.read_text(encoding="utf-8").strip()
-    if suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+    text = path.read_text(encoding="utf-8")
+    return text.strip() if path.suffix.lower() in (".txt", ".b64") else _json(text, str(path))
+
+
+def _masks_in(path: Path, rules: MaskRules) -> list[Any]:
+    """The masks of a picture file, perhaps one for each page, or of numpy's arrays."""
     try:
-        return Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:
+        content = MaskContent(path.read_bytes(), path.name)
+        return [content.mask(str(path), part, rules) for part in content.parts]
+    except DataError as error:
         raise ValueError(
-            f"{path} cannot be read as a mask. Give a picture file such as PNG, .npy, .json with COCO RLE or GeoJSON, "
-            "or .txt with a blob."
+            f"{path} cannot be read as a mask ({error.reason}) Give a picture file such as PNG, .npy, .npz, .json with "
+            "COCO RLE or GeoJSON, or .txt with a blob."
         ) from error
 
 

@@ -1,16 +1,18 @@
 """What every format of annotation files is to the package: rows of pictures with their regions, and texts put back."""
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ...mask_codecs_finecaption import BoolArray
 from ..errors import DataError
 from ..images import ImageStore
+from ..mask_rules import MaskRules
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,22 @@ class ReadOptions:
     alpha: bool = False
     resize_masks: bool = False
     stored_orientation: bool = False
+
+    @property
+    def mask_rules(self) -> MaskRules:
+        """How mask files are read."""
+        return MaskRules(self.threshold, self.alpha, self.resize_masks)
+
+    def fingerprint(self, content: str) -> str:
+        """Of an input, from that of its content: what is read otherwise is another input."""
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _WHERE}
+        changed = {name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
+        return f"{content}-{json.dumps(changed, sort_keys=True)}" if changed else content
+
+
+# Options that say where things lie, or what the content says as well: they make no other input.
+_WHERE = ("images", "format", "split")
+_DEFAULTS = ReadOptions()
 
 
 @runtime_checkable
