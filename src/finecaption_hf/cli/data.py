@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import Json, Model, errors_in_one_line
+from .reading import StoredOrientation
 
 if TYPE_CHECKING:
     from ..data.check import DatasetReport
@@ -48,6 +49,7 @@ def check(
     keep_entity_references: Annotated[
         bool, typer.Option("--keep-entity-references", help='Keep "(entity_id_3)" in texts.')
     ] = False,
+    stored_orientation: StoredOrientation = False,
     model: Model = None,
     decode: Annotated[
         bool, typer.Option("--images-too/--texts-only", help="Open the pictures and decode the masks.")
@@ -84,6 +86,7 @@ def check(
             rejects=rejects,
             mapping=mapping,
             keep_entity_references=keep_entity_references,
+            stored_orientation=stored_orientation,
         )
         columns = (SpinnerColumn(), TextColumn("{task.completed} examples"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

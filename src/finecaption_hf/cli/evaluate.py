@@ -15,6 +15,7 @@ from rich.text import Text
 
 from .common import Device, DtypeOption, Model, errors_in_one_line, load_describer
 from .evaluate_table import compare_models
+from .reading import StoredOrientation
 
 if TYPE_CHECKING:
     from ..data.dataset import ExampleDataset
@@ -98,6 +99,7 @@ def evaluate(
     mapping: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")
     ] = None,
+    stored_orientation: StoredOrientation = False,
     data_name: Annotated[
         str | None, typer.Option(help="Name of the data in the report.", show_default="--data")
     ] = None,
@@ -236,7 +238,14 @@ def evaluate(
         if data is not None:
             from ..data import open_dataset
 
-            dataset = open_dataset(data, format, images=images, mapping=mapping, on_error=bad_records.value)
+            dataset = open_dataset(
+                data,
+                format,
+                images=images,
+                mapping=mapping,
+                on_error=bad_records.value,
+                stored_orientation=stored_orientation,
+            )
     if rows:
         assert dataset is not None
         compare_models(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .common import errors_in_one_line
+from .reading import StoredOrientation
 
 
 class OnError(str, Enum):
@@ -47,6 +48,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="[NAME=]PATH", help="Folder, .zip or .tar of the pictures of NAME, or of all data."),
     ] = None,
+    stored_orientation: StoredOrientation = False,
     on_error: Annotated[
         OnError, typer.Option(help="What happens to a bad example: end with an error, or leave it out and count it.")
     ] = OnError.stop,
@@ -82,10 +84,11 @@ def train(
         if (stage is None) == (recipe is None):
             raise StageError("Give either --stage, for one, or --recipe, for stages in a row.")
         plan = Recipe(stages=(find_stage(stage),)) if stage is not None else read_recipe(str(recipe))
+        reading = (images, on_error, stored_orientation)
         given: dict[str, Any] = {
             "model": model,
-            "data": with_options(named_paths(data, "--data"), images, on_error) if data else None,
-            "eval_data": with_options(named_paths(eval_data, "--eval-data"), images, on_error) if eval_data else None,
+            "data": with_options(named_paths(data, "--data"), *reading) if data else None,
+            "eval_data": with_options(named_paths(eval_data, "--eval-data"), *reading) if eval_data else None,
             "eval_share": eval_share,
             "max_tokens": max_tokens,
             "max_regions": max_regions,
@@ -112,7 +115,9 @@ def train(
         run(plan, output, options=options, resume=resume)
 
 
-def with_options(paths: dict[str, str], images: list[str] | None, on_error: OnError) -> dict[str, Any]:
+def with_options(
+    paths: dict[str, str], images: list[str] | None, on_error: OnError, stored_orientation: bool = False
+) -> dict[str, Any]:
     """Arguments of `open_dataset` for each name."""
     named = dict(text.split("=", 1) for text in images or () if text.split("=", 1)[0] in paths)
     common = [text for text in images or () if text.split("=", 1)[0] not in paths]
@@ -125,5 +130,6 @@ def with_options(paths: dict[str, str], images: list[str] | None, on_error: OnEr
             "path": path,
             **({} if store is None else {"images": store}),
             **({} if on_error is OnError.stop else {"on_error": on_error.value}),
+            **({"stored_orientation": True} if stored_orientation else {}),
         }
     return result

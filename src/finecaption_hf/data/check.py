@@ -185,7 +185,7 @@ class _Counting:
             try:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
-                    mask = as_mask(region.mask, picture.height, picture.width)
+                    mask = as_mask(example.reference(region, picture), picture.height, picture.width)
                 self.notes.update({str(each.category.__name__ + ": " + str(each.message)[:200]) for each in caught})
                 areas.append(_area_class(float(np.count_nonzero(mask)) / mask.size))
             except MaskError as error:

@@ -132,7 +132,7 @@ class RegionCollator:
         self, pictures: list[Image.Image], regions: list[tuple[int, Example, Region]]
     ) -> dict[str, torch.Tensor]:
         def prepare(pictures: list[Image.Image], regions: list[tuple[int, Example, Region]]) -> dict[str, torch.Tensor]:
-            masks = [region.mask for _, _, region in regions]
+            masks = [example.reference(region, pictures[index]) for index, example, region in regions]
             indices = [index for index, _, _ in regions]
             return dict(self.processor.image_processor(pictures, masks=masks, image_indices=indices))
 

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from array import array
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ _CACHE_VERSION = 2
 class _FileRows:
     """The rows of a JSONL file, of which only the places are kept."""
 
-    def __init__(self, path: Path, places: Iterator[Place], has_where: bool) -> None:
+    def __init__(self, path: Path, places: Iterator[Place], has_where: bool, stored_orientation: bool) -> None:
         self.lines = LinesByNumber(path)
         self.has_where = has_where
+        self.stored_orientation = stored_orientation
         for place in places:
             self.lines.add(*place)
 
@@ -39,7 +41,7 @@ class _FileRows:
             raise DataError(where, f"{row.reason} Did the file change?")
         if self.has_where and isinstance(row, dict):
             where = row.get("where", where)
-        return Example.from_json(row, where, store=store)
+        return Example.from_json(row, where, store=store, stored_orientation=self.stored_orientation)
 
 
 class _DatasetRows:
@@ -110,7 +112,7 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
         example = self._rows.read(self._examples[index], self.images)
         start = self._starts[index]
         regions = example.regions[start : start + self.max_regions]
-        return Example(example.image, regions, example.id, example.where, example.store)
+        return replace(example, regions=regions)
 
     def __iter__(self) -> Iterator[Example]:
         """All items, in their order; again and again."""
@@ -130,6 +132,7 @@ def open_dataset(
     rejects: str | os.PathLike[str] | None = None,
     mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     keep_entity_references: bool = False,
+    stored_orientation: bool = False,
     cache: str | os.PathLike[str] | None = None,
     max_regions: int | None = None,
 ) -> ExampleDataset:
@@ -140,7 +143,8 @@ def open_dataset(
     same; several processes may do that at once.
 
     Args:
-        path, format, images, on_error, rejects, mapping, keep_entity_references: as for `read_examples`.
+        path, format, images, on_error, rejects, mapping, keep_entity_references, stored_orientation: as for
+            `read_examples`.
         cache: folder for files that were converted; `None` means `finecaption-hf/data` in the user's cache.
         max_regions: split an example with more regions over several items of the same image.
 
@@ -160,6 +164,7 @@ def open_dataset(
         rejects=rejects,
         mapping=mapping,
         keep_entity_references=keep_entity_references,
+        stored_orientation=stored_orientation,
     )
     num_regions: array[int] = array("q")
     num_rejected, rejects_path = 0, reader.rejects_path
@@ -168,7 +173,7 @@ def open_dataset(
         rows = _DatasetRows(reader, _places(reader, num_regions))
         num_rejected = reader.num_rejected
     elif reader.format == "jsonl":
-        rows = _FileRows(Path(reader.source), _places(reader, num_regions), has_where=False)
+        rows = _FileRows(Path(reader.source), _places(reader, num_regions), False, stored_orientation)
         num_rejected = reader.num_rejected
     else:
         folder = _converted(reader, cache)
@@ -182,7 +187,7 @@ def open_dataset(
         for message in counts["warnings"]:
             warnings.warn(message.replace("{rejects}", str(rejects_path)), stacklevel=2)
         reader = read_examples(folder / "records.jsonl", "jsonl", images=reader.images)
-        rows = _FileRows(folder / "records.jsonl", _places(reader, num_regions), has_where=True)
+        rows = _FileRows(folder / "records.jsonl", _places(reader, num_regions), True, stored_orientation)
     if not num_regions:
         raise DataError(reader.name, f"it holds no example that can be used ({num_rejected} were rejected).")
     return ExampleDataset(

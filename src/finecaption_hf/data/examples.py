@@ -14,6 +14,7 @@ from ..masks_finecaption import REGION_KEYS, MaskError, read_region
 from .encoding import encode_rle
 from .errors import DataError
 from .images import ImageStore, MaskFile, to_rgb
+from .orientation import turned_region
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Example:
         id (`str` or `int`, *optional*): its name in the data.
         where (`str`): where it was read, for messages: `"file:line"` or `"file[index]"`.
         store (`ImageStore`, *optional*): where the image lies, see `load`; no part of the example's value.
+        stored_orientation (`bool`): whether regions are in the pixels of the picture as it is stored, before its EXIF
+            orientation.
     """
 
     image: str | Image.Image
@@ -83,6 +86,7 @@ class Example:
     id: str | int | None = None
     where: str = field(default="", compare=False)
     store: ImageStore | None = field(default=None, compare=False, repr=False)
+    stored_orientation: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, Image.Image) and not _text(self.image, "image"):
@@ -90,13 +94,17 @@ class Example:
         if not self.regions:
             raise DataError("regions", "the image has none. Give at least one; a region without a mask is the image.")
 
-    def with_store(self, store: ImageStore | None) -> "Example":
-        """The same example, whose picture and mask files lie in `store`."""
+    def with_store(self, store: ImageStore | None, stored_orientation: bool = False) -> "Example":
+        """The same example, whose picture and mask files lie in `store`; see `stored_orientation`."""
         regions = tuple(
             replace(region, mask=replace(region.mask, store=store)) if isinstance(region.mask, MaskFile) else region
             for region in self.regions
         )
-        return replace(self, regions=regions, store=store)
+        return replace(self, regions=regions, store=store, stored_orientation=stored_orientation)
+
+    def reference(self, region: Region, picture: Any) -> Any:
+        """The reference of one of the regions for `as_mask`, in the pixels of the picture as `load` gave it."""
+        return turned_region(region.mask, picture, self.stored_orientation)
 
     def load(self) -> Image.Image:
         """The picture in RGB, turned by its EXIF orientation.
@@ -131,13 +139,16 @@ class Example:
         return row
 
     @classmethod
-    def from_json(cls, row: Any, where: str, *, store: ImageStore | None = None) -> "Example":
+    def from_json(
+        cls, row: Any, where: str, *, store: ImageStore | None = None, stored_orientation: bool = False
+    ) -> "Example":
         """Read a row of the package's JSONL. Keys that are not of the format are left alone, see `read_region`.
 
         Args:
             row: the parsed line.
             where: its place, for messages.
             store: where the picture and masks lie.
+            stored_orientation: see the class.
 
         Raises:
             DataError: If the row is not what the format asks for; it names the part that is wrong.
@@ -149,7 +160,8 @@ class Example:
                 _part(f"regions[{index}]", _read_region, entry)
                 for index, entry in enumerate(as_list(row.get("regions"), "regions"))
             ]
-            return cls(row.get("image", ""), tuple(regions), as_id(row.get("id")), where).with_store(store)
+            found = cls(row.get("image", ""), tuple(regions), as_id(row.get("id")), where)
+            return found.with_store(store, stored_orientation)
         except DataError as error:
             raise error.at(where) from error
 

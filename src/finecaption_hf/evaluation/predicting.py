@@ -67,6 +67,7 @@ def describe_data(dataset: Iterable[Example], name: str, limit: int | None = Non
     names: dict[str, None] = {}
     for example, rows in walk(dataset, limit):
         counts["records"] += 1
+        digest.update(b"stored" if example.stored_orientation else b"")
         for region, row in zip(example.regions, rows, strict=True):
             counts["regions"] += 1
             counts["whole_images"] += region.mask is None
@@ -202,7 +203,7 @@ def _predict(
             if not row:
                 continue
             asked = AskedRegion(_requests(describer, row, decoding))
-            references.append(region.mask)
+            references.append(example.reference(region, picture))
             regions.append(asked)
             for number, prediction in enumerate(row):
                 if not (prediction.question or find_question(prediction.name or "", describer.questions)):

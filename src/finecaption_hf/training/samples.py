@@ -77,7 +77,8 @@ def _ask(describer: FineCaptionDescriber, example: Any, branches: Any) -> AskedR
     ]
     asked = AskedRegion(requests_about(questions, (), ()))
     picture = example.load()
-    answer_all(describer, [AskedImage.prepare(describer.prepare, picture, [example.regions[0].mask], [asked])])
+    reference = example.reference(example.regions[0], picture)
+    answer_all(describer, [AskedImage.prepare(describer.prepare, picture, [reference], [asked])])
     return asked
 
 

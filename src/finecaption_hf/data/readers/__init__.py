@@ -58,6 +58,7 @@ class ExampleReader:
         rejects: Path,
         keys: Keys,
         keep_entity_references: bool,
+        stored_orientation: bool = False,
     ) -> None:
         self.source = source
         self.format = format
@@ -66,6 +67,7 @@ class ExampleReader:
         self.rejects_path = rejects
         self.keys = keys
         self.keep_entity_references = keep_entity_references
+        self.stored_orientation = stored_orientation
         self.on_reject: Callable[[str, str], None] | None = None
         self._reset()
 
@@ -138,7 +140,7 @@ class ExampleReader:
             yield from self._rows()
         elif self.format == "refcoco":
             for where, found in refcoco(self.source, self.left_out):
-                yield where, found.with_store(self.images) if isinstance(found, Example) else found, None, None
+                yield where, self._placed(found) if isinstance(found, Example) else found, None, None
         elif self.format == "grand":
             yield from self._grand()
         elif self.format == "jsonl":
@@ -219,9 +221,12 @@ class ExampleReader:
             DataError: If it cannot be used.
         """
         try:
-            return self._example(value, where, image).with_store(self.images)
+            return self._placed(self._example(value, where, image))
         except DataError as error:
             raise error if error.where == where else error.at(where) from error
+
+    def _placed(self, example: Example) -> Example:
+        return example.with_store(self.images, self.stored_orientation)
 
     def _example(self, value: Any, where: str, image: str | None) -> Example:
         if self.format == "jsonl":
@@ -250,6 +255,7 @@ def read_examples(
     rejects: str | os.PathLike[str] | None = None,
     mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     keep_entity_references: bool = False,
+    stored_orientation: bool = False,
 ) -> ExampleReader:
     """Open the annotations of a dataset.
 
@@ -263,6 +269,7 @@ def read_examples(
         rejects: file for rejected examples; `None` means the file's own name with `.rejects.jsonl`.
         mapping: changes to the names of keys, see `Keys`: a mapping, or a YAML or JSON file with one.
         keep_entity_references: keep references such as "(entity_id_3)" in the texts of CompositionCap.
+        stored_orientation: regions are in the pixels of pictures as they are stored, before the EXIF orientation.
 
     Returns:
         `ExampleReader`.
@@ -304,6 +311,7 @@ def read_examples(
         rejects=Path(rejects) if rejects is not None else beside,
         keys=_KEYS.get(format, Keys()).changed(mapping),
         keep_entity_references=keep_entity_references,
+        stored_orientation=stored_orientation,
     )
 
 

@@ -177,7 +177,7 @@ class _Asker:
             references, of_example = [], []
             for region, row in zip(example.regions, rows, strict=True):
                 if (plan := self._plan(row, picture)) is not None:
-                    references.append(region.mask)
+                    references.append(example.reference(region, picture))
                     of_example.append(plan)
             regions = [plan.region for plan in of_example]
             images.append(AskedImage.prepare(self.describer.prepare, picture, references, regions))

@@ -155,7 +155,7 @@ class _Probe:
         masks: dict[int, RegionMask] = {}
         for place, (region, row) in enumerate(zip(example.regions, asked, strict=True)):
             try:
-                mask = RegionMask(region.mask, *size)
+                mask = RegionMask(example.reference(region, picture), *size)
             except MaskError as error:
                 self.left_out[f"the mask cannot be used ({type(error).__name__})"] += len(row)
                 continue

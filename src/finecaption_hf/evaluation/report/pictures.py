@@ -31,13 +31,14 @@ def example_pictures(dataset: Iterable[Example], wanted: Collection[tuple[str, i
         keys = [(row[0].image, row[0].region_index) for row in rows]
         if not left.intersection(keys):
             continue
-        chosen = [(key, region.mask) for key, region in zip(keys, example.regions, strict=True) if key in left]
+        chosen = [(key, region) for key, region in zip(keys, example.regions, strict=True) if key in left]
         left.difference_update(keys)
         try:
             picture = example.load()
         except (DataError, OSError):
             continue
-        for key, reference in chosen:
+        for key, region in chosen:
+            reference = example.reference(region, picture)
             with suppress(MaskError):
                 drawn[key] = _drawn(picture, as_mask(reference, picture.height, picture.width))
     return drawn
