@@ -83,7 +83,7 @@ def test_box_thinner_than_a_pixel_does_not_vanish(box, row, column):
 
 BAD_BOXES = [
     ("degenerate.*x0 < x1", [[3, 1, 3, 5], [5, 5, 1, 1]]),
-    (r"x \+ width", [[5, 5, 3, 2], {"bbox": [1, 2, 3, 4]}]),
+    (r"x \+ width", [[5, 5, 3, 2], {"bbox": [1, 2, 3, "4"]}]),
     ("outside the image of 6x8", [[-5, 0, -1, 5], [8, 0, 9, 5], [0, -3, 5, 0], [0, 6, 5, 9]]),
     ("NaN or infinite", [[0, 0, NAN, 5], [0, 0, INF, 5]]),
     (r"beyond 1e\+09", [[0, 0, 1e300, 5]]),

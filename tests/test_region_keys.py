@@ -132,8 +132,15 @@ NO_REGION: list[tuple[dict[str, Any], str]] = [
     ({"polygons": [RING]}, "probably meant is polygon"),
     ({"mask_path": "masks/a.png"}, "probably meant is mask_file, the name of a mask picture"),
     ({"xyxy": [2, 1, 6, 4]}, r"probably meant is box_xyxy = \[x0, y0, x1, y1\] in pixels"),
-    ({"bbox": [2, 1, 4, 3]}, r"box_xyxy = \[x, y, x \+ width, y \+ height\], since a bbox is"),
-    ({"mask": None, "bbox": [2, 1, 4, 3]}, "since a bbox is"),
+    (
+        {"bbox": [2, 1, 4, 3]},
+        r"'bbox' holds \[2, 1, 4, 3\]. They may be x, y, width, height, which is box_xyxy \[2, 1, 6, 4\], or "
+        r"corners, which is box_xyxy \[2, 1, 4, 3\]. Say which: --box-format",
+    ),
+    ({"box": [20, 10, 4, 3.5]}, r"which is box_xyxy \[20, 10, 24, 13.5\], or corners, which is no box here"),
+    ({"bbox": [2, 1, 4]}, "since a bbox is"),
+    ({"xywh": [2, 1, 4, 3]}, "since a bbox is"),
+    ({"mask": None, "bbox": [2, 1, 4, 3]}, "Say which"),
     ({"region": [2, 1, 6, 4]}, "'region' .*; probably meant is mask"),
     ({"points": [[2, 1], [6, 4]]}, "probably meant is polygon, an outline in pixels"),
     ({"annotations": [{"segmentation": [RING]}]}, "'annotations' .*; probably meant is regions, a list of such rows"),
@@ -210,9 +217,9 @@ def test_a_region_beside_regions_is_an_error(folder: Path) -> None:
     ("part", "message"),
     [
         ({"image": "a.png", "mask": RLE, "detail": "low"}, "'detail' means nothing here"),
-        ({"image": "a.png", "mask": RLE, "bbox": [2, 1, 4, 3]}, "since a bbox is"),
+        ({"image": "a.png", "mask": RLE, "bbox": [2, 1, 4, 3]}, "Say which"),
         ({"mask": RLE}, "'mask' stands in a part of a chat without an image"),
-        ({"bbox": [2, 1, 4, 3]}, "since a bbox is"),
+        ({"bbox": [2, 1, 4, 3]}, "Say which"),
     ],
 )
 def test_every_unknown_key_of_an_image_in_a_chat_is_an_error(part: dict[str, Any], message: str) -> None:

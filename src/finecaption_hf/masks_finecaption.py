@@ -193,6 +193,9 @@ def read_region(row: Mapping[Any, Any], own: Collection[str] = (), *, closed: bo
         meant, is_misspelt = _meant(key, value)
         shown = f"The key {key[:32]!a}" if isinstance(key, str) else arrived(key)
         if meant is not None and (is_misspelt or not given or closed):
+            is_open = meant.startswith("box_xyxy =") and "xy" not in key.casefold()  # whether the word says the order
+            if is_open and (box := _four_numbers(value)) is not None:
+                raise MaskError(_both_readings(shown, box))
             raise MaskError(f"{shown} is none of a region's; probably meant is {meant}. {_NEEDED}")
         if closed:
             raise MaskError(f"{shown} means nothing here. {_NEEDED}")
@@ -206,6 +209,31 @@ def read_region(row: Mapping[Any, Any], own: Collection[str] = (), *, closed: bo
     if given[0] in _HOLDERS:
         return given[0], row[given[0]]
     return given[0], {name: row.get(name) for name in (partner, given[0]) if name is not None}
+
+
+def _four_numbers(value: Any) -> list[float] | None:
+    """The numbers of what may be a box, `None` where it is something else."""
+    if not is_sequence(value) or len(value) != 4:
+        return None
+    numbers = [each for each in value if isinstance(each, (int, float)) and not isinstance(each, bool)]
+    return numbers if len(numbers) == 4 and all(abs(each) < 1e9 for each in numbers) else None
+
+
+def _both_readings(shown: str, box: list[float]) -> str:
+    """What four numbers may be of which nobody said whether they are corners, or a corner and a size."""
+    x, y, width, height = box
+    readings = []
+    for form, corners in (("x, y, width, height", [x, y, x + width, y + height]), ("corners", box)):
+        is_box = corners[0] < corners[2] and corners[1] < corners[3]
+        readings.append(f"{form}, which is {f'box_xyxy {_listed(corners)}' if is_box else 'no box here'}")
+    return (
+        f"{shown} holds {_listed(box)}. They may be {readings[0]}, or {readings[1]}. Say which: --box-format xywh or "
+        "xyxy, or the key box_xyxy."
+    )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return f"[{', '.join(f'{number:g}' for number in numbers)}]"
 
 
 def _is_nested(value: Any) -> bool:

@@ -277,7 +277,9 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
     if path is not None and path.exists() and not is_own and (format is not None or recognise(path)):
         annotations = open_annotations(path, options)
         store = open_images(annotations.where_images_lie() if images is None else images)
-        return RegionInputs(annotations.name, annotations, store, annotations.fingerprint(), annotations.title, options)
+        return RegionInputs(
+            annotations.name, annotations, store, annotations.fingerprint(), annotations.title, options=options
+        )
     if path is not None and path.is_dir() and split is None and not is_saved_dataset(path):
         if not (path / "records.jsonl").is_file():
             apart = None if images is None else open_images(images)
@@ -285,19 +287,19 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
             fingerprint = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
             title = "a folder of pictures with masks" if apart is None else "a folder of masks"
             store = apart or open_images(path)
-            return RegionInputs(path.resolve().name, _ListedRows(rows), store, fingerprint, title, options)
+            return RegionInputs(path.resolve().name, _ListedRows(rows), store, fingerprint, title, options=options)
         path = path / "records.jsonl"
     if path is not None and path.is_file():
         if split is not None:
             raise DataError(str(path), "a file has no splits. Leave --split out.")
         store = open_images(path.parent if images is None else images)
-        return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path), "JSON Lines", options)
+        return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path), "JSON Lines", options=options)
     if path is not None and split is None and not path.is_dir():
         raise DataError(str(source), "there is no such file or folder. Of a dataset on the Hub, give --split, too.")
     dataset, name = open_split(source, split)
     fingerprint = f"{dataset._fingerprint}-{len(dataset)}"
     opened = None if images is None else open_images(images)
-    return RegionInputs(name, DatasetRows(dataset, name), opened, fingerprint, "a data set", options)
+    return RegionInputs(name, DatasetRows(dataset, name), opened, fingerprint, "a data set", options=options)
 
 
 class _FileRows:
