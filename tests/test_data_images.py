@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import sys
 import tarfile
 import threading
 import zipfile
@@ -16,7 +17,7 @@ from PIL import Image
 from waiting import exit_code, start
 
 from finecaption_hf import FineCaptionImageProcessor
-from finecaption_hf.data import DataError, ImageStore, open_images
+from finecaption_hf.data import DataError, ImageStore, open_images, open_regions
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (31, 17)) -> Image.Image:
@@ -178,6 +179,35 @@ def test_fork_while_another_thread_opens_the_archive_does_not_hang(
     finally:
         go_on.set()
     assert reading.result(timeout=60).size == store.read("a.png").size
+
+
+def heic(image: Image.Image) -> bytes:
+    library = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: pip install .[heif]")
+    file = io.BytesIO()
+    library.from_pillow(image).save(file, quality=-1, chroma=444)
+    return file.getvalue()
+
+
+def test_heic_is_read_as_other_pictures_are(tmp_path: Path) -> None:
+    smooth = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    (tmp_path / "a.heic").write_bytes(heic(smooth))
+    found = open_images(tmp_path).read("a.heic")
+    # Lossless but for the way to YCbCr and back.
+    assert found.mode == "RGB" and np.abs(np.asarray(found).astype(int) - np.asarray(smooth)).max() <= 2
+    assert open_regions(tmp_path).num_whole_images == 1
+
+
+def test_without_its_library_heic_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    with pytest.raises(DataError, match=r"a\.heic.*HEIC.*finecaption-hf\[heif\]"):
+        open_images(tmp_path).read("a.heic")
+
+
+@pytest.mark.parametrize("name", ["a.jp2", "a.jfif", "a.JPG"])
+def test_folders_list_pictures_of_rarer_endings(tmp_path: Path, name: str) -> None:
+    picture().save(tmp_path / name)
+    assert open_regions(tmp_path)[0].load().size == (31, 17)
 
 
 @pytest.mark.parametrize(("mode", "conversions"), [("RGB", []), ("P", ["RGB"]), ("LA", ["RGBA", "RGB"])])

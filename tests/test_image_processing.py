@@ -350,6 +350,7 @@ def test_every_form_of_the_same_image_gives_the_same_pixels(
         "path as str": str(path),
         "path": path,
         "bytes": path.read_bytes(),
+        "open file": io.BytesIO(path.read_bytes()),
         "rows, columns, channels": array,
         "read-only": read_only,
         "negative strides": array[::-1].copy()[::-1],

@@ -114,6 +114,27 @@ def test_exif_orientation_turns_a_mask_image():
     np.testing.assert_array_equal(as_mask(Image.open(file), 9, 6), np.rot90(mask, -1))
 
 
+@pytest.mark.parametrize("kind", ["uint8", "bool", "tensor", "RGBA", "0/1"])
+def test_colours_in_an_array_are_read_as_those_of_a_picture(kind):
+    mask = random_mask(np.random.default_rng(3), 6, 9)
+    colours = np.stack([mask.astype(np.uint8) * 255] * 3, axis=2)
+    opaque = np.concatenate([colours, np.full((6, 9, 1), 255, np.uint8)], axis=2)
+    forms = {"uint8": colours, "bool": colours > 0, "tensor": torch.from_numpy(colours), "RGBA": opaque}
+    given = forms.get(kind, colours // 255)
+    np.testing.assert_array_equal(as_mask(given, 6, 9), mask)
+    assert is_region_reference(given)
+    with pytest.raises(MaskError, match="coloured, so it does not say"):
+        as_mask(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8), 6, 9)
+    # Several masks of a narrow picture stay several.
+    assert not is_region_reference(np.ones((4, 9, 3), bool))
+    assert is_region_reference(Sized())
+
+
+class Sized:
+    def __region_mask__(self, height, width):
+        return np.ones((height, width), bool)
+
+
 def test_mask_with_swapped_sides_is_not_told_to_be_transposed():
     # The picture may be shown turned by its EXIF orientation: the transposed mask would fit, and be wrong.
     with pytest.raises(MaskError, match=r"8x6 but the image is 6x8. Its sides are swapped.*exif_transpose") as caught:

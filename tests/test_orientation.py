@@ -15,7 +15,7 @@ from finecaption_hf.data import DataError, open_dataset, open_regions, read_exam
 from finecaption_hf.data.check import check_dataset
 from finecaption_hf.data.images import to_rgb
 from finecaption_hf.data.orientation import TurnedRegion, orientation_of, turned, turned_point, turned_region
-from finecaption_hf.masks_finecaption import encode_rle
+from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.segmentation import read_regions
 from finecaption_hf.segmentation.clicks import Clicks
 

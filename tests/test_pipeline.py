@@ -1,6 +1,7 @@
 """`pipeline("region-captioning")`: records, errors, streams and batches, and that it travels with a checkpoint."""
 
 import copy
+import io
 import itertools
 import json
 import os
@@ -590,3 +591,10 @@ def test_photographs_are_answered_alike_in_every_batch(describe, real_regions):
         assert record["box_xyxy"] == [x, y, x + width, y + height]
         assert record["area"] == coco.area(region.rle)
         assert all(record["answers"].values())
+
+
+def test_an_open_file_is_one_picture(describe, scenes):
+    file = io.BytesIO()
+    scenes[0]["image"].save(file, "PNG")
+    box = {"box_xyxy": [2, 2, 30, 30]}
+    assert describe(file, [box], max_new_tokens=2) == describe(scenes[0]["image"], [box], max_new_tokens=2)

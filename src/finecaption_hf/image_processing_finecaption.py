@@ -336,11 +336,13 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         return prepared
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Open paths, URLs, base64 text and bytes; anything else, and what is in lists of it, comes back as it is."""
+        """Open paths, URLs, base64 text, bytes and files; anything else comes back as it is. Lists are looked into."""
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(entry) for entry in image_url_or_urls]
         if isinstance(image_url_or_urls, (bytes, bytearray)):
             return Image.open(BytesIO(image_url_or_urls))
+        if hasattr(image_url_or_urls, "read"):
+            return Image.open(image_url_or_urls)
         if isinstance(image_url_or_urls, (str, Path)):
             # Files stay PIL images: the library's own loaders drop transparency, some releases the orientation too.
             is_file = os.path.isfile(image_url_or_urls)

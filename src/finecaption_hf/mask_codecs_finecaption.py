@@ -85,7 +85,7 @@ def array_mask(value: Any, size: _Size | None = None) -> BoolArray:
 
     Args:
         value: array, tensor (any device and dtype), PIL image or object with `__array__` of shape (H, W), (1, H, W) or
-            (H, W, 1): bool, {0, 1} or {0, 255}.
+            (H, W, 1): bool, {0, 1} or {0, 255}; or of shape (H, W, 3 or 4), taken as the PIL image of these colours.
         size (`tuple[int, int]`, *optional*): the (H, W) that it has to have.
 
     Returns:
@@ -97,12 +97,24 @@ def array_mask(value: Any, size: _Size | None = None) -> BoolArray:
     if isinstance(value, Image.Image):
         array = _image_array(value, size)
     elif isinstance(value, torch.Tensor):
-        if not value.is_nested:  # those have no shape, and are refused below
+        if not value.is_nested and not is_coloured(
+            value.shape, value.dtype, size
+        ):  # those have no shape, and are refused below
             _check_shape(tuple(value.shape), size)  # before copying: expanded tensors look small and are not
         array = _tensor_array(value)
     else:
         array = _foreign_array(value)
+    if is_coloured(array.shape, array.dtype, size):
+        array = _image_array(Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8)), size)
     return _binary(array.reshape(_check_shape(array.shape, size)), "mask")
+
+
+def is_coloured(shape: Any, dtype: Any, size: _Size | None = None) -> bool:
+    """Whether an array holds the colours of a mask picture, (H, W, 3 or 4) of bytes, rather than several masks."""
+    if len(shape) != 3 or shape[2] not in (3, 4) or str(dtype).removeprefix("torch.") not in ("uint8", "bool"):
+        return False
+    # Where the size is not known, so narrow masks are rarer than colours of at least so many pixels.
+    return min(shape[:2]) > 4 if size is None else tuple(shape[:2]) == size
 
 
 def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:

@@ -24,6 +24,7 @@ from .mask_codecs_finecaption import (
     check_size,
     decode_mask,
     decode_rle,
+    is_coloured,
     is_sequence,
 )
 from .polygons_finecaption import box_mask, geojson_mask, polygon_mask
@@ -84,8 +85,8 @@ def as_mask(reference: Any, height: int, width: int) -> BoolArray:
 
             - `None`: the whole image.
             - Array, tensor (any device and dtype), PIL image or object with `__array__` of shape (H, W), (1, H, W) or
-              (H, W, 1): bool, {0, 1} or {0, 255}. A palette or colour image is taken where its colours are grey; an
-              EXIF orientation is applied.
+              (H, W, 1): bool, {0, 1} or {0, 255}. A palette or colour image, or an array of its colours, is taken
+              where these are grey; an EXIF orientation is applied.
             - `{"size": [H, W], "counts": ...}`: COCO RLE, compressed (str, bytes) or uncompressed (list of runs).
             - `{"box_xyxy": [x0, y0, x1, y1]}` or a bare list of 4 numbers: a box.
             - `{"polygon": ...}` or a bare list: one polygon `[x, y, x, y, ...]` or `[[x, y], ...]`; or several,
@@ -143,21 +144,21 @@ def is_region_reference(x: Any) -> bool:
         x: Anything. Only its form is looked at; `as_mask` judges the content.
 
     Returns:
-        `bool`: True for `None`, str, dict, PIL images, `RegionMask`s, and arrays or tensors of shape (H, W), (1, H, W)
-        or (H, W, 1). False for everything else, lists and tuples among it: a bare box or polygon is a reference for
-        `as_mask` only, since where several regions are given a list is a container.
+        `bool`: True for `None`, str, dict, PIL images, `RegionMask`s, objects with `__region_mask__`, and arrays or
+        tensors of shape (H, W), (1, H, W), (H, W, 1) or, of bytes, (H, W, 3 or 4). False for everything else, lists
+        and tuples among it: a bare box or polygon is a reference for `as_mask` only, since where several regions are
+        given a list is a container.
     """
     if x is None or isinstance(x, (str, dict, Image.Image)) or _is_checked(x):
         return True
     if isinstance(x, (list, tuple)) or not hasattr(x, "__array__"):
-        return False
+        return hasattr(x, "__region_mask__")
     try:
-        shape = getattr(x, "shape", None)
-        if not isinstance(shape, tuple):  # torch.Size is a tuple
-            shape = np.asarray(x).shape
+        array = x if isinstance(getattr(x, "shape", None), tuple) else np.asarray(x)  # torch.Size is a tuple
+        shape, dtype = array.shape, array.dtype
     except Exception:  # whatever a foreign __array__ raises: it is no reference
         return False
-    return len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2]))
+    return len(shape) == 2 or (len(shape) == 3 and (1 in (shape[0], shape[2]) or is_coloured(shape, dtype)))
 
 
 def box_around(region: BoolArray) -> tuple[int, int, int, int]:

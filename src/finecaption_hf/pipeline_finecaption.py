@@ -344,7 +344,7 @@ def items_of(images: Any, regions: Any) -> Any:
                 "a region reference, a list of them, or None for the whole image."
             )
         return [_item(index, image, entry) for index, (image, entry) in enumerate(zip(images, per_image))]
-    is_one = isinstance(
+    is_one = hasattr(images, "read") or isinstance(
         images, str | bytes | bytearray | os.PathLike | Mapping | Image.Image | np.ndarray | torch.Tensor
     )
     is_dataset = hasattr(images, "__getitem__") and hasattr(images, "__len__")

@@ -194,6 +194,7 @@ def caption(
         if (threshold is not None or alpha or resize_masks) and not mask:
             raise ValueError("--threshold, --alpha and --resize-masks go with --mask: they say how its files are read.")
         from ..asking import ask, check_questions
+        from ..data.heif import HEIF, enable_heif
         from ..data.mask_rules import MaskRules
         from ..data.orientation import stored_orientation_of
         from ..pipeline_finecaption import read_picture
@@ -203,6 +204,8 @@ def caption(
         # What can be found out before a model is loaded comes first.
         BranchRequest("region", max_new_tokens, temperature, top_p)
         _check_writable(out, image)
+        if image.suffix.lower() in HEIF:
+            enable_heif(str(image))
         picture = read_picture(image)
         with _warnings_in_one_line():
             regions = read_regions(

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..mask_codecs_finecaption import BoolArray, MaskError
 from .errors import DataError
+from .heif import enable_heif, is_heif
 from .mask_rules import ARRAYS, STRICT, MaskArrays, MaskRules, OpenedMask, Part, picture_parts
 from .orientation import note_orientation, orientation_of
 
@@ -234,6 +235,8 @@ def open_picture(data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS
     Raises:
         DataError: If it is no picture or too large.
     """
+    if is_heif(data):
+        enable_heif(where)
     try:
         with warnings.catch_warnings():
             # PIL warns from half of its limit on; the limit here is ours.

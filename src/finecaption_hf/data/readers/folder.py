@@ -13,7 +13,10 @@ from ..images import ImageStore, MaskContent, MaskFile, open_images
 from ..looking import what_it_looks_like
 from ..mask_rules import ARRAYS
 
-PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PICTURES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg"),
+    *(".png", ".tif", ".tiff", ".webp"),
+)
 _WITHOUT_LOSS = (".bmp", ".gif", ".png", ".tif", ".tiff")
 # What may hold several masks.
 _STACKS = (".gif", ".tif", ".tiff", *ARRAYS)
