@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ..errors import DataError
 from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
+from .geojson import GeoJson
 from .seeing import see
 
-ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = ()
+ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (GeoJson,)
 """All formats, by the order in which they are named."""
 
 
