@@ -23,8 +23,8 @@ ARROWS: dict[str, set[str]] = {
     TRAVELS: set(),
     ROOT: set(),
     "resuming": set(),
-    "asking": {"resuming"},  # a describer's settings have the model's fingerprint
     "data": set(),
+    "asking": {"data", "resuming"},  # regions as other libraries hold them; a model's fingerprint is in the settings
     "drawing": set(),
     "hub": {"resuming"},
     "segmentation": {"asking", "data", "resuming"},

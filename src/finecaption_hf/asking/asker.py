@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..data.objects import as_regions, is_foreign
 from ..pipeline_finecaption import AskedImage, answer_all, items_of, read_item, stream_answers
 from ..prompts_finecaption import BranchRequest, resolve_questions
 from .describer import Describer
@@ -24,7 +25,8 @@ def ask(
 
     Args:
         describer: what answers.
-        images, regions: one picture with its regions, or several, as `RegionCaptioningPipeline` takes them.
+        images, regions: one picture with its regions, or several, as `RegionCaptioningPipeline` takes them; the regions
+            of a picture also as `finecaption_hf.data.as_regions` takes them.
         questions: one or several: names that the describer knows, own words, or `"all"`.
         log_probs: whether records hold the log-probability of each token.
         batch_size: pictures that are asked about together.
@@ -100,7 +102,13 @@ def _items(images: Any, regions: Any, high_res_features: Any) -> tuple[Iterator[
     items = items_of(images, regions)
     if isinstance(items, dict):
         more = {} if high_res_features is None else {"high_res_features": high_res_features}
-        return iter([{**items, **more}]), True
+        return iter([{**_with_references(items), **more}]), True
     if high_res_features is not None:
         raise ValueError("high_res_features are of one image, but several arrived. Call once per image.")
-    return iter(items), False
+    return map(_with_references, iter(items)), False
+
+
+def _with_references(item: dict[str, Any]) -> dict[str, Any]:
+    """The regions of an image as references, if they came as another library holds them."""
+    regions = item["regions"]
+    return item if regions is None or not is_foreign(regions) else {**item, "regions": as_regions(regions)}

@@ -11,6 +11,7 @@ from .dataset import ExampleDataset, open_dataset
 from .examples import Branch, DataError, Example, Region
 from .images import ImageStore, open_images
 from .mixing import MixedDataset
+from .objects import as_regions
 from .readers import FORMATS, ExampleReader, Keys, read_examples
 from .regions import RegionInputs, open_regions
 
@@ -28,6 +29,7 @@ __all__ = [
     "ReadOptions",
     "Region",
     "RegionInputs",
+    "as_regions",
     "open_dataset",
     "open_images",
     "open_regions",

@@ -114,9 +114,8 @@ class JsonStream:
         self._read = 0  # bytes so far
         self._ended = False
 
-    @property
     def position(self) -> int:
-        """The byte of the file at which what comes next begins."""
+        """The bytes of the file so far; after `peek`, those before what comes next."""
         rest = len(self._text) - self._at if self._text.isascii() else len(self._text[self._at :].encode())
         return self._read - len(self._decoder.getstate()[0]) - rest
 

@@ -173,9 +173,9 @@ def _features(path: Path) -> Iterator[tuple[int | None, int, Any]]:
 
         def placed() -> tuple[int, int, Any]:
             stream.peek()
-            start = stream.position
+            start = stream.position()
             value = stream.value()
-            return start, stream.position - start, value
+            return start, stream.position() - start, value
 
         if stream.peek() == "[":
             yield from stream.elements(placed)
