@@ -1,5 +1,6 @@
 """The options of all commands that read regions: how annotations are read where their files do not say it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,15 @@ Format = Annotated[
         metavar="NAME",
         help="Format of the annotations; a wrong name lists them.",
         show_default="what the content says",
+        rich_help_panel=_READING,
+    ),
+]
+ImageList = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="COCO file with the names of pictures, for results that have only their ids.",
+        show_default="the only one beside the results",
         rich_help_panel=_READING,
     ),
 ]

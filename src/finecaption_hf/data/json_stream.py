@@ -113,6 +113,7 @@ class JsonStream:
         self._at = 0
         self._read = 0  # bytes so far
         self._ended = False
+        self._counted, self._counted_bytes = 0, 0  # a place in the text, and the bytes of the file before it
 
     def position(self) -> int:
         """The bytes of the file so far; after `peek`, those before what comes next."""
@@ -129,6 +130,16 @@ class JsonStream:
             if self._ended:
                 return ""
             self._more()
+
+    def position(self) -> int:
+        """The bytes of the file so far; after `peek`, those before what comes next."""
+        self._count(self._at)
+        return self._counted_bytes
+
+    def _count(self, stop: int) -> None:
+        passed = self._text[self._counted : stop]
+        self._counted_bytes += len(passed) if passed.isascii() else len(passed.encode())
+        self._counted = stop
 
     def value(self) -> Any:
         """Parse the next value."""
@@ -216,13 +227,16 @@ class JsonStream:
 
     def _more(self) -> None:
         # A long element is parsed anew each time: reading ever more at once keeps that linear.
-        data = self._file.read(max(self._chunk_bytes, len(self._text) - self._at))
+        data = self._file.read(max(self._chunk_bytes, len(self._text) - self._at, len(codecs.BOM_UTF8)))
+        if not self._read:
+            self._counted_bytes = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
         self._read += len(data)
         try:
             text = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise self._broken(f"no UTF-8: {error.reason}") from error
-        self._text, self._at = self._text[self._at :] + text, 0
+        self._count(self._at)
+        self._text, self._at, self._counted = self._text[self._at :] + text, 0, 0
         self._ended = not data
 
     def _broken(self, reason: str) -> DataError:

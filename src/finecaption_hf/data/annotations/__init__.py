@@ -7,10 +7,15 @@ from pathlib import Path
 
 from ..errors import DataError
 from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
+from .coco import CocoInstances, CocoResults
 from .geojson import GeoJson
 from .seeing import see
 
-ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (GeoJson,)
+ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
+    CocoInstances,
+    CocoResults,
+    GeoJson,
+)
 """All formats, by the order in which they are named."""
 
 

@@ -23,6 +23,7 @@ class ReadOptions:
         images: folder, .zip or .tar of the pictures; `None` means where the format has them.
         format (`str`, *optional*): name of the format; `None` means that the content decides.
         split (`str`, *optional*): of a data set that has several.
+        image_list: the COCO file with the names of pictures, of results that know them by their ids only.
         ignore (`tuple[int, ...]`): values of label maps that are no region, beside 0 where the format says so.
         label_map (`str`, *optional*): how the values of label maps are read, one of `LABEL_MAPS`.
         box_format (`str`, *optional*): of boxes whose columns or keys do not say it: "xyxy" or "xywh" in pixels,
@@ -36,6 +37,7 @@ class ReadOptions:
     images: str | os.PathLike[str] | ImageStore | None = None
     format: str | None = None
     split: str | None = None
+    image_list: str | os.PathLike[str] | None = None
     ignore: tuple[int, ...] = ()
     label_map: str | None = None
     box_format: str | None = None
