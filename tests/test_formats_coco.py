@@ -19,6 +19,7 @@ from finecaption_hf import MaskError, as_mask
 from finecaption_hf.data import DataError, ReadOptions, open_regions
 from finecaption_hf.data.annotations import elements, open_annotations, recognise, see, seeing
 from finecaption_hf.data.annotations.coco_pixels import CocoRegion, coco_polygons
+from finecaption_hf.data.annotations.coco_writing import write_coco
 from finecaption_hf.data.annotations.writing import texts_of
 from finecaption_hf.data.json_stream import JsonStream
 from finecaption_hf.data.readers.detection import detect_format
@@ -369,3 +370,48 @@ def test_the_caption_is_the_answer_to_region_or_dense_where_one_was_asked() -> N
     assert texts_of({"Color": "red"}) == ("red", {})
     assert texts_of({"Color": "red", "Dense": "long"}) == ("long", {"Color": "red", "Dense": "long"})
     assert texts_of({"Color": "red", "Why?": "so"})[0] == "Color: red\nWhy?: so"
+
+
+# --- new files -------------------------------------------------------------------------------------------------------
+
+
+def test_records_become_a_coco_file_that_pycocotools_loads(tmp_path: Path) -> None:
+    first = {"image": "a.jpg", "region_index": 0, "mask": rle(disc()), "answers": {"region": "A disc."}, "score": 0.5}
+    box = {"box_xyxy": [21, 11, 40, 30], "area": int(disc().sum())}
+    records = [
+        {**first, **box, "id": 12, "label": "plate", "image_id": 9, "category_id": 51, "iscrowd": 1},
+        {
+            **first,
+            "region_index": 1,
+            "mask": rle(disc(r=3)),
+            "answers": {"dense": "Small.", "Color": "red"},
+            "image_id": 9,
+        },
+        {"image": "b.jpg", "region_index": 0, "mask": rle(disc(r=4)), "id": 12, "image_id": "b", "errors": {}},
+        {"image": "c.jpg", "region_index": 0, "error": {"type": "MaskError", "message": "empty"}},
+        {"image": "d.jpg", "region_index": 0, "mask": None, "box_xyxy": [0, 0, W, H], "area": H * W, "answers": {}},
+    ]
+    target = tmp_path / "captions.json"
+    assert write_coco(records, target) == 1
+    tool = COCO(str(target))
+    assert {number: entry["file_name"] for number, entry in tool.imgs.items()} == {9: "a.jpg", "b": "b.jpg", 1: "d.jpg"}
+    one, two, three, whole = tool.dataset["annotations"]
+    assert [entry["id"] for entry in (one, two, three)] == [12, 1, 2]
+    assert one["caption"] == "A disc." and one["score"] == 0.5 and one["iscrowd"] == 1 and "attributes" not in one
+    assert two["caption"] == "Small." and two["attributes"] == {"dense": "Small.", "Color": "red"}
+    assert "caption" not in three and "errors" not in three
+    assert [tool.cats[entry["category_id"]]["name"] for entry in (one, two, three)] == ["plate", "region", "region"]
+    assert one["category_id"] == 51 and tool.annToMask(whole).all()
+    for entry, expected in ((one, disc()), (two, disc(r=3)), (three, disc(r=4))):
+        assert np.array_equal(tool.annToMask(entry).astype(bool), expected)
+        assert entry["area"] == expected.sum()
+        assert entry["bbox"] == coco_mask.toBbox(entry["segmentation"]).tolist()
+    # It is read as regions again, with the same pixels, labels and texts.
+    _, rows = opened(target)
+    assert [region["caption"] for region in rows[0]["regions"]] == ["A disc.", "Small."]
+    assert np.array_equal(pixels(rows[1]["regions"][0]), disc(r=4))
+
+
+def test_no_records_become_a_coco_file_without_annotations(tmp_path: Path) -> None:
+    assert write_coco([], tmp_path / "out.json") == 0
+    assert COCO(str(tmp_path / "out.json")).dataset == {"images": [], "annotations": [], "categories": []}

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import DataError
 from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
 from .coco import CocoInstances, CocoResults
+from .coco_writing import write_coco
 from .geojson import GeoJson
 from .seeing import see
 
@@ -58,4 +59,5 @@ __all__ = [
     "open_annotations",
     "recognise",
     "see",
+    "write_coco",
 ]
