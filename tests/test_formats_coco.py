@@ -238,7 +238,8 @@ def test_a_long_list_of_images_before_the_annotations_does_not_hide_what_they_ar
     monkeypatch.setattr(seeing, "_MAX_SKIPPED_BYTES", 0)
     monkeypatch.setattr(seeing, "JsonStream", functools.partial(JsonStream, chunk_bytes=64))
     images = [image(n) for n in range(50)]
-    for name, first in (("coco", annotation(1, 1)),):
+    segments = {"image_id": 1, "file_name": "1.png", "segments_info": []}
+    for name, first in (("coco", annotation(1, 1)), ("coco-panoptic", segments)):
         path = write(tmp_path / "a.json", images, [first])
         assert "annotations" not in see(path).json
         assert [each.format for each in recognise(path)] == [name]

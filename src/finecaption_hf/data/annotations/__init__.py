@@ -10,11 +10,20 @@ from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
 from .coco import CocoInstances, CocoResults
 from .coco_writing import write_coco
 from .geojson import GeoJson
+from .panoptic import CocoPanoptic
+from .sam import SamImages, SamMasks
 from .seeing import see
+from .videos import SavFrames, SavMasklets, YouTubeVis
 
 ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     CocoInstances,
     CocoResults,
+    CocoPanoptic,
+    SamImages,
+    SamMasks,
+    YouTubeVis,
+    SavMasklets,
+    SavFrames,
     GeoJson,
 )
 """All formats, by the order in which they are named."""
