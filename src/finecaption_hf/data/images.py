@@ -77,12 +77,22 @@ class ImageStore(ABC):
         except DataError as error:
             raise DataError(where, error.reason) from error
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a file of that name; not of one that leads out of the store."""
+        try:
+            return self._has(_checked(name))
+        except (DataError, OSError, ValueError):  # OSError: too long; ValueError: half of a surrogate pair
+            return False
+
     @abstractmethod
     def names(self) -> Iterator[str]:
         """The names of all files that are not hidden, in any order, with `/` between folders."""
 
     @abstractmethod
     def _bytes(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def _has(self, name: str) -> bool: ...
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -129,6 +139,9 @@ class FolderImages(ImageStore):
             _check_size(os.fstat(file.fileno()).st_size)
             return file.read()
 
+    def _has(self, name: str) -> bool:
+        return os.path.isfile(os.path.join(self.path, name))
+
 
 class ZipImages(ImageStore):
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
@@ -159,6 +172,9 @@ class ZipImages(ImageStore):
         _check_size(member.file_size)
         with archive.open(member) as file:  # gives no more than the size that it states
             return file.read()
+
+    def _has(self, name: str) -> bool:
+        return name in self._open().NameToInfo
 
 
 class TarImages(ImageStore):
@@ -194,6 +210,9 @@ class TarImages(ImageStore):
         if len(data) < size:
             raise EOFError("the archive ends before the picture does")
         return data
+
+    def _has(self, name: str) -> bool:
+        return name in self._members
 
 
 def _where(name: Any) -> str:

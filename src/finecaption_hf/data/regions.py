@@ -398,7 +398,8 @@ def _parse_annotated(value: Any, where: str) -> _ImageRow:
     """A row of an `AnnotationFile`, which is what its description says."""
     if isinstance(value, DataError):
         return _ImageRow(None, value, [RegionInput(error=value)], None)
-    carried = _carried(value, "image_id")
+    picture = value.get("picture", value["image"])
+    carried = _carried({key: own for key, own in value.items() if key != "picture"}, "image_id")
     regions = []
     for number, entry in enumerate(value["regions"]):
         reference, own = entry["mask"], carried | _carried(entry, "id")
@@ -407,7 +408,7 @@ def _parse_annotated(value: Any, where: str) -> _ImageRow:
             regions.append(RegionInput(carried=own, error=error))
         else:
             regions.append(RegionInput(reference=reference, carried=own))
-    return _ImageRow(value["image"], value["image"], regions, value["image"])
+    return _ImageRow(value["image"], picture, regions, value["image"])
 
 
 def _region(entry: Any, questions: tuple[str, ...] | None, where: str, carried: dict[str, Any]) -> RegionInput:

@@ -10,6 +10,7 @@ from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
 from .coco import CocoInstances, CocoResults
 from .coco_writing import write_coco
 from .geojson import GeoJson
+from .labelme import LabelMe
 from .panoptic import CocoPanoptic
 from .sam import SamImages, SamMasks
 from .seeing import see
@@ -24,6 +25,7 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     YouTubeVis,
     SavMasklets,
     SavFrames,
+    LabelMe,
     GeoJson,
 )
 """All formats, by the order in which they are named."""

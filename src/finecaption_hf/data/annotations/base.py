@@ -120,9 +120,11 @@ class AnnotationFile(ABC):
     """Annotations of one format, opened. Rows are pictures in the order of the file.
 
     A row is an object with the name of the picture under `image`, perhaps its `id`, and a list of `regions`, which may
-    be empty; other keys are passed on to records. A region is an object with a region reference under `mask` (any that
-    `as_mask` takes, a `MaskFile`, or a `SizedRegion`; `None` is the whole picture), and, where the file has them, its
-    `id`, its `label` (the name of its category), its `caption`, and the file's own attributes under their own names.
+    be empty; other keys are passed on to records. A picture that is in the file itself stands under `picture`, as
+    {"bytes", "path"}, or a `DataError` where it is broken. A region is an object with a region reference under `mask`
+    (any that `as_mask` takes, a `MaskFile`, or a `SizedRegion`; `None` is the whole picture), and, where the file has
+    them, its `id`, its `label` (the name of its category), its `caption`, and the file's own attributes under their own
+    names.
     Where something cannot be used, a `DataError` stands in the place of the row or, under `mask`, of the region:
     nothing that a file claims to hold is left out without a word.
 

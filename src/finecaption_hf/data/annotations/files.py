@@ -1,0 +1,126 @@
+"""The files of annotations: which lie in a folder, which picture they name, and new ones, whole or not at all."""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import DataError
+from ..examples import as_id
+from ..images import ImageStore
+from .base import Seen
+from .seeing import see
+
+MAX_FILE_BYTES = 2**28
+"""A longer file (256 MiB) is no description of one picture, even where the picture itself is in it."""
+
+# So many files of a folder are looked at to tell what it holds; other tools' files may lie among them.
+_MAX_LOOKS = 4
+
+
+def files_below(folder: Path, suffix: str) -> Iterator[Path]:
+    """The files with a suffix in a folder and all folders in it, sorted by name, hidden ones left out."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(suffix) and not name.startswith("."):
+                yield Path(place, name)
+
+
+def looks(seen: Seen, suffix: str) -> Iterator[Seen]:
+    """What can be seen of the first files with a suffix in a folder; of a file, itself."""
+    if not seen.is_folder:
+        yield seen
+        return
+    for name in [name for name in seen.names if name.lower().endswith(suffix)][:_MAX_LOOKS]:
+        try:
+            yield see(seen.path / name)
+        except DataError:  # it is named where it is read
+            continue
+
+
+def read_file(path: Path, where: str) -> bytes:
+    """The file of one picture's annotations.
+
+    Raises:
+        DataError: If it cannot be read or is too long.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise DataError(where, f"it cannot be read ({error.strerror}).") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(where, f"it has more than {MAX_FILE_BYTES} bytes, too many for one picture.")
+    return data
+
+
+# --- names of pictures -----------------------------------------------------------------------------------------------
+
+
+def plain_name(name: str) -> str:
+    """A path of any system as a relative one with `/`: "C:\\photos\\..\\a.jpg" -> "photos/a.jpg"."""
+    parts = re.split(r"[/\\]+", re.sub(r"^[A-Za-z]:(?=[/\\])", "", name))
+    return "/".join(part for part in parts if part not in ("", ".", ".."))
+
+
+def picture_name(images: ImageStore, candidates: Iterable[str]) -> tuple[str, bool]:
+    """The first name of which there is a picture, of the candidates and then of their ends ("a/b.jpg": "b.jpg").
+
+    Returns:
+        The name and whether there is one; if not, it is the first candidate, which an error can tell.
+    """
+    given = [name for name in candidates if name]
+    ends = ["/".join(name.split("/")[start:]) for name in given for start in range(1, name.count("/") + 1)]
+    for name in [*given, *ends]:
+        if name in images:
+            return name, True
+    return given[0] if given else "", False
+
+
+# --- keys and texts --------------------------------------------------------------------------------------------------
+
+
+def own_keys(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """What a file says of a picture or region beside what its format knows, without what is empty."""
+    own = {key: value for key, value in values.items() if key not in known and value not in (None, "", [], {})}
+    try:
+        as_id(own.get("id"))
+    except DataError:
+        del own["id"]
+    return own
+
+
+def one_text(answers: Mapping[str, str]) -> str:
+    """The answers about a region as the text of a format that has one: each under its question if there are several."""
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    return "\n".join(f"{question}: {answer}" for question, answer in answers.items())
+
+
+# --- new files -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def new_file(original: Path, target: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its name when all of it is on disk.
+
+    Raises:
+        DataError: If it would take the place of the original, or lie in it, which would be another input then.
+    """
+    place, kept = target.resolve(), original.resolve()
+    if place == kept or (original.is_dir() and kept in place.parents):
+        raise DataError(str(target), f"texts would be written into the original, {original}. Give another place.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, target)
