@@ -120,6 +120,12 @@ class JsonStream:
         rest = len(self._text) - self._at if self._text.isascii() else len(self._text[self._at :].encode())
         return self._read - len(self._decoder.getstate()[0]) - rest
 
+    @property
+    def position(self) -> int:
+        """The byte of the file at which what comes next begins."""
+        rest = len(self._text) - self._at if self._text.isascii() else len(self._text[self._at :].encode())
+        return self._read - len(self._decoder.getstate()[0]) - rest
+
     def peek(self) -> str:
         """The next character that is no white space; empty at the end."""
         while True:

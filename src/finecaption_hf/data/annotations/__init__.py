@@ -11,6 +11,7 @@ from .coco import CocoInstances, CocoResults
 from .coco_writing import write_coco
 from .geojson import GeoJson
 from .labelme import LabelMe
+from .labelstudio import LabelStudio
 from .panoptic import CocoPanoptic
 from .sam import SamImages, SamMasks
 from .seeing import see
@@ -26,6 +27,7 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     SavMasklets,
     SavFrames,
     LabelMe,
+    LabelStudio,
     GeoJson,
 )
 """All formats, by the order in which they are named."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 from ..errors import DataError
 from ..examples import as_id
 from ..images import ImageStore
+from ..json_stream import JsonStream, parse_line
 from .base import Seen
 from .seeing import see
 
@@ -55,6 +57,65 @@ def read_file(path: Path, where: str) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise DataError(where, f"it has more than {MAX_FILE_BYTES} bytes, too many for one picture.")
     return data
+
+
+class ElementsByNumber:
+    """The elements of a JSON file that is a list, of which only the places are kept; of an object, that alone.
+
+    Safe in threads and in processes that were forked.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        self._offsets, self._lengths = array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def scan(self) -> Iterator[Any]:
+        """All elements, whose places are kept from then on.
+
+        Raises:
+            DataError: If the file is broken, so that what follows cannot be told apart.
+        """
+        self._offsets, self._lengths = array("q"), array("q")
+        with open(self._path, "rb") as file:
+            stream = JsonStream(file, self._name)
+
+            def placed() -> Any:
+                stream.peek()
+                start = stream.position
+                value = stream.value()
+                self._offsets.append(start)
+                self._lengths.append(stream.position - start)
+                return value
+
+            if stream.peek() == "[":
+                yield from stream.elements(placed)
+            else:
+                yield placed()
+            stream.end()
+
+    def read(self, number: int) -> Any:
+        """Element `number` of those that `scan` gave, or a `DataError` in its place."""
+        with open(self._path, "rb") as file:
+            file.seek(self._offsets[number])
+            return parse_line(file.read(self._lengths[number]), self._name, first=False)
+
+    def replaced(self, changes: Iterable[bytes | None], file: BinaryIO) -> None:
+        """Write the file once more, with other elements in the place of those for which there is one."""
+        with open(self._path, "rb") as original:
+            for start, length, change in zip(self._offsets, self._lengths, changes, strict=True):
+                if change is not None:
+                    _copy(original, file, start)
+                    file.write(change)
+                    original.seek(start + length)
+            _copy(original, file, None)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, stop: int | None) -> None:
+    while block := source.read(2**20 if stop is None else min(2**20, stop - source.tell())):
+        target.write(block)
 
 
 # --- names of pictures -----------------------------------------------------------------------------------------------

@@ -69,6 +69,71 @@ class OfPicture:
         return as_mask(self.reference, height, width)
 
 
+@dataclass(frozen=True)
+class Ellipse:
+    """The pixels whose centres are in an ellipse; of one that holds none, the pixel under its middle.
+
+    Attributes:
+        middle, radii (`tuple[float, float]`): (x, y) in pixels, along its own axes.
+        degrees (`float`): how far it is turned, clockwise.
+        size (`tuple[int, int]`, *optional*): (H, W) of the picture in the file.
+    """
+
+    middle: tuple[Any, Any]
+    radii: tuple[Any, Any]
+    degrees: Any = 0.0
+    size: Size | None = None
+
+    def __region_mask__(self, height: int, width: int) -> BoolArray:
+        check_picture(self.size, height, width)
+        (x, y), (radius_x, radius_y) = as_points([list(self.middle), list(self.radii)], "an ellipse").tolist()
+        if radius_x <= 0 or radius_y <= 0:
+            raise MaskError(f"The ellipse has the radii {radius_x:g} and {radius_y:g}: both have to be above 0.")
+        turn = np.radians(as_number(self.degrees, "The rotation"))
+        region = np.zeros((height, width), dtype=np.bool_)
+        reach = np.hypot(
+            radius_x * np.array([np.cos(turn), np.sin(turn)]), radius_y * np.array([-np.sin(turn), np.cos(turn)])
+        )
+        left, top = (max(int(np.floor(each)), 0) for each in (x - reach[0], y - reach[1]))
+        right, bottom = min(int(np.ceil(x + reach[0])), width), min(int(np.ceil(y + reach[1])), height)
+        if left < right and top < bottom:
+            right_of, below = np.arange(left, right) + 0.5 - x, (np.arange(top, bottom) + 0.5 - y)[:, None]
+            along = (np.cos(turn) * right_of + np.sin(turn) * below) / radius_x
+            across = (np.cos(turn) * below - np.sin(turn) * right_of) / radius_y
+            region[top:bottom, left:right] = along**2 + across**2 <= 1
+        if not region.any() and 0 <= x < width and 0 <= y < height:
+            region[int(y), int(x)] = True
+        return region
+
+
+def turned_box(x: float, y: float, width: float, height: float, degrees: float, about: tuple[float, float]) -> Any:
+    """The region reference of a box in pixels that is turned clockwise about a point.
+
+    Raises:
+        MaskError: If it has no area.
+    """
+    if width <= 0 or height <= 0:
+        raise MaskError(f"The box is {height:g} high and {width:g} wide: both have to be above 0.")
+    if degrees % 360 == 0:
+        return {"box_xyxy": [x, y, x + width, y + height]}
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    corners = np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]]) - about
+    turned = corners @ np.array([[cosine, sine], [-sine, cosine]]) + about
+    return {"polygon": turned.tolist()}
+
+
+def as_number(value: Any, what: str) -> float:
+    """A number of a file.
+
+    Raises:
+        MaskError: If it is none, or too large for a measure in pixels.
+    """
+    (number,) = numbers([value], f"{what} is", "A number is needed.").astype(np.float64).tolist()
+    if not abs(number) <= _MAX_COORDINATE:
+        raise MaskError(f"{what} is {number:g}, which is no measure in pixels.")
+    return float(number)
+
+
 def as_points(values: Any, what: str) -> FloatArray:
     """Points `[[x, y], ...]` of a file -> (N, 2) in float64.
 
