@@ -13,9 +13,9 @@ from finecaption_hf import MaskError, as_mask
 from finecaption_hf.cli import app
 from finecaption_hf.data import DataError, open_dataset, open_regions, read_examples
 from finecaption_hf.data.check import check_dataset
+from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.data.images import to_rgb
 from finecaption_hf.data.orientation import TurnedRegion, orientation_of, turned, turned_point, turned_region
-from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.segmentation import read_regions
 from finecaption_hf.segmentation.clicks import Clicks
 

@@ -115,17 +115,6 @@ class JsonStream:
         self._ended = False
         self._counted, self._counted_bytes = 0, 0  # a place in the text, and the bytes of the file before it
 
-    def position(self) -> int:
-        """The bytes of the file so far; after `peek`, those before what comes next."""
-        rest = len(self._text) - self._at if self._text.isascii() else len(self._text[self._at :].encode())
-        return self._read - len(self._decoder.getstate()[0]) - rest
-
-    @property
-    def position(self) -> int:
-        """The byte of the file at which what comes next begins."""
-        rest = len(self._text) - self._at if self._text.isascii() else len(self._text[self._at :].encode())
-        return self._read - len(self._decoder.getstate()[0]) - rest
-
     def peek(self) -> str:
         """The next character that is no white space; empty at the end."""
         while True:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...masks_finecaption import decode_rle, encode_rle, mask_to_box
+from ...mask_codecs_finecaption import decode_rle
+from ...masks_finecaption import box_around
+from ..encoding import encode_rle
 from .writing import replacing, with_texts
 
 # What a record says in the package's words, or about its picture; all else goes into the annotation as it is.
@@ -90,8 +92,8 @@ def _mask_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
 def _shape(record: Mapping[str, Any], mask: dict[str, Any]) -> dict[str, Any]:
     box, area = record.get("box_xyxy"), record.get("area")
     if box is None or area is None:
-        pixels = decode_rle(mask)
-        box, area = mask_to_box(pixels), int(pixels.sum())
+        pixels = decode_rle(mask, *mask["size"])
+        box, area = box_around(pixels), int(pixels.sum())
     x0, y0, x1, y1 = box
     return {"segmentation": mask, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area}
 

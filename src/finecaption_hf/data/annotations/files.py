@@ -84,10 +84,10 @@ class ElementsByNumber:
 
             def placed() -> Any:
                 stream.peek()
-                start = stream.position
+                start = stream.position()
                 value = stream.value()
                 self._offsets.append(start)
-                self._lengths.append(stream.position - start)
+                self._lengths.append(stream.position() - start)
                 return value
 
             if stream.peek() == "[":
