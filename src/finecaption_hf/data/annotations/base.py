@@ -55,7 +55,7 @@ class ReadOptions:
         """Of an input, from that of its content: what is read otherwise is another input."""
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _WHERE}
         changed = {name: value for name, value in given.items() if value != getattr(_DEFAULTS, name)}
-        return f"{content}-{json.dumps(changed, sort_keys=True)}" if changed else content
+        return f"{content}-{json.dumps(changed, sort_keys=True, default=str)}" if changed else content
 
 
 # Options that say where things lie, or what the content says as well: they make no other input.
