@@ -10,6 +10,8 @@ from coco_files import H, W, image, opened, pixels, write
 from PIL import Image
 
 from finecaption_hf import MaskError
+from finecaption_hf.data import DataError
+from finecaption_hf.data.readers.detection import detect_format
 
 
 def _panoptic(folder: Path) -> tuple[Path, np.ndarray]:
@@ -68,3 +70,8 @@ def test_captions_go_back_into_panoptic_segments(tmp_path: Path) -> None:
     segments = out["annotations"][0]["segments_info"]
     assert segments[1].pop("caption") == "b" and segments[2].pop("caption") == "c"
     assert segments[2].pop("attributes") == {"dense": "c", "Color": "red"} and out == expected
+
+
+def test_regions_without_texts_are_no_data_for_training(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="this is COCO panoptic: regions without texts"):
+        detect_format(_panoptic(tmp_path)[0])

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...masks_finecaption import REGION_KEYS
+from ..annotations import recognise
+from ..annotations.coco import CocoInstances
 from ..examples import DataError, keys_of
 from ..json_stream import JsonStream, json_lines
 from .keys import COMPOSITIONCAP, OSPREY, Keys
@@ -80,6 +82,11 @@ def _of_object(stream: JsonStream, path: Path) -> Format:
         for key in stream.names():
             if key in ("images", "annotations") and stream.peek() == "[":
                 if isinstance(next(iter(stream.elements()), None), dict):
+                    # Relatives of COCO have lists of these names, too.
+                    if others := [each.title for each in recognise(path) if each is not CocoInstances]:
+                        raise DataError(
+                            str(path), f"this is {others[0]}: regions without texts. They can be described."
+                        )
                     return "refcoco"
                 break
             value = element[key] = stream.value()
