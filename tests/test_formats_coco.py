@@ -12,10 +12,13 @@ import pytest
 from coco_files import CATEGORIES, SQUARE, STAR, H, W, annotation, disc, image, opened, pixels, rle, runs, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from typer.testing import CliRunner
 
 from finecaption_hf import MaskError, as_mask
+from finecaption_hf.cli import app
 from finecaption_hf.data import DataError, ReadOptions, open_regions
 from finecaption_hf.data.annotations import elements, open_annotations, recognise, see, seeing
 from finecaption_hf.data.annotations.coco_pixels import CocoRegion, coco_polygons
@@ -416,3 +419,26 @@ def test_records_become_a_coco_file_that_pycocotools_loads(tmp_path: Path) -> No
 def test_no_records_become_a_coco_file_without_annotations(tmp_path: Path) -> None:
     assert write_coco([], tmp_path / "out.json") == 0
     assert COCO(str(tmp_path / "out.json")).dataset == {"images": [], "annotations": [], "categories": []}
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_describe_takes_results_with_the_file_of_their_images(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "photos").mkdir()
+    results, records = tmp_path / "results" / "results.json", tmp_path / "captions.jsonl"
+    results.write_text(json.dumps(_results()))
+    source = write(tmp_path / "val.json", [image(5), image(6)], [])
+    Image.new("RGB", (W, H), "red").save(tmp_path / "photos" / "5.jpg")
+    command = ["describe", str(results), "--output", str(records), "--images", str(tmp_path / "photos")]
+    command += ["--max-new-tokens", "3", "--device", "cpu"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2 and "--image-list FILE" in done.output
+    done = CliRunner().invoke(app, [*command, "--image-list", str(source)])
+    assert done.exit_code == 0, done.output
+    assert "read as results in COCO's form, 2 regions." in done.output
+    assert "1 pictures have no region" in done.output
+    first, second = map(json.loads, records.read_text(encoding="utf-8").splitlines())
+    assert (first["image"], first["image_id"], first["label"], first["score"]) == ("5.jpg", 5, "cat", 0.9)
+    assert first["area"] == disc().sum() and second["label"] == "toothbrush"
