@@ -125,3 +125,15 @@ def test_assembly_benchmark_stays_below_the_largest_shard_and_one_output_shard(t
     figures = json.loads(result.read_text())
     assert figures["peak_rss_over_largest_shard"] < figures["bound"], figures
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_annotations_benchmark_compares_the_same_index_and_reports_its_ratios(tmp_path: Path) -> None:
+    """It refuses contestants that find different annotations; of a small file and one turn nothing is judged."""
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "annotations.py"), "--annotations", "2000", "--rounds", "1"]
+    subprocess.run([*command, "--json", str(result)], check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    # As in COCO's own files.
+    assert 500 < figures["file_bytes"] / 2000 < 600
+    assert figures["index_speedup"] > 0 and figures["regions_speedup"] > 0
+    assert figures["memory"].keys() == {"pycocotools", "index", "regions"}

@@ -433,10 +433,16 @@ def _carried(row: dict[str, Any], id_name: str) -> dict[str, Any]:
     return own if given is None else {id_name: given, **own}
 
 
+# json.dumps would make one for each value.
+_ENCODER = json.JSONEncoder(allow_nan=False)
+
+
 def _is_json(value: Any) -> bool:
     """What comes from a dataset need not be."""
+    if type(value) in (str, bool, int):
+        return True
     try:
-        json.dumps(value, allow_nan=False)
+        _ENCODER.encode(value)
     except (TypeError, ValueError, RecursionError):
         return False
     return True
