@@ -46,6 +46,7 @@ CORE = set(
         "msgspec",
         "typer",
         "rich",
+        "defusedxml",
     ]
 )
 

@@ -9,6 +9,7 @@ from ..errors import DataError
 from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
 from .coco import CocoInstances, CocoResults
 from .coco_writing import write_coco
+from .cvat import Cvat
 from .geojson import GeoJson
 from .labelme import LabelMe
 from .labelstudio import LabelStudio
@@ -28,6 +29,7 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     SavFrames,
     LabelMe,
     LabelStudio,
+    Cvat,
     GeoJson,
 )
 """All formats, by the order in which they are named."""

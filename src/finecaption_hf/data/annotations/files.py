@@ -107,13 +107,14 @@ class ElementsByNumber:
         with open(self._path, "rb") as original:
             for start, length, change in zip(self._offsets, self._lengths, changes, strict=True):
                 if change is not None:
-                    _copy(original, file, start)
+                    copy_until(original, file, start)
                     file.write(change)
                     original.seek(start + length)
-            _copy(original, file, None)
+            copy_until(original, file, None)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, stop: int | None) -> None:
+def copy_until(source: BinaryIO, target: BinaryIO, stop: int | None) -> None:
+    """Copy from where the source stands up to a byte of it, or to its end."""
     while block := source.read(2**20 if stop is None else min(2**20, stop - source.tell())):
         target.write(block)
 
