@@ -16,6 +16,7 @@ from .labelstudio import LabelStudio
 from .panoptic import CocoPanoptic
 from .sam import SamImages, SamMasks
 from .seeing import see
+from .supervisely import Supervisely
 from .videos import SavFrames, SavMasklets, YouTubeVis
 
 ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
@@ -30,6 +31,7 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     LabelMe,
     LabelStudio,
     Cvat,
+    Supervisely,
     GeoJson,
 )
 """All formats, by the order in which they are named."""

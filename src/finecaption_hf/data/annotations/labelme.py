@@ -1,8 +1,6 @@
 """LabelMe (labelme.io): a JSON file beside each picture."""
 
-import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +14,8 @@ from ...mask_codecs_finecaption import BoolArray, MaskError
 from ..errors import DataError
 from ..examples import kind
 from ..images import ImageStore, open_images
-from ..json_stream import parse
-from .base import AnnotationFile, ReadOptions, Seen
-from .files import files_below, looks, new_file, one_text, own_keys, picture_name, plain_name, read_file
+from .files import one_text, own_keys, picture_name, plain_name
+from .per_picture import PerPicture
 from .shapes import FloatArray, Size, as_points, as_size, check_picture, from_base64, open_crop, paste, pixels_of
 
 # By type, how many points a shape has. "rotation" is the oriented rectangle of X-AnyLabeling, whose newer releases
@@ -35,7 +32,7 @@ _MAX_LENGTH = 2**24
 _MAX_RADIUS = 2**16
 
 
-class LabelMe(AnnotationFile):
+class LabelMe(PerPicture):
     """A JSON file of a picture, or a folder with some at any depth.
 
     Shapes with one label and one `group_id` are one region. Captions come from `description`, and texts go back there,
@@ -46,41 +43,19 @@ class LabelMe(AnnotationFile):
     format = "labelme"
     title = "LabelMe"
 
-    def __init__(self, path: Path, options: ReadOptions) -> None:
-        super().__init__(path, options)
-        self._paths: list[Path] = []
-
-    @classmethod
-    def recognises(cls, seen: Seen) -> bool:
+    @staticmethod
+    def is_own(document: Any) -> bool:
+        if not isinstance(document, dict) or "shapes" not in document:
+            return False
         # Of a long list of shapes only the first is seen, and nothing after it.
-        return any(
-            _is_labelme(each.json) or {"label", "points"} <= each.element("shapes").keys()
-            for each in looks(seen, ".json")
+        shapes = document["shapes"]
+        first = shapes[0] if isinstance(shapes, list) and shapes else None
+        return "imagePath" in document or (
+            isinstance(first, dict) and {"label", "points", "shape_type"} <= first.keys()
         )
 
-    def files(self) -> Iterator[Path]:
-        return files_below(self.path, ".json") if self.path.is_dir() else iter([self.path])
-
-    def scan(self) -> Iterator[tuple[str, Any]]:
-        self._paths = []
-        left_out: Counter[str] = Counter()
-        others = 0
-        for path in self.files():
-            where, document = self._document(path)
-            if self.path.is_dir() and not isinstance(document, DataError) and not _is_labelme(document):
-                others += 1
-                continue
-            self._paths.append(path)
-            if isinstance(document, dict) and isinstance(document.get("shapes"), list):
-                left_out.update(_types_without_area(document["shapes"]))
-            yield where, self._row(path, where, document)
-        self.notes = [f"{number} shapes of type {name} have no area: left out." for name, number in left_out.items()]
-        if others:
-            self.notes.append(f"{others} JSON files of the folder are not of LabelMe: left out.")
-
-    def read(self, index: int) -> tuple[str, Any]:
-        where, document = self._document(self._paths[index])
-        return where, self._row(self._paths[index], where, document)
+    def without_area(self, document: dict[str, Any]) -> Iterator[str]:
+        return (_type(shape) for shape in document["shapes"] if _type(shape) in _WITHOUT_AREA)
 
     def where_images_lie(self) -> Path:
         return self._root
@@ -90,7 +65,7 @@ class LabelMe(AnnotationFile):
         """The folder of the file, or above it, where the first one says that pictures lie beside it ("..\\images")."""
         folder = self.path if self.path.is_dir() else self.path.parent
         first = next(self.files(), None)
-        document = self._document(first)[1] if first else None
+        document = self.document(first)[1] if first else None
         name = document.get("imagePath") if isinstance(document, dict) else None
         if first and isinstance(name, str):
             up, *rest = _joined(first.parent.relative_to(folder), name).split("/")
@@ -102,31 +77,25 @@ class LabelMe(AnnotationFile):
     def _images(self) -> ImageStore:
         return open_images(self._root if self.options.images is None else self.options.images)
 
-    def _document(self, path: Path) -> tuple[str, Any]:
-        """Place and content of a file, or the error why it has none."""
-        where = f"{self.name}/{path.relative_to(self.path).as_posix()}" if path != self.path else self.name
-        try:
-            return where, parse(read_file(path, where).decode("utf-8-sig"))
-        except DataError as error:
-            return where, error
-        except ValueError as error:
-            return where, DataError(where, f"it is no JSON ({error}).")
-
-    def _row(self, path: Path, where: str, document: Any) -> Any:
-        if isinstance(document, DataError):
-            return document
-        if not _is_labelme(document) or not isinstance(document["shapes"], list):
-            return DataError(where, "a file of LabelMe with a list of shapes is needed.")
+    def row(self, path: Path, where: str, document: dict[str, Any]) -> Any:
+        shapes = document["shapes"]
+        if not isinstance(shapes, list):
+            raise DataError(where, f"shapes: {kind(shapes)} arrived, a list is needed.")
         name, picture = self._picture(path, where, document)
         size = as_size(document.get("imageHeight"), document.get("imageWidth"))
-        shapes = document["shapes"]
         regions = [_region([shapes[number] for number in group], group[0], size) for group in _groups(shapes)]
         embedded = {} if picture == name else {"picture": picture}
         return {**own_keys(document, _OF_FILE), "image": name, **embedded, "regions": regions}
 
+    def put(self, document: dict[str, Any], answers: Iterator[Mapping[str, str] | None]) -> None:
+        for group in _groups(document["shapes"]):
+            if found := next(answers, None):
+                for number in group:
+                    document["shapes"][number]["description"] = one_text(found)
+
     def _picture(self, path: Path, where: str, document: dict[str, Any]) -> tuple[str, Any]:
         """The name of the picture, and what it is read from."""
-        name = document["imagePath"]
+        name = document.get("imagePath")
         if not isinstance(name, str):
             return where, DataError(where, f"imagePath: {kind(name)} arrived, the name of a picture is needed.")
         folder = path.parent.resolve().relative_to(self._root.resolve())
@@ -139,40 +108,14 @@ class LabelMe(AnnotationFile):
         except MaskError as error:
             return named, DataError(where, str(error))
 
-    def write_back(self, answers: Iterator[Mapping[str, str] | None], target: Path) -> None:
-        for path in self.files():
-            where, document = self._document(path)
-            if self.path.is_dir() and not isinstance(document, DataError) and not _is_labelme(document):
-                continue
-            row = self._row(path, where, document)
-            if isinstance(row, DataError):
-                next(answers, None)
-                continue
-            for group in _groups(document["shapes"]):
-                if found := next(answers, None):
-                    for number in group:
-                        document["shapes"][number]["description"] = one_text(found)
-            place = target / path.relative_to(self.path) if self.path.is_dir() else target
-            with new_file(self.path, place) as file:
-                text = json.dumps(document, ensure_ascii=False, indent=2)
-                file.write(text.encode("utf-8", "surrogatepass"))
-
 
 def _joined(folder: Path, name: str) -> str:
     return os.path.normpath(os.path.join(folder, name.replace("\\", "/"))).replace(os.sep, "/")
 
 
-def _is_labelme(document: Any) -> bool:
-    return isinstance(document, dict) and "shapes" in document and "imagePath" in document
-
-
 def _type(shape: Any) -> str:
     given = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else shape
     return given if isinstance(given, str) else kind(given)
-
-
-def _types_without_area(shapes: list[Any]) -> Iterator[str]:
-    return (_type(shape) for shape in shapes if _type(shape) in _WITHOUT_AREA)
 
 
 def _groups(shapes: list[Any]) -> list[list[int]]:

@@ -6,6 +6,7 @@ before anything is allocated.
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,3 +211,58 @@ def paste(region: BoolArray, crop: BoolArray, top: int, left: int) -> None:
     columns = slice(columns.start, min(columns.stop, width))
     if rows.start < rows.stop and columns.start < columns.stop:
         region[rows, columns] |= crop[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+
+
+# --- polygons whose corners are pixels -------------------------------------------------------------------------------
+
+# What drawing one outline may cost: steps along its edges and crossings of rows.
+_MAX_STEPS = 2**24
+
+
+def pixel_polygons(rings: Sequence[NDArray[np.int64]], height: int, width: int) -> BoolArray:
+    """The pixels of polygons with their outlines, as OpenCV fills them: corners are pixels, and belong to them.
+
+    Args:
+        rings: each int64 of shape (N, 2), x before y; where two overlap is outside (even-odd).
+        height, width (`int`): of the picture.
+
+    Returns:
+        bool, of shape (H, W); as by `cv2.fillPoly` where all corners are in the picture.
+
+    Raises:
+        MaskError: If they are too complex.
+    """
+    start = np.concatenate([np.zeros((0, 2), np.int64), *rings])
+    end = np.concatenate([np.zeros((0, 2), np.int64), *(np.roll(ring, -1, axis=0) for ring in rings)])
+    steps = np.abs(end - start).max(axis=1)
+    if steps.sum() + len(start) > _MAX_STEPS:
+        raise MaskError("The polygon is too complex for its picture. Simplify it, or give a mask.")
+    # Even-odd along the rows through the corners' middles: each edge flips what lies right of where it crosses a row.
+    upward = start[:, 1] > end[:, 1]
+    upper, lower = np.where(upward[:, None], end, start), np.where(upward[:, None], start, end)
+    first = np.maximum(upper[:, 1], 0)
+    edges, after = _counted(np.maximum(np.minimum(lower[:, 1], height) - first, 0))
+    rows = first[edges] + after
+    run = (lower - upper)[edges]
+    # The first column that is not left of the crossing.
+    columns = upper[edges, 0] - (upper[edges, 1] - rows) * run[:, 0] // run[:, 1]
+    flips = np.zeros((height, width + 1), dtype=np.uint8)
+    np.add.at(flips, (rows, np.clip(columns, 0, width)), np.uint8(1))
+    region: BoolArray = (np.cumsum(flips, axis=1, dtype=np.uint8)[:, :-1] & 1).astype(np.bool_)
+    # Its edges by Bresenham, from the left end on; where a step lies half way, the side is the one of that end.
+    leftward = start[:, 0] > end[:, 0]
+    left, right = np.where(leftward[:, None], end, start), np.where(leftward[:, None], start, end)
+    edges, after = _counted(steps + 1)
+    delta = (right - left)[edges]
+    size, longest = np.abs(delta), np.maximum(steps, 1)[edges, None]
+    moved = -((longest - 2 * size * after[:, None]) // (2 * longest)) * np.sign(delta)
+    x, y = (left[edges] + moved).T
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    region[y[inside], x[inside]] = True
+    return region
+
+
+def _counted(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each index as often as its number says, and how often it came before: [2, 1] -> [0, 0, 1], [0, 1, 0]."""
+    index = np.repeat(np.arange(len(numbers)), numbers)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
