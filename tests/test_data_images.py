@@ -82,8 +82,9 @@ def test_exif_orientation_is_applied_and_transparency_lies_on_white(folder: Path
         ("deep/../../a.png", "leads out"),
         ("deep\\..\\..\\a.png", "leads out"),
         ("/etc/passwd", "no relative path"),
-        ("C:\\a.png", "no relative path"),
-        ("https://example.org/a.png", "no relative path"),
+        ("C:\\gone.png", "no relative path"),
+        ("https://example.org/gone.png", "no relative path"),
+        ("https://example.org/../a.png", "leads out"),
         ("a.png\0", "has to be text"),
         ("", "has to be text"),
     ],
@@ -91,6 +92,110 @@ def test_exif_orientation_is_applied_and_transparency_lies_on_white(folder: Path
 def test_what_cannot_be_read_is_refused(archives: dict[str, Path], kind: str, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_images(archives[kind]).read(name)
+
+
+def store_of(folder: Path, kind: str, *names: str) -> ImageStore:
+    """Pictures of these names, each of another colour."""
+    data = {}
+    for number, name in enumerate(names):
+        file = io.BytesIO()
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(file, "PNG")
+        data[name] = file.getvalue()
+    with zipfile.ZipFile(folder / "a.zip", "w") as packed, tarfile.open(folder / "a.tar", "w") as tar:
+        for name, content in data.items():
+            (folder / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "pictures" / name).write_bytes(content)
+            packed.writestr(name, content)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return open_images({"folder": folder / "pictures", "zip": folder / "a.zip", "tar": folder / "a.tar"}[kind])
+
+
+NAMES = (
+    "train2017/000000000009.jpg",
+    "x/cafe\u0301.jpg",
+    "x/b.png",
+    "y/b.png",
+    "cat_jpg.rf.0123456789abcdef0123456789abcdef.jpg",
+    "masks/only.png",
+    "deep/x/c.png",
+)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("x\\b.png", 2),
+        ("x/caf\u00e9.jpg", 1),
+        ("caf\u00e9.JPG", 1),
+        ("000000000009.jpg", 0),
+        ("COCO_train2014_000000000009.jpg", 0),
+        ("val2017/000000000009.jpg", 0),
+        ("/home/somebody/data/y/b.png", 3),
+        ("C:\\data\\x\\b.png", 2),
+        ("https://example.org/x/b.png?size=2#top", 2),
+        ("/data/local-files/?d=some%20where/c.png", 6),
+        ("/data/upload/3/0a1b2c3d-c.png", 6),
+        ("cat.jpg", 4),
+        ("images/cat.jpeg", 4),
+        ("masks/only.png", 5),
+        ("other/masks/only.png", 5),
+    ],
+)
+def test_other_names_mean_the_only_file_that_fits(tmp_path: Path, kind: str, name: str, found: int) -> None:
+    assert store_of(tmp_path, kind, *NAMES).read(name).getpixel((0, 0)) == (found, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("b.png", r"no file is called exactly so, and it may be 'x/b\.png', 'y/b\.png'. Give the name of one"),
+        ("z/b.png", r"'x/b\.png', 'y/b\.png'"),
+        ("only.png", "it is not there"),
+        ("cat_jpg.rf.00000000000000000000000000000000.jpg", "it is not there"),
+        ("og.jpg", "it is not there"),
+        ("009.jpg", "it is not there"),
+        ("../x/b.png", "leads out"),
+        ("x\\..\\..\\b.png", "leads out"),
+    ],
+)
+def test_other_names_that_fit_no_file_or_several_are_refused(
+    tmp_path: Path, kind: str, name: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        store_of(tmp_path, kind, *NAMES).read(name)
+
+
+def test_an_absolute_name_below_the_folder_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = store_of(tmp_path, "folder", *NAMES)
+    assert store.read(str(tmp_path / "pictures" / "y" / "b.png")).getpixel((0, 0)) == (3, 0, 0)
+    assert not caplog.records
+    for name in ("c.png", "cat.jpg"):
+        store.read(name)
+    assert len(caplog.records) == 1 and "'c.png' is taken to be 'deep/x/c.png'" in caplog.text
+
+
+def test_masks_are_not_looked_for_in_other_folders(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "folder", *NAMES)
+    assert store.read_bytes("x\\b.png") == store.read_bytes("x/b.png")
+    with pytest.raises(DataError, match="it is not there"):
+        store.read_bytes("c.png")
+    with pytest.raises(DataError, match="no relative path"):
+        store.read_bytes("/deep/x/c.png")
+
+
+def test_files_outside_are_never_meant(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "folder", *NAMES)
+    picture().save(tmp_path / "secret.png")
+    beside = tmp_path / "pictures2"
+    beside.mkdir()
+    picture().save(beside / "secret.png")
+    for name in ("secret.png", str(tmp_path / "secret.png"), str(beside / "secret.png"), "pictures2/secret.png"):
+        with pytest.raises(DataError, match=r"it is not there|no relative path"):
+            store.read(name)
 
 
 def test_member_that_leads_out_of_its_archive_is_never_reached(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Pictures by name, from a folder, a zip or a tar.
 
-Names come from data files, so they are not trusted: they are relative, and do not lead out of the store. Archives are
-read in place; nothing is unpacked to disk.
+Names come from data files, so they are not trusted: whatever they say, they mean a file of the store or none. Archives
+are read in place; nothing is unpacked to disk.
 """
 
+import logging
 import os
 import posixpath
 import re
@@ -24,7 +25,10 @@ from ..mask_codecs_finecaption import BoolArray, MaskError
 from .errors import DataError
 from .heif import enable_heif, is_heif
 from .mask_rules import ARRAYS, STRICT, MaskArrays, MaskRules, OpenedMask, Part, picture_parts
+from .names import NameIndex, is_foreign
 from .orientation import note_orientation, orientation_of
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused; the size from which PIL takes a picture for an attack."""
@@ -44,28 +48,50 @@ class ImageStore(ABC):
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
         self.path = os.fspath(path)
         self.max_pixels = max_pixels
+        self._index: NameIndex | None = None
+        self._has_told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}
 
     def read(self, name: str) -> Image.Image:
         """The picture in RGB, turned by its EXIF orientation; what is transparent lies on white.
 
         Args:
-            name (`str`): relative to the folder or the root of the archive, with `/` between folders.
+            name (`str`): relative to the folder or the root of the archive, with `/` between folders. Where no file is
+                called so, the only one counts that differs in folders or in what tools put around names, too; see
+                `NameIndex`.
 
         Raises:
-            DataError: If the name leads out of the store, there is no such file, it is no picture or truncated, or it
-                has too many pixels.
+            DataError: If the name leads out of the store, there is no such file or there are several that may be meant,
+                it is no picture or truncated, or it has too many pixels.
         """
-        return decode_image(self.read_bytes(name), _where(name), self.max_pixels)
+        return decode_image(self.read_bytes(name, loosely=True), _where(name), self.max_pixels)
 
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, *, loosely: bool = False) -> bytes:
         """The file as it is, of a picture or of what lies beside pictures, such as a mask.
+
+        Args:
+            name: as for `read`.
+            loosely: whether folders and prefixes may differ; if not, only Unicode form, slashes and capitals may.
 
         Raises:
             DataError: If the name leads out of the store, there is no such file, or it is too large for any picture.
         """
         where = _where(name)
         try:
-            return self._bytes(_checked(name))
+            checked = _checked(self._inside(name))
+            if checked is not None:
+                try:
+                    return self._bytes(checked)
+                except (FileNotFoundError, NotADirectoryError):
+                    if (other := self._meant(name, loosely)) is None:
+                        raise
+            elif not loosely or (other := self._meant(name, loosely)) is None:
+                raise DataError(
+                    "image", "its name is no relative path. Names are relative to the folder or archive of images."
+                )
+            return self._bytes(other)
         except (
             *(OSError, RuntimeError, EOFError, UnicodeError),
             *(zipfile.BadZipFile, zlib.error, NotImplementedError),
@@ -80,9 +106,24 @@ class ImageStore(ABC):
     def __contains__(self, name: str) -> bool:
         """Whether there is a file of that name; not of one that leads out of the store."""
         try:
-            return self._has(_checked(name))
+            checked = _checked(self._inside(name))
+            return checked is not None and self._has(checked)
         except (DataError, OSError, ValueError):  # OSError: too long; ValueError: half of a surrogate pair
             return False
+
+    def _inside(self, name: str) -> str:
+        """A name that is an absolute path below this store as the relative one that it means; others as they are."""
+        return name
+
+    def _meant(self, name: str, loosely: bool) -> str | None:
+        """The only file that a name may mean that none has exactly."""
+        if self._index is None:
+            self._index = NameIndex(self.names())
+        other = self._index.same(name)
+        if other is None and loosely and (other := self._index.find(name)) is not None and not self._has_told:
+            self._has_told = True
+            logger.warning("Pictures in %s have other names: %r is taken to be %r, and so on.", self.path, name, other)
+        return other
 
     @abstractmethod
     def names(self) -> Iterator[str]:
@@ -128,6 +169,10 @@ def open_images(path: "str | os.PathLike[str] | ImageStore", max_pixels: int = M
 
 
 class FolderImages(ImageStore):
+    def _inside(self, name: str) -> str:
+        root = os.path.join(os.path.abspath(self.path), "")
+        return name[len(root) :] if isinstance(name, str) and name.startswith(root) else name
+
     def names(self) -> Iterator[str]:
         for place, folders, files in os.walk(self.path):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -158,7 +203,7 @@ class ZipImages(ImageStore):
         return archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": (0, None)}
+        return {**super().__getstate__(), "_opened": (0, None)}
 
     def names(self) -> Iterator[str]:
         yield from (name for name in self._open().namelist() if not name.endswith("/"))
@@ -219,14 +264,13 @@ def _where(name: Any) -> str:
     return f"image {name[:200]!r}" if isinstance(name, str) else "image"
 
 
-def _checked(name: Any) -> str:
+def _checked(name: Any) -> str | None:
+    """A relative name, normalised; `None` of what is an address or a path of some machine."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError("image", "its name has to be text that is not empty.")
-    if name.startswith(("/", "\\", "~")) or re.match(r"[A-Za-z]:[\\/]|[a-z]+://", name):
-        raise DataError("image", "its name is no relative path. Names are relative to the folder or archive of images.")
     if ".." in re.split(r"[/\\]", name):
         raise DataError("image", "its name leads out of the folder or archive of images ('..').")
-    return posixpath.normpath(name)
+    return None if is_foreign(name) else posixpath.normpath(name)
 
 
 def _check_size(size: int) -> None:

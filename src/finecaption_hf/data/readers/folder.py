@@ -12,6 +12,7 @@ from ..errors import DataError
 from ..images import ImageStore, MaskContent, MaskFile, open_images
 from ..looking import what_it_looks_like
 from ..mask_rules import ARRAYS
+from ..names import MASK_FOLDERS, folder_word
 
 PICTURES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg"),
@@ -21,13 +22,7 @@ _WITHOUT_LOSS = (".bmp", ".gif", ".png", ".tif", ".tiff")
 # What may hold several masks.
 _STACKS = (".gif", ".tif", ".tiff", *ARRAYS)
 
-# Names of folders for masks and for pictures, in small letters without marks and plural.
-_MASK_FOLDERS = frozenset(
-    [
-        *("mask", "label", "annotation", "gt", "groundtruth", "matte", "alpha", "instance"),
-        *("seg", "segmentation", "segmentationobject", "segmentationclass", "segmentationmask"),
-    ]
-)
+# Names of folders for pictures, in small letters without marks and plural.
 _PICTURE_FOLDERS = frozenset(["image", "img", "picture", "photo", "pic", "jpegimage", "rgb", "leftimg8bit", "input"])
 _MASK_WORDS = "mask|label|annotation|gt|groundtruth|ground_truth|segmentation|seg|matte|alpha|instance"
 _MAX_NAMED = 3
@@ -264,7 +259,7 @@ def _settle(root: str, names: Sequence[str], shelf: _Shelf, owners: dict[str, st
     if of_name and of_name[1] in beside:
         bases = [[f"{parent}{of_name[1]}"]]
     else:
-        named = sorted(name for name in beside if _word(name) in _PICTURE_FOLDERS)
+        named = sorted(name for name in beside if folder_word(name) in _PICTURE_FOLDERS)
         bases = [[parent.rstrip("/")], [parent + name for name in named], [parent + name for name in sorted(beside)]]
     found: dict[str, str] = {}
     for name in names:
@@ -331,13 +326,9 @@ def _mask_root(folders: Sequence[str], known: Collection[str]) -> str | None:
         of_name = re.fullmatch(rf"(.+?)[-_ .](?:{_MASK_WORDS})s?", name, re.IGNORECASE)
         parent = "/".join(folders[: depth - 1])
         beside = f"{parent}/{of_name[1]}" if of_name and parent else of_name[1] if of_name else None
-        if _word(name) in _MASK_FOLDERS or beside in known:
+        if folder_word(name) in MASK_FOLDERS or beside in known:
             return "/".join(folders[:depth])
     return None
-
-
-def _word(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower())).removesuffix("s")
 
 
 def natural(name: str) -> list[tuple[int, Any]]:
