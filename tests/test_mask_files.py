@@ -308,6 +308,10 @@ def test_label_maps_among_pictures_are_not_described(tmp_path: Path, kind: str, 
     for number in range(5):
         made.save(tmp_path / f"map{number}.png")
     looks = "a mask" if kind in ("binary", "rgb") else "a label map"
+    if alone and looks == "a label map":
+        with pytest.raises(DataError, match=r"these are label maps, and their pictures are not beside them.*--images"):
+            open_regions(tmp_path)
+        return
     with pytest.raises(DataError, match=rf"map0\.png looks like {looks}.*and so do 2 more.*--format label-map"):
         open_regions(tmp_path)
 

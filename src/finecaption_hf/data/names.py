@@ -10,13 +10,6 @@ from urllib.parse import unquote, urlsplit
 
 from .errors import DataError
 
-# Names of folders of masks, in small letters without marks and plural.
-MASK_FOLDERS = frozenset(
-    [
-        *("mask", "label", "annotation", "gt", "groundtruth", "matte", "alpha", "instance"),
-        *("seg", "segmentation", "segmentationobject", "segmentationclass", "segmentationmask"),
-    ]
-)
 # What tools put before and behind the name of a picture: COCO, Label Studio, Roboflow.
 _PREFIX = re.compile(r"coco_(?:train|val|test)\d{4}_|[0-9a-f]{8}-(?=.)", re.IGNORECASE)
 _HASH = re.compile(r"(.+)_(jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-z]{8,}\.\w+", re.IGNORECASE)
@@ -26,6 +19,18 @@ _MAX_LISTED = 5
 def folder_word(name: str) -> str:
     """The name of a folder in small letters, without marks and plural."""
     return "".join(filter(str.isalnum, name.lower())).removesuffix("s")
+
+
+MASK_FOLDERS = frozenset(
+    map(
+        folder_word,
+        [
+            *("mask", "label", "annotation", "gt", "groundtruth", "matte", "alpha", "instance"),
+            *("seg", "segmentation", "segmentationobject", "segmentationclass", "segmentationmask"),
+        ],
+    )
+)
+"""What folders of masks are called, as `folder_word` has it."""
 
 
 def is_foreign(name: str) -> bool:

@@ -6,11 +6,13 @@ Each format is an `AnnotationFile` in a module of its own; this one tells which 
 from pathlib import Path
 
 from ..errors import DataError
+from .ade20k import Ade20k
 from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
 from .coco import CocoInstances, CocoResults
 from .coco_writing import write_coco
 from .cvat import Cvat
 from .geojson import GeoJson
+from .label_maps import LabelMaps
 from .labelme import LabelMe
 from .labelstudio import LabelStudio
 from .panoptic import CocoPanoptic
@@ -32,6 +34,8 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     LabelStudio,
     Cvat,
     Supervisely,
+    LabelMaps,
+    Ade20k,
     GeoJson,
 )
 """All formats, by the order in which they are named."""

@@ -24,7 +24,7 @@ class ReadOptions:
         format (`str`, *optional*): name of the format; `None` means that the content decides.
         split (`str`, *optional*): of a data set that has several.
         image_list: the COCO file with the names of pictures, of results that know them by their ids only.
-        ignore (`tuple[int, ...]`): values of label maps that are no region, beside 0 where the format says so.
+        ignore (`tuple[int, ...]`): values of label maps that are no region; none given, those of the rule.
         label_map (`str`, *optional*): how the values of label maps are read, one of `LABEL_MAPS`.
         box_format (`str`, *optional*): of boxes whose columns or keys do not say it: "xyxy" or "xywh" in pixels,
             "cxcywh" and "xywhn" ("n": as shares of width and height).

@@ -150,7 +150,7 @@ def pair(names: Sequence[str], soft: bool = False) -> Pairs:
             roots[root].append(name)
         elif _is_picture(name) or _beside(PurePosixPath(name), soft):
             plain.append(name)
-    shelf = _Shelf(filter(_is_picture, plain))
+    shelf = PictureShelf(filter(_is_picture, plain))
     owners: dict[str, str] = {}
     orphans: list[str] = []
     pictures = set(filter(_is_picture, plain))
@@ -189,12 +189,12 @@ def pair_apart(names: Sequence[str], pictures: Sequence[str]) -> Pairs:
     Raises:
         DataError: If a mask may be of two pictures.
     """
-    shelf = _Shelf(pictures)
+    shelf = PictureShelf(pictures)
     found = Pairs()
     found.pictures = list(pictures)
     for name in names:
         path = PurePosixPath(name)
-        owner = shelf.by_tail(name, _forms(path.parts[:-1], path.stem))
+        owner = shelf.by_tail(name, forms_of(path.parts[:-1], path.stem))
         if owner is None:
             found.orphans.append(name)
         else:
@@ -202,7 +202,7 @@ def pair_apart(names: Sequence[str], pictures: Sequence[str]) -> Pairs:
     return found
 
 
-class _Shelf:
+class PictureShelf:
     """Pictures by folder and name without ending."""
 
     def __init__(self, names: Iterator[str] | Sequence[str]) -> None:
@@ -250,7 +250,7 @@ class _Shelf:
         return None
 
 
-def _settle(root: str, names: Sequence[str], shelf: _Shelf, owners: dict[str, str], orphans: list[str]) -> bool:
+def _settle(root: str, names: Sequence[str], shelf: PictureShelf, owners: dict[str, str], orphans: list[str]) -> bool:
     """Find the pictures of all masks below a folder; whether there is any."""
     top = PurePosixPath(root)
     of_name = re.fullmatch(rf"(.+?)[-_ .](?:{_MASK_WORDS})s?", top.name, re.IGNORECASE)
@@ -275,13 +275,13 @@ def _settle(root: str, names: Sequence[str], shelf: _Shelf, owners: dict[str, st
     return bool(found)
 
 
-def _owner(mask: str, inside: Sequence[str], stem: str, bases: Collection[str], shelf: _Shelf) -> str | None:
+def _owner(mask: str, inside: Sequence[str], stem: str, bases: Collection[str], shelf: PictureShelf) -> str | None:
     """The picture of a mask, in one of several folders.
 
     Raises:
         DataError: If there are two.
     """
-    for folders, name in _forms(inside, stem):
+    for folders, name in forms_of(inside, stem):
         found = {
             owner
             for base in bases
@@ -294,7 +294,7 @@ def _owner(mask: str, inside: Sequence[str], stem: str, bases: Collection[str], 
     return None
 
 
-def _forms(inside: Sequence[str], stem: str) -> list[tuple[Sequence[str], str]]:
+def forms_of(inside: Sequence[str], stem: str) -> list[tuple[Sequence[str], str]]:
     """How the picture of a mask may be called, as (folders, name without ending), the likeliest first."""
     forms: list[tuple[Sequence[str], str]] = [(inside, stem)]  # masks/a.png
     if inside:
