@@ -59,7 +59,7 @@ class ReadOptions:
 
 
 # Options that say where things lie, or what the content says as well: they make no other input.
-_WHERE = ("images", "format", "split")
+_WHERE = ("images", "format", "split", "image_list")
 _DEFAULTS = ReadOptions()
 
 
