@@ -11,9 +11,9 @@ from PIL import Image
 from finecaption_hf import MaskError, as_mask
 from finecaption_hf.cli.caption import CaptionCommand
 from finecaption_hf.data import DataError, open_regions
+from finecaption_hf.data.folder import pair, pair_apart
 from finecaption_hf.data.images import MaskContent
 from finecaption_hf.data.mask_rules import STRICT, MaskRules
-from finecaption_hf.data.readers.folder import pair, pair_apart
 from finecaption_hf.masks_finecaption import RegionMask
 from finecaption_hf.segmentation import read_regions
 

@@ -30,12 +30,12 @@ from .examples import (
     no_region_beside,
     region_of,
 )
+from .folder import pictures_with_masks
 from .images import MAX_PIXELS, ImageStore, MaskContent, MaskFile, decode_image, open_images, to_rgb
 from .json_stream import LinesByNumber, json_lines
 from .mask_rules import STRICT, MaskRules
 from .orientation import turned_region
 from .readers.detection import is_saved_dataset
-from .readers.folder import pictures_with_masks
 from .readers.rows import DatasetRows, open_split
 
 MAX_REGIONS = 64

@@ -15,10 +15,10 @@ from typing import Any
 from PIL import Image
 
 from ..data.errors import DataError
+from ..data.folder import natural
 from ..data.images import MaskContent
 from ..data.mask_rules import STRICT, MaskRules
 from ..data.orientation import TurnedRegion, turned_point
-from ..data.readers.folder import natural
 from ..masks_finecaption import MaskError, RegionMask
 from .clicks import Clicks, SegmentationError, checked_clicks
 from .segmenter import Segmenter

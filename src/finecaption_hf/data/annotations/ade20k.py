@@ -9,9 +9,9 @@ from typing import Any
 
 from ...mask_codecs_finecaption import MaskError
 from ..errors import DataError
+from ..folder import natural
 from ..images import MaskFile, open_images
 from ..mask_rules import MaskRules
-from ..readers.folder import natural
 from .base import AnnotationFile, ReadOptions, Seen
 from .label_maps import LabelRegion, read_map
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ...mask_codecs_finecaption import BoolArray, MaskError
 from ..errors import DataError
+from ..folder import PICTURES, PictureShelf, forms_of, natural
 from ..images import MAX_PIXELS, open_images, open_picture
 from ..looking import voc_colours, what_it_looks_like
 from ..mask_rules import ARRAYS, MaskArrays, nearest
 from ..names import MASK_FOLDERS, folder_word
-from ..readers.folder import PICTURES, PictureShelf, forms_of, natural
 from .base import AnnotationFile, ReadOptions, Seen
 
 MAX_LABELS = 4096

@@ -8,11 +8,11 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import DataError
-from ..images import ImageStore, MaskContent, MaskFile, open_images
-from ..looking import what_it_looks_like
-from ..mask_rules import ARRAYS
-from ..names import MASK_FOLDERS, folder_word
+from .errors import DataError
+from .images import ImageStore, MaskContent, MaskFile, open_images
+from .looking import what_it_looks_like
+from .mask_rules import ARRAYS
+from .names import MASK_FOLDERS, folder_word
 
 PICTURES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg"),
