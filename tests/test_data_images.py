@@ -133,7 +133,7 @@ NAMES = (
         ("000000000009.jpg", 0),
         ("COCO_train2014_000000000009.jpg", 0),
         ("val2017/000000000009.jpg", 0),
-        ("/home/somebody/data/y/b.png", 3),
+        ("/elsewhere/data/y/b.png", 3),
         ("C:\\data\\x\\b.png", 2),
         ("https://example.org/x/b.png?size=2#top", 2),
         ("/data/local-files/?d=some%20where/c.png", 6),

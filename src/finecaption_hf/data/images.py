@@ -25,7 +25,7 @@ from ..mask_codecs_finecaption import BoolArray, MaskError
 from .errors import DataError
 from .heif import enable_heif, is_heif
 from .mask_rules import ARRAYS, STRICT, MaskArrays, MaskRules, OpenedMask, Part, picture_parts
-from .names import NameIndex, is_foreign
+from .names import ALIASES, NameIndex, is_foreign, read_aliases
 from .orientation import note_orientation, orientation_of
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class ImageStore(ABC):
         self.path = os.fspath(path)
         self.max_pixels = max_pixels
         self._index: NameIndex | None = None
+        self._aliases: dict[str, str] = {}
         self._has_told = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,6 +112,19 @@ class ImageStore(ABC):
         except (DataError, OSError, ValueError):  # OSError: too long; ValueError: half of a surrogate pair
             return False
 
+    def take_aliases(self, folder: Path) -> None:
+        """Take pictures under their other name, if CompositionCap's file with the names of Open Images is in a folder.
+
+        Raises:
+            DataError: If it is broken.
+        """
+        if (folder / ALIASES).is_file():
+            pairs = read_aliases(folder / ALIASES).items()
+            self._aliases = {
+                **{f"{other}.jpg": name for name, other in pairs},
+                **dict((n, f"{o}.jpg") for n, o in pairs),
+            }
+
     def _inside(self, name: str) -> str:
         """A name that is an absolute path below this store as the relative one that it means; others as they are."""
         return name
@@ -120,6 +134,9 @@ class ImageStore(ABC):
         if self._index is None:
             self._index = NameIndex(self.names())
         other = self._index.same(name)
+        if other is None and (alias := self._aliases.get(posixpath.basename(name))) is not None:
+            name = alias
+            other = self._index.same(name)
         if other is None and loosely and (other := self._index.find(name)) is not None and not self._has_told:
             self._has_told = True
             logger.warning("Pictures in %s have other names: %r is taken to be %r, and so on.", self.path, name, other)

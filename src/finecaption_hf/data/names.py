@@ -1,11 +1,13 @@
 """Names of pictures as annotations have them, and the files that they may mean where none is called exactly so."""
 
+import json
 import posixpath
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from .errors import DataError
@@ -14,6 +16,10 @@ from .errors import DataError
 _PREFIX = re.compile(r"coco_(?:train|val|test)\d{4}_|[0-9a-f]{8}-(?=.)", re.IGNORECASE)
 _HASH = re.compile(r"(.+)_(jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-z]{8,}\.\w+", re.IGNORECASE)
 _MAX_LISTED = 5
+
+ALIASES = "filename2oiid.json"
+"""The file by which CompositionCap says which picture of Open Images each of its own is."""
+_MAX_ALIAS_BYTES = 2**26
 
 
 def folder_word(name: str) -> str:
@@ -45,6 +51,23 @@ def tail_of(name: str) -> str:
     elif name.startswith("/data/local-files/?d="):  # how Label Studio names files beside it
         name = unquote(name.partition("?d=")[2])
     return re.sub(r"^[A-Za-z]:", "", name.replace("\\", "/")).lstrip("/~")
+
+
+def read_aliases(path: Path) -> dict[str, str]:
+    """The names of pictures in CompositionCap and what they are called in Open Images.
+
+    Raises:
+        DataError: If the file is no object of texts.
+    """
+    try:
+        if path.stat().st_size > _MAX_ALIAS_BYTES:
+            raise ValueError(f"it has more than {_MAX_ALIAS_BYTES} bytes")
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise ValueError("an object of texts is needed")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(str(path), f"it cannot be read ({str(error)[:200]}).") from error
+    return found
 
 
 class NameIndex:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..masks_finecaption import REGION_KEYS
-from .annotations import AnnotationFile, ReadOptions, open_annotations, recognise
+from .annotations import AnnotationFile, ReadOptions, has_splits, open_annotations, recognise
 from .examples import (
     DataError,
     as_id,
@@ -273,8 +273,11 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
     options = replace(options or ReadOptions(), **changes)
     images, split, format = options.images, options.split, options.format
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
-    is_own = split is not None or format in ("jsonl", "folder", "datasets")
-    if path is not None and path.exists() and not is_own and (format is not None or recognise(path)):
+    is_own = format in ("jsonl", "folder", "datasets")
+    known = recognise(path) if path is not None and path.exists() and format is None else []
+    if split is not None:
+        is_own = is_own or not (any(each.has_splits for each in known) or has_splits(format))
+    if path is not None and path.exists() and not is_own and (format is not None or known):
         annotations = open_annotations(path, options)
         store = open_images(annotations.where_images_lie() if images is None else images)
         return RegionInputs(
@@ -293,6 +296,7 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
         if split is not None:
             raise DataError(str(path), "a file has no splits. Leave --split out.")
         store = open_images(path.parent if images is None else images)
+        store.take_aliases(path.parent)
         return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path), "JSON Lines", options=options)
     if path is not None and split is None and not path.is_dir():
         raise DataError(str(source), "there is no such file or folder. Of a dataset on the Hub, give --split, too.")

@@ -15,11 +15,14 @@ from .geojson import GeoJson
 from .label_maps import LabelMaps
 from .labelme import LabelMe
 from .labelstudio import LabelStudio
+from .openimages import OpenImages
 from .panoptic import CocoPanoptic
 from .sam import SamImages, SamMasks
 from .seeing import see
 from .supervisely import Supervisely
 from .videos import SavFrames, SavMasklets, YouTubeVis
+from .voc import PascalVoc
+from .yolo import Yolo
 
 ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     CocoInstances,
@@ -36,6 +39,9 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     Supervisely,
     LabelMaps,
     Ade20k,
+    Yolo,
+    PascalVoc,
+    OpenImages,
     GeoJson,
 )
 """All formats, by the order in which they are named."""
@@ -49,6 +55,11 @@ def recognise(path: Path) -> list[type[AnnotationFile]]:
     """
     seen = see(path)
     return [each for each in ANNOTATION_FORMATS if each.recognises(seen)]
+
+
+def has_splits(format: str | None) -> bool:
+    """Whether a format knows parts of a data set by name."""
+    return any(each.format == format and each.has_splits for each in ANNOTATION_FORMATS)
 
 
 def open_annotations(path: Path, options: ReadOptions) -> AnnotationFile:
@@ -77,6 +88,7 @@ __all__ = [
     "ReadOptions",
     "Seen",
     "SizedRegion",
+    "has_splits",
     "open_annotations",
     "recognise",
     "see",

@@ -135,11 +135,13 @@ class AnnotationFile(ABC):
     Attributes:
         format (`str`): its name on the command line.
         title (`str`): what people call it.
+        has_splits (`bool`): whether it knows what `ReadOptions.split` names.
         notes (`list[str]`): lines about how the file was read, such as the rule of a label map, for the user.
     """
 
     format: ClassVar[str]
     title: ClassVar[str]
+    has_splits: ClassVar[bool] = False
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path

@@ -303,10 +303,13 @@ def read_examples(
         raise DataError(str(path), f"the keys of the format {format} are fixed; leave out the mapping.")
     if keep_entity_references and format != "compositioncap":
         warnings.warn(f"keep_entity_references has no effect on the format {format}.", stacklevel=2)
+    opened = None if store is None else open_images(store)
+    if opened is not None and isinstance(path, (str, os.PathLike)):
+        opened.take_aliases(Path(path).parent)
     return ExampleReader(
         source,
         format,
-        images=None if store is None else open_images(store),
+        images=opened,
         on_error=on_error,
         rejects=Path(rejects) if rejects is not None else beside,
         keys=_KEYS.get(format, Keys()).changed(mapping),
