@@ -182,7 +182,10 @@ def test_hostile_settings_of_yolo_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_yolo_labels_are_read_as_ultralytics_and_supervision_read_them(tmp_path: Path) -> None:
+def test_yolo_labels_are_read_as_ultralytics_and_supervision_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "open", Image.open)  # Ultralytics puts another one in its place
     cv2 = pytest.importorskip("cv2")
     supervision = pytest.importorskip(
         "supervision", reason="supervision is not installed: pip install .[annotation-tools]"
