@@ -193,14 +193,21 @@ def test_memory_does_not_grow_with_files_that_are_read_in_turn(tmp_path: Path, m
 
 def test_degenerate_parts_are_left_out_with_a_note_and_without_any_other_part_it_is_an_error(tmp_path: Path) -> None:
     annotations = [annotation(1, 5, [[1, 1, 9, 9], STAR]), annotation(2, 5, [[1, 1, 9, 9]]), annotation(3, 5, STAR)]
-    annotations += [annotation(4, 5, []), annotation(5, 5, "abc"), annotation(True, 5)]
+    annotations += [annotation(4, 5, []), annotation(5, 5, "abc"), annotation(6, 5, [STAR, 7]), annotation(True, 5)]
     file, (row,) = opened(write(tmp_path / "a.json", [image(5)], annotations))
     first, *bad = row["regions"]
     assert np.array_equal(pixels(first), coco_polygons([STAR], H, W))
     assert np.array_equal(pixels(bad.pop(1)), coco_polygons([STAR], H, W))
     messages = [str(region["mask"]) for region in bad]
     for message, part in zip(
-        messages, ("fewer than three points", "neither a segmentation nor a bbox", "text arrived", "id:")
+        messages,
+        (
+            "fewer than three points",
+            "neither a segmentation nor a bbox",
+            "text arrived",
+            "a number arrived among",
+            "id:",
+        ),
     ):
         assert part in message
     assert file.notes == ["1 polygons of fewer than three points were left out of their regions."]
@@ -270,6 +277,21 @@ def test_an_element_that_is_no_text_is_an_error_in_its_place(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes().replace(b"?", b"\xff"))
     _, (row,) = opened(path, format="coco")
     assert "no JSON" in str(row["regions"][0]["mask"]) and pixels(row["regions"][1]).any()
+
+
+def test_captions_of_whole_pictures_are_an_error_that_names_what_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions_val.json", [image(5)], [{"id": 1, "image_id": 5, "caption": "A cat."}])
+    with pytest.raises(DataError, match="neither a segmentation nor a bbox"):
+        open_regions(path)
+
+
+def test_an_annotation_that_is_too_long_is_an_error_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elements, "MAX_ELEMENT_BYTES", 2000)
+    path = write(tmp_path / "a.json", [image(5)], [annotation(1, 5, [[0.5] * 1000]), annotation(2, 5)])
+    _, (row,) = opened(path)
+    assert "more than 2000" in str(row["regions"][0]["mask"]) and pixels(row["regions"][1]).any()
 
 
 def test_hostile_numbers_and_sizes_end_in_an_error(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ class CocoInstances(AnnotationFile):
         first = first_annotation(seen)
         if not first and isinstance(seen.json, dict) and seen.json.get("annotations") == []:
             return "file_name" in seen.element("images") and "id" in seen.element("images")
-        return "image_id" in first and ("segmentation" in first or "bbox" in first)
+        is_about_pixels = not first.keys().isdisjoint(_REGION_KEYS)
+        # Captions alone are of whole pictures; the error of an annotation says so.
+        return "image_id" in first and "segments_info" not in first and (is_about_pixels or "caption" in first)
 
     def scan(self) -> Iterator[tuple[str, Any]]:
         counts: Counter[str] = Counter()
@@ -282,8 +284,10 @@ def reference_of(annotation: dict[str, Any], size: _Size | None, where: str, cou
         return outline
     if isinstance(outline, list) and outline:
         parts = outline if isinstance(outline[0], list) else [outline]
+        if odd := next((part for part in parts if not isinstance(part, list)), None):
+            return DataError(where, f"segmentation: {kind(odd)} arrived among its polygons, which have to be lists.")
         # Two points are no outline; as four numbers they would even read as a box.
-        kept = [part for part in parts if not isinstance(part, list) or len(part) >= 6]
+        kept = [part for part in parts if len(part) >= 6]
         counts["parts"] += len(parts) - len(kept) if kept else 0
         if not kept:
             return DataError(where, "each of its polygons has fewer than three points, so it has no area.")

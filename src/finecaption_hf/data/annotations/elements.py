@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..json_stream import JsonStream, parse
+from ..json_stream import MAX_ELEMENT_BYTES, JsonStream, parse
 
 MAX_IN_MEMORY = 2**29
 """Larger files (512 MiB) are read one element at a time: slower, in memory that does not grow with their content."""
@@ -59,8 +59,10 @@ class ElementList:
             where: its place, for messages.
 
         Raises:
-            DataError: If it is no object, or the file is not what it was.
+            DataError: If it is no object or too long, or the file is not what it was.
         """
+        if (length := int(self.lengths[number])) > MAX_ELEMENT_BYTES:
+            raise DataError(where, f"it has {length} bytes, more than {MAX_ELEMENT_BYTES}.")
         value = parse_element(self.text(file, number), where)
         if not isinstance(value, dict):
             raise DataError(where, "an object is needed.")
