@@ -19,8 +19,9 @@ from ..json_stream import JsonStream, parse
 from .base import AnnotationFile, ReadOptions, Seen
 from .coco_pixels import CocoRegion
 from .elements import WHOLE_FILE, dumped, group, index_lists, spliced
+from .files import new_file
 from .seeing import see
-from .writing import replacing, with_texts
+from .writing import with_texts
 
 _Size = tuple[int, int]
 _Row = tuple[str, Any, list[int]]
@@ -95,7 +96,7 @@ class CocoInstances(AnnotationFile):
                     place = int(self._annotations.offsets[number]), int(self._annotations.lengths[number])
                     yield *place, waiting.read(lengths[number])
 
-            with replacing(self.path, target) as written:
+            with new_file(self.path, target) as written:
                 spliced(source, written, changes())
 
     # --- rows --------------------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ class CocoInstances(AnnotationFile):
 
     def _image_row(self, image: dict[str, Any]) -> dict[str, Any]:
         own = {key: value for key, value in image.items() if key not in _NOT_OF_A_ROW}
-        return {**own, "image": picture_name(image), "id": id_of(image)}
+        return {**own, "image": name_of(image), "id": id_of(image)}
 
     def _regions(
         self, annotation: dict[str, Any], image: dict[str, Any], size: _Size | None, where: str, counts: Counter[str]
@@ -252,7 +253,7 @@ def id_of(entry: dict[str, Any]) -> str | int | None:
     return as_id(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def picture_name(image: dict[str, Any]) -> str:
+def name_of(image: dict[str, Any]) -> str:
     """The name of an image's file; of LVIS, which has only an address, folder and file at its end.
 
     Raises:

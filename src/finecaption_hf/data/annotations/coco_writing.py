@@ -11,7 +11,8 @@ import numpy as np
 from ...mask_codecs_finecaption import decode_rle
 from ...masks_finecaption import box_around
 from ..encoding import encode_rle
-from .writing import replacing, with_texts
+from .files import new_file
+from .writing import with_texts
 
 # What a record says in the package's words, or about its picture; all else goes into the annotation as it is.
 _NOT_OWN = frozenset(
@@ -69,7 +70,7 @@ def write_coco(records: Iterable[Mapping[str, Any]], target: Path) -> int:
             json.dump(annotation, waiting)
             written += 1
         waiting.seek(0)
-        with replacing(None, target) as file:
+        with new_file(None, target) as file:
             file.write(b'{"images": [\n')
             file.write(",\n".join(map(json.dumps, images.values())).encode("ascii"))
             file.write(b'\n], "annotations": [\n')

@@ -166,14 +166,13 @@ def one_text(answers: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def new_file(original: Path, target: Path) -> Iterator[BinaryIO]:
+def new_file(original: Path | None, target: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes its name when all of it is on disk.
 
     Raises:
         DataError: If it would take the place of the original, or lie in it, which would be another input then.
     """
-    place, kept = target.resolve(), original.resolve()
-    if place == kept or (original.is_dir() and kept in place.parents):
+    if original is not None and _is_in(target.resolve(), original.resolve()):
         raise DataError(str(target), f"texts would be written into the original, {original}. Give another place.")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
@@ -186,3 +185,7 @@ def new_file(original: Path, target: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     os.replace(partial, target)
+
+
+def _is_in(place: Path, original: Path) -> bool:
+    return place == original or (original.is_dir() and original in place.parents)

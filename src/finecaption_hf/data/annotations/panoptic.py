@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..examples import kind
 from ..images import ImageStore, open_images, open_picture
 from .base import ReadOptions, Seen
-from .coco import CocoInstances, first_annotation, id_of, picture_name
+from .coco import CocoInstances, first_annotation, id_of, name_of
 from .coco_pixels import check_file_size
 from .writing import with_texts
 
@@ -58,7 +58,7 @@ class CocoPanoptic(CocoInstances):
             raise DataError(where, f"segments_info: {kind(segments)} arrived, a list of segments is needed.")
         name = annotation.get("file_name")
         if not isinstance(name, str) or not name:
-            name = PurePosixPath(picture_name(image)).with_suffix(".png").name
+            name = PurePosixPath(name_of(image)).with_suffix(".png").name
         png = SegmentPng(self._pngs, self._prefix + name)
         return [self._segment(segment, png, size, f"{where}: segments_info[{n}]") for n, segment in enumerate(segments)]
 

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from ..json_stream import MAX_ELEMENT_BYTES, parse
 from .base import AnnotationFile, ReadOptions, Seen
 from .coco import reference_of, size_of
 from .elements import dumped, parse_element
+from .files import new_file
 from .seeing import see
-from .writing import check_target, replacing, with_texts
+from .writing import with_texts
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _SCORES = ("predicted_iou", "stability_score")
@@ -81,12 +81,6 @@ class SamImages(AnnotationFile):
         return path.name, row
 
     def write_back(self, answers: Iterator[Mapping[str, str] | None], target: Path) -> None:
-        check_target(self.path, target)
-        is_folder = self.path.is_dir()
-        partial = target.with_name(f"{target.name}.partial") if is_folder else target.parent
-        if is_folder:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
         for index, path in enumerate(self._paths):
             _, row = self.read(index)
             given = [] if isinstance(row, DataError) else [next(answers, None) for _ in row["regions"]]
@@ -97,10 +91,8 @@ class SamImages(AnnotationFile):
                     with_texts(entry, texts) if texts else entry for entry, texts in zip(content["annotations"], given)
                 ]
                 data = dumped(content)
-            with replacing(path, partial / path.name if is_folder else target) as file:
+            with new_file(self.path, target / path.name if self.path.is_dir() else target) as file:
                 file.write(data)
-        if is_folder:
-            os.replace(partial, target)
 
 
 class SamMasks(AnnotationFile):
