@@ -17,6 +17,7 @@ from .labelme import LabelMe
 from .labelstudio import LabelStudio
 from .openimages import OpenImages
 from .panoptic import CocoPanoptic
+from .refused import refusal
 from .sam import SamImages, SamMasks
 from .seeing import see
 from .supervisely import Supervisely
@@ -54,7 +55,10 @@ def recognise(path: Path) -> list[type[AnnotationFile]]:
         DataError: If it is of a known tool, but not read: it says what to export instead.
     """
     seen = see(path)
-    return [each for each in ANNOTATION_FORMATS if each.recognises(seen)]
+    found = [each for each in ANNOTATION_FORMATS if each.recognises(seen)]
+    if not found and (reason := refusal(seen)) is not None:
+        raise DataError(str(path), reason)
+    return found
 
 
 def has_splits(format: str | None) -> bool:
