@@ -21,6 +21,7 @@ from .refused import refusal
 from .sam import SamImages, SamMasks
 from .seeing import see
 from .supervisely import Supervisely
+from .via import Via
 from .videos import SavFrames, SavMasklets, YouTubeVis
 from .voc import PascalVoc
 from .yolo import Yolo
@@ -38,6 +39,7 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     LabelStudio,
     Cvat,
     Supervisely,
+    Via,
     LabelMaps,
     Ade20k,
     Yolo,
