@@ -11,6 +11,7 @@ from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
 from .coco import CocoInstances, CocoResults
 from .coco_writing import write_coco
 from .cvat import Cvat
+from .datumaro import Datumaro
 from .geojson import GeoJson
 from .label_maps import LabelMaps
 from .labelme import LabelMe
@@ -39,6 +40,7 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     LabelStudio,
     Cvat,
     Supervisely,
+    Datumaro,
     Via,
     LabelMaps,
     Ade20k,

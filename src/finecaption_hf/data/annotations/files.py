@@ -60,14 +60,23 @@ def read_file(path: Path, where: str) -> bytes:
 
 
 class ElementsByNumber:
-    """The elements of a JSON file that is a list, of which only the places are kept; of an object, that alone.
+    """The elements of a list in a JSON file, of which only the places are kept.
 
     Safe in threads and in processes that were forked.
+
+    Args:
+        path, name: the file, and its name for messages.
+        key: the list's name in the object that the file is; `None`: the file is a list, or an object, its only element.
+        others: keys of the object whose values are small and wanted.
+
+    Attributes:
+        others (`dict[str, Any]`): their values, once all elements were scanned.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self._path, self._name = path, name
+    def __init__(self, path: Path, name: str, key: str | None = None, others: Collection[str] = ()) -> None:
+        self._path, self._name, self._key, self._wanted = path, name, key, others
         self._offsets, self._lengths = array("q"), array("q")
+        self.others: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -90,7 +99,15 @@ class ElementsByNumber:
                 self._lengths.append(stream.position() - start)
                 return value
 
-            if stream.peek() == "[":
+            if self._key is not None:
+                for key in stream.names():
+                    if key == self._key and stream.peek() == "[":
+                        yield from stream.elements(placed)
+                    elif key in self._wanted:
+                        self.others[key] = stream.value()
+                    else:
+                        stream.skip()
+            elif stream.peek() == "[":
                 yield from stream.elements(placed)
             else:
                 yield placed()
