@@ -189,7 +189,7 @@ def test_a_geodataframe_is_regions() -> None:
         (object(), "regions: object arrived"),
         (7, "regions: int arrived"),
         ({"color": "red"}, "regions: dict with the keys 'color' arrived"),
-        ([{"bbox": [1, 2, 3, 4]}], "as xywh it is box_xyxy \\[1, 2, 4, 6\\], as xyxy it is box_xyxy \\[1, 2, 3, 4\\]"),
+        ([{"bbox": [1, 2, 3, 4]}], r"which is box_xyxy \[1, 2, 4, 6\], or corners, which is box_xyxy \[1, 2, 3, 4\]"),
         ([[1, 2, 3, 4, 5, 6]], "list of 6 entries arrived"),
         (np.zeros((2, 3, 4, 5)), "their shape is \\(2, 3, 4, 5\\), needed is"),
         (np.zeros(4), "numpy.ndarray of shape \\(4,\\) arrived"),

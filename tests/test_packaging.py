@@ -37,6 +37,7 @@ CORE = set(
         "numpy",
         "evaluate",
         "datasets",
+        "pyarrow",
         "tokenizers",
         "packaging",
         "psutil",

@@ -131,7 +131,6 @@ NO_REGION: list[tuple[dict[str, Any], str]] = [
     ({"Box-XYXY": [2, 1, 6, 4]}, "probably meant is box_xyxy"),
     ({"polygons": [RING]}, "probably meant is polygon"),
     ({"mask_path": "masks/a.png"}, "probably meant is mask_file, the name of a mask picture"),
-    ({"xyxy": [2, 1, 6, 4]}, r"probably meant is box_xyxy = \[x0, y0, x1, y1\] in pixels"),
     (
         {"bbox": [2, 1, 4, 3]},
         r"'bbox' holds \[2, 1, 4, 3\]. They may be x, y, width, height, which is box_xyxy \[2, 1, 6, 4\], or "
@@ -143,8 +142,6 @@ NO_REGION: list[tuple[dict[str, Any], str]] = [
     ({"mask": None, "bbox": [2, 1, 4, 3]}, "Say which"),
     ({"region": [2, 1, 6, 4]}, "'region' .*; probably meant is mask"),
     ({"points": [[2, 1], [6, 4]]}, "probably meant is polygon, an outline in pixels"),
-    ({"annotations": [{"segmentation": [RING]}]}, "'annotations' .*; probably meant is regions, a list of such rows"),
-    ({"objects": {"bbox": [[2, 1, 4, 3]]}}, "'objects' .*regions"),
     ({"shapes": [{"points": [[2, 1], [6, 4]]}]}, "'shapes' .*regions"),
     (
         {"thing": {"where": [2, 1, 6, 4]}},
@@ -163,6 +160,32 @@ def test_what_may_be_meant_as_a_region_is_never_the_whole_picture(
 ) -> None:
     with pytest.raises((MaskError, DataError), match=message):
         door(folder, row)
+
+
+@pytest.mark.parametrize("door", [python, chat, training, other_formats])
+@pytest.mark.parametrize("key", ["annotations", "objects"])
+def test_lists_of_objects_are_named_where_one_region_is_needed(folder: Path, door: Door, key: str) -> None:
+    with pytest.raises((MaskError, DataError), match=f"'{key}' .*; probably meant is regions, a list of such rows"):
+        door(folder, {key: [{"segmentation": [RING]}]})
+
+
+@pytest.mark.parametrize("door", [caption_lines, dataset_rows])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"annotations": [{"segmentation": [RING]}]},
+        {"objects": {"bbox_xywh": [[2, 1, 4, 3]], "category": ["cup"]}},
+        {"objects": [{"box": {"xmin": 2, "ymin": 1, "xmax": 6, "ymax": 4}, "label": "cup", "score": 0.9}]},
+        {"bbox": [2, 1, 4, 3], "area": 12},
+        {"xyxy": [2, 1, 6, 4]},
+        {"bboxes_xyxy": [[2, 1, 6, 4]], "labels": ["cup"]},
+    ],
+    ids=lambda row: " ".join(row),
+)
+def test_rows_of_other_tools_are_regions_where_nothing_is_left_open(
+    folder: Path, door: Door, row: dict[str, Any]
+) -> None:
+    np.testing.assert_array_equal(door(folder, row), as_mask({"box_xyxy": [2, 1, 6, 4]}, H, W))
 
 
 @pytest.mark.parametrize("door", [chat, *LINES])

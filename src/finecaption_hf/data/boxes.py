@@ -12,6 +12,7 @@ from .errors import DataError
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 """What four numbers may be: corners, corner and size, centre and size; in pixels, or ("n") in shares of the picture."""
 
+_NAMES = {"coco": "xywh", "pascal_voc": "xyxy", "voc": "xyxy", "yolo": "cxcywhn", "albumentations": "xyxyn"}
 # The sides of a box by their names: left, top, right and bottom.
 _SIDES = (
     ("xmin", "ymin", "xmax", "ymax"),
@@ -20,6 +21,20 @@ _SIDES = (
     ("x0", "y0", "x1", "y1"),
     ("left", "top", "right", "bottom"),
 )
+
+
+def as_box_format(name: Any, *, strict: bool = True) -> str | None:
+    """One of `BOX_FORMATS`, from it or from what libraries call it, such as "coco"; `None` where it is none.
+
+    Raises:
+        DataError: If it is none and `strict`.
+    """
+    found = _NAMES.get(name, name) if isinstance(name, str) else None
+    if found not in BOX_FORMATS:
+        if strict:
+            raise DataError("box format", f"there is no {name!r}. Known are: {', '.join((*BOX_FORMATS, *_NAMES))}.")
+        return None
+    return found
 
 
 @dataclass(frozen=True)
@@ -35,24 +50,21 @@ class ShareBox:
         return box_mask([self.x0 * width, self.y0 * height, self.x1 * width, self.y1 * height], height, width)
 
 
-def box_region(values: Any, box_format: str | None, what: str) -> Any:
+def box_region(values: Any, box_format: str, what: str) -> Any:
     """The region reference of four numbers.
 
     Args:
         values: list or array of four numbers.
-        box_format: one of `BOX_FORMATS`; `None` means that nobody said which.
+        box_format: one of `BOX_FORMATS`.
         what: where they stand, for messages.
 
     Raises:
-        DataError: If they are no box, or nobody said what they are: it names both readings.
+        DataError: If they are no box.
     """
     box = four_numbers(values)
     if box is None:
         raise DataError(what, "four numbers are needed.")
-    if box_format is None:
-        raise DataError(what, _both_readings(box))
-    if box_format not in BOX_FORMATS:
-        raise DataError(what, f"there is no box format {box_format!r}. Known are: {', '.join(BOX_FORMATS)}.")
+    box_format = as_box_format(box_format) or ""
     a, b, c, d = box
     if box_format.startswith("cxcywh"):
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
@@ -79,16 +91,3 @@ def named_box(value: Any) -> dict[str, Any] | None:
         if (box := four_numbers([value.get(side) for side in sides])) is not None:
             return {"box_xyxy": box}
     return None
-
-
-def _both_readings(box: list[float]) -> str:
-    x, y, c, d = box
-    readings = []
-    for name, corners in (("xywh", [x, y, x + c, y + d]), ("xyxy", box)):
-        is_box = corners[2] > corners[0] and corners[3] > corners[1]
-        shown = f"box_xyxy [{', '.join(f'{each:g}' for each in corners)}]"
-        readings.append(f"as {name} it is {shown}" if is_box else f"as {name} no box")
-    return (
-        f"it is [{', '.join(f'{each:g}' for each in box)}], and nothing says which numbers these are: "
-        f"{', '.join(readings)}. Give the box format (--box-format xywh or xyxy, or {', '.join(BOX_FORMATS[2:])})."
-    )

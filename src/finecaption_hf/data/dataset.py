@@ -18,7 +18,7 @@ from PIL import Image
 from .examples import DataError, Example
 from .images import ImageStore
 from .json_stream import LinesByNumber
-from .readers import ExampleReader, Place, load_rows, read_examples
+from .readers import FORMATS, ExampleReader, Place, load_rows, read_examples
 
 # Part of the name of every cached file: changes when the readers give other examples for the same source.
 _CACHE_VERSION = 2
@@ -27,10 +27,10 @@ _CACHE_VERSION = 2
 class _FileRows:
     """The rows of a JSONL file, of which only the places are kept."""
 
-    def __init__(self, path: Path, places: Iterator[Place], has_where: bool, stored_orientation: bool) -> None:
+    def __init__(self, path: Path, places: Iterator[Place], reader: ExampleReader, has_where: bool) -> None:
         self.lines = LinesByNumber(path)
+        self.reader = reader
         self.has_where = has_where
-        self.stored_orientation = stored_orientation
         for place in places:
             self.lines.add(*place)
 
@@ -41,7 +41,7 @@ class _FileRows:
             raise DataError(where, f"{row.reason} Did the file change?")
         if self.has_where and isinstance(row, dict):
             where = row.get("where", where)
-        return Example.from_json(row, where, store=store, stored_orientation=self.stored_orientation)
+        return self.reader.parse(row, where)
 
 
 class _DatasetRows:
@@ -50,11 +50,31 @@ class _DatasetRows:
     def __init__(self, reader: ExampleReader, places: Iterator[Place]) -> None:
         self.reader = reader
         self.dataset = load_rows(reader.source)
+        if not hasattr(self.dataset, "__len__"):
+            raise DataError(
+                reader.name,
+                "it streams, but training draws rows by number. Save it, Dataset.from_generator(lambda: (yield from "
+                "stream)) or to_parquet, and give that; of an endless one, stream.take(1000).",
+            )
         self.indices = array("q", (row for row, _, _ in places))
 
     def read(self, index: int, store: ImageStore | None) -> Example:
         row = self.indices[index]
         return self.reader.parse(self.dataset[row], f"{self.reader.name}[{row}]")
+
+
+class _AnnotationRows:
+    """The rows of a file of an annotation tool, by number; read where they lie."""
+
+    def __init__(self, reader: ExampleReader, places: Iterator[Place]) -> None:
+        self.reader = reader
+        self.indices = array("q", (row for row, _, _ in places))
+        assert reader.annotations is not None  # opened to find the places
+        self.annotations = reader.annotations
+
+    def read(self, index: int, store: ImageStore | None) -> Example:
+        where, row = self.annotations.read(self.indices[index])
+        return self.reader.parse(row, where)
 
 
 class ExampleDataset(torch.utils.data.Dataset[Example]):
@@ -70,7 +90,7 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
 
     def __init__(
         self,
-        rows: _FileRows | _DatasetRows,
+        rows: _FileRows | _DatasetRows | _AnnotationRows,
         num_regions: "array[int]",
         *,
         images: ImageStore | None,
@@ -132,9 +152,9 @@ def open_dataset(
     rejects: str | os.PathLike[str] | None = None,
     mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     keep_entity_references: bool = False,
-    stored_orientation: bool = False,
     cache: str | os.PathLike[str] | None = None,
     max_regions: int | None = None,
+    **reading: Any,
 ) -> ExampleDataset:
     """Open a dataset for access by number. All of it is read, and checked, once.
 
@@ -143,8 +163,7 @@ def open_dataset(
     same; several processes may do that at once.
 
     Args:
-        path, format, images, on_error, rejects, mapping, keep_entity_references, stored_orientation: as for
-            `read_examples`.
+        path, format, images, on_error, rejects, mapping, keep_entity_references, **reading: as for `read_examples`.
         cache: folder for files that were converted; `None` means `finecaption-hf/data` in the user's cache.
         max_regions: split an example with more regions over several items of the same image.
 
@@ -164,16 +183,20 @@ def open_dataset(
         rejects=rejects,
         mapping=mapping,
         keep_entity_references=keep_entity_references,
-        stored_orientation=stored_orientation,
+        **reading,
     )
     num_regions: array[int] = array("q")
     num_rejected, rejects_path = 0, reader.rejects_path
-    rows: _FileRows | _DatasetRows
+    rows: _FileRows | _DatasetRows | _AnnotationRows
     if reader.format == "datasets":
         rows = _DatasetRows(reader, _places(reader, num_regions))
         num_rejected = reader.num_rejected
     elif reader.format == "jsonl":
-        rows = _FileRows(Path(reader.source), _places(reader, num_regions), False, stored_orientation)
+        rows = _FileRows(Path(reader.source), _places(reader, num_regions), reader, has_where=False)
+        num_rejected = reader.num_rejected
+    elif reader.format not in FORMATS:
+        reader.reads_pictures = False
+        rows = _AnnotationRows(reader, _places(reader, num_regions))
         num_rejected = reader.num_rejected
     else:
         folder = _converted(reader, cache)
@@ -186,8 +209,8 @@ def open_dataset(
                 shutil.copyfile(folder / "rejects.jsonl", rejects_path)
         for message in counts["warnings"]:
             warnings.warn(message.replace("{rejects}", str(rejects_path)), stacklevel=2)
-        reader = read_examples(folder / "records.jsonl", "jsonl", images=reader.images)
-        rows = _FileRows(folder / "records.jsonl", _places(reader, num_regions), True, stored_orientation)
+        reader = read_examples(folder / "records.jsonl", "jsonl", images=reader.images, **reading)
+        rows = _FileRows(folder / "records.jsonl", _places(reader, num_regions), reader, has_where=True)
     if not num_regions:
         raise DataError(reader.name, f"it holds no example that can be used ({num_rejected} were rejected).")
     return ExampleDataset(

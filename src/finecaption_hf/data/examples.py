@@ -4,6 +4,7 @@ A branch is a question about a region and its answer. The package's own file for
 is `Example.to_json` and `Example.from_json`; docs/data.md describes it.
 """
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 from PIL import Image
 
 from ..masks_finecaption import REGION_KEYS, MaskError, read_region
+from .columns import is_picture
 from .encoding import encode_rle
 from .errors import DataError
-from .images import ImageStore, MaskFile, to_rgb
+from .images import ImageStore, MaskContent, MaskFile, to_rgb
+from .mask_rules import STRICT, MaskRules
 from .orientation import turned_region
 
 
@@ -94,12 +97,18 @@ class Example:
         if not self.regions:
             raise DataError("regions", "the image has none. Give at least one; a region without a mask is the image.")
 
-    def with_store(self, store: ImageStore | None, stored_orientation: bool = False) -> "Example":
-        """The same example, whose picture and mask files lie in `store`; see `stored_orientation`."""
-        regions = tuple(
-            replace(region, mask=replace(region.mask, store=store)) if isinstance(region.mask, MaskFile) else region
-            for region in self.regions
-        )
+    def with_store(
+        self, store: ImageStore | None, stored_orientation: bool = False, rules: MaskRules = STRICT
+    ) -> "Example":
+        """The same example, whose picture and mask files lie in `store`; see `stored_orientation`.
+
+        Args:
+            rules: how mask files are read.
+
+        Raises:
+            DataError: If a mask is the content of a file that holds none.
+        """
+        regions = tuple(replace(region, mask=_placed(region.mask, store, rules)) for region in self.regions)
         return replace(self, regions=regions, store=store, stored_orientation=stored_orientation)
 
     def reference(self, region: Region, picture: Any) -> Any:
@@ -164,6 +173,15 @@ class Example:
             return found.with_store(store, stored_orientation)
         except DataError as error:
             raise error.at(where) from error
+
+
+def _placed(mask: Any, store: ImageStore | None, rules: MaskRules) -> Any:
+    if isinstance(mask, MaskFile):
+        return replace(mask, store=mask.store or store, rules=rules.over(mask.rules))
+    if is_picture(mask) and isinstance(mask, dict) and mask["bytes"] is not None:
+        content = MaskContent(mask["bytes"], os.path.basename(mask["path"] or "") or "mask")
+        return content.mask("mask", content.parts[0], rules)
+    return mask
 
 
 def _region_row(region: Region) -> dict[str, Any]:
@@ -268,7 +286,13 @@ def no_region_beside(row: dict[str, Any]) -> None:
 
 
 def as_reference(value: Any, what: str) -> Any:
-    """A region reference as far as can be told without its image; `as_mask` judges it later."""
+    """A region reference as far as can be told without its image; `as_mask` judges it later.
+
+    Raises:
+        DataError: If it cannot be one, or an error stands in its place.
+    """
+    if isinstance(value, DataError):
+        raise value
     if isinstance(value, (bool, int, float)):
         raise DataError(
             what, f"{kind(value)} arrived, a region reference is needed: COCO RLE, polygons, a box, a blob."

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..masks_finecaption import REGION_KEYS, is_region_reference
+from ..masks_finecaption import REGION_KEYS, MaskError, is_region_reference, read_region
 from .boxes import box_region, four_numbers, named_box
 from .errors import DataError
 
@@ -165,8 +165,12 @@ def _of_mapping(objects: Mapping[Any, Any], box_format: str) -> list[Any]:
     if (box := named_box(objects.get("box"))) is not None:
         return [box]
     if four_numbers(objects.get("bbox")) is not None:
-        own = "xywh" if _OF_COCO & objects.keys() else None
-        return [box_region(objects["bbox"], own, "bbox")]
+        if _OF_COCO & objects.keys():
+            return [box_region(objects["bbox"], "xywh", "bbox")]
+        try:
+            read_region({"bbox": list(objects["bbox"])})
+        except MaskError as error:  # it tells both readings
+            raise DataError("regions", str(error)) from error
     raise _unknown(objects)
 
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..masks_finecaption import REGION_KEYS
-from .annotations import AnnotationFile, ReadOptions, has_splits, open_annotations, recognise
+from .annotations import AnnotationFile, ReadOptions, has_splits, is_pattern, open_annotations, recognise
+from .columns import Columns
 from .examples import (
     DataError,
     as_id,
@@ -36,7 +37,7 @@ from .json_stream import LinesByNumber, json_lines
 from .mask_rules import STRICT, MaskRules
 from .orientation import turned_region
 from .readers.detection import is_saved_dataset
-from .readers.rows import DatasetRows, open_split
+from .readers.rows import DatasetRows, StreamRows, is_stream, open_split
 
 MAX_REGIONS = 64
 """Regions of an image that are prepared at once; of an image with more, each such part is encoded by itself."""
@@ -194,7 +195,7 @@ class RegionInputs:
         first_error: DataError | None = None
         num_good = image_start = 0
         previous: str | None = None
-        self._parse = _parse_annotated if self.annotations else _parse
+        self._parse = _parse_annotated if self.annotations and not self.annotations.has_own_rows else _parse
         for where, value in rows.scan():
             row = self._parse(value, where)
             self.num_without_regions += not row.regions
@@ -262,9 +263,9 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
     """Open regions, of whatever form.
 
     Args:
-        source: JSON Lines; a file or folder of an annotation tool (docs/formats.md); a folder of pictures with masks,
-            or with a `records.jsonl`; a `datasets.Dataset` in memory, or the folder or the id on the Hub of a saved
-            one.
+        source: JSON Lines; a file or folder of an annotation tool (docs/formats.md), or a pattern of parquet files or
+            shards; a folder of pictures with masks, or with a `records.jsonl`; a `datasets.Dataset` in memory, or the
+            folder or the id on the Hub of a saved one; a `datasets.IterableDataset`, see `StreamRows`.
         options, **changes: see `ReadOptions`; `open_regions("instances.json", images="photos")`.
 
     Raises:
@@ -274,10 +275,11 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
     images, split, format = options.images, options.split, options.format
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
     is_own = format in ("jsonl", "folder", "datasets")
-    known = recognise(path) if path is not None and path.exists() and format is None else []
+    is_there = path is not None and (path.exists() or is_pattern(path))
+    known = recognise(path) if path is not None and is_there and format is None else []
     if split is not None:
         is_own = is_own or not (any(each.has_splits for each in known) or has_splits(format))
-    if path is not None and path.exists() and not is_own and (format is not None or known):
+    if path is not None and is_there and not is_own and (format is not None or known):
         annotations = open_annotations(path, options)
         store = open_images(annotations.where_images_lie() if images is None else images)
         return RegionInputs(
@@ -297,21 +299,26 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
             raise DataError(str(path), "a file has no splits. Leave --split out.")
         store = open_images(path.parent if images is None else images)
         store.take_aliases(path.parent)
-        return RegionInputs(path.name, _FileRows(path), store, _digest_of_lines(path), "JSON Lines", options=options)
+        lines = _FileRows(path, options.box_format)
+        return RegionInputs(path.name, lines, store, _digest_of_lines(path), "JSON Lines", options=options)
     if path is not None and split is None and not path.is_dir():
         raise DataError(str(source), "there is no such file or folder. Of a dataset on the Hub, give --split, too.")
     dataset, name = open_split(source, split)
-    fingerprint = f"{dataset._fingerprint}-{len(dataset)}"
     opened = None if images is None else open_images(images)
-    return RegionInputs(name, DatasetRows(dataset, name), opened, fingerprint, "a data set", options=options)
+    if is_stream(dataset):
+        stream = StreamRows(dataset, name, options.box_format)
+        return RegionInputs(name, stream, opened, stream.fingerprint, "a data set that streams", options=options)
+    table, fingerprint = DatasetRows(dataset, name, options.box_format), f"{dataset._fingerprint}-{len(dataset)}"
+    return RegionInputs(name, table, opened, fingerprint, "a data set", options=options)
 
 
 class _FileRows:
     """A JSONL file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, box_format: str | None = None) -> None:
         self.name = path.name
         self.lines = LinesByNumber(path)
+        self.columns = Columns(box_format=box_format)
 
     def scan(self) -> Iterator[tuple[str, Any]]:
         for number, offset, length, value in json_lines(self.lines.path):
@@ -323,7 +330,9 @@ class _FileRows:
 
     def _place(self, number: int, value: Any) -> tuple[str, Any]:
         where = f"{self.name}:{number}"
-        return where, DataError(where, value.reason) if isinstance(value, DataError) else value
+        if isinstance(value, DataError):
+            return where, DataError(where, value.reason)
+        return where, self.columns.row(value) if isinstance(value, dict) else value
 
 
 class _ListedRows:

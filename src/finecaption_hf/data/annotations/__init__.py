@@ -18,13 +18,16 @@ from .labelme import LabelMe
 from .labelstudio import LabelStudio
 from .openimages import OpenImages
 from .panoptic import CocoPanoptic
+from .patterns import is_pattern, matching
 from .refused import refusal
 from .sam import SamImages, SamMasks
 from .seeing import see
 from .supervisely import Supervisely
+from .tables import Parquet
 from .via import Via
 from .videos import SavFrames, SavMasklets, YouTubeVis
 from .voc import PascalVoc
+from .webdataset import WebDataset
 from .yolo import Yolo
 
 ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
@@ -47,6 +50,8 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     Yolo,
     PascalVoc,
     OpenImages,
+    Parquet,
+    WebDataset,
     GeoJson,
 )
 """All formats, by the order in which they are named."""
@@ -58,6 +63,9 @@ def recognise(path: Path) -> list[type[AnnotationFile]]:
     Raises:
         DataError: If it is of a known tool, but not read: it says what to export instead.
     """
+    if is_pattern(path):
+        seen = see(matching(path, "")[0])
+        return [each for each in ANNOTATION_FORMATS if each.takes_patterns and each.recognises(seen)]
     seen = see(path)
     found = [each for each in ANNOTATION_FORMATS if each.recognises(seen)]
     if not found and (reason := refusal(seen)) is not None:
@@ -97,6 +105,7 @@ __all__ = [
     "Seen",
     "SizedRegion",
     "has_splits",
+    "is_pattern",
     "open_annotations",
     "recognise",
     "see",

@@ -136,12 +136,16 @@ class AnnotationFile(ABC):
         format (`str`): its name on the command line.
         title (`str`): what people call it.
         has_splits (`bool`): whether it knows what `ReadOptions.split` names.
+        has_own_rows (`bool`): rows are as those of the package's JSON Lines instead, checked by whoever reads them.
+        takes_patterns (`bool`): the path may be a pattern for several files.
         notes (`list[str]`): lines about how the file was read, such as the rule of a label map, for the user.
     """
 
     format: ClassVar[str]
     title: ClassVar[str]
     has_splits: ClassVar[bool] = False
+    has_own_rows: ClassVar[bool] = False
+    takes_patterns: ClassVar[bool] = False
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path

@@ -79,7 +79,7 @@ class GeoJson(AnnotationFile):
             for row in found:
                 self._rows.append(row)
                 yield self.read(len(self._rows) - 1)
-        self.notes = [f"{number} {what}: left out." for what, number in sorted(left_out.items())]
+        self.notes = [f"{number} {what}: left out." for what, number in sorted((+left_out).items())]
 
     def _index(self, number: int, path: Path, left_out: Counter[str]) -> list[_Row | DataError]:
         rows: dict[str | None, _Row] = {}
@@ -239,7 +239,8 @@ def _polygons(geometry: Any) -> list[Any]:
 
 def _flat(ring: Any) -> Any:
     """Points without their heights."""
-    if not isinstance(ring, list):
+    has_heights = isinstance(ring, list) and ring and isinstance(ring[0], list) and len(ring[0]) > 2
+    if not has_heights:
         return ring
     return [point[:2] if isinstance(point, list) and len(point) > 2 else point for point in ring]
 

@@ -12,27 +12,38 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, get_args
 
+from ..annotations import ANNOTATION_FORMATS, AnnotationFile, ReadOptions, is_pattern, open_annotations, recognise
+from ..columns import Columns, declared_formats, is_picture
 from ..examples import DataError, Example
 from ..images import ImageStore, open_images
 from ..json_stream import JsonStream, json_lines
 from . import described
+from .annotated import WITHOUT_CAPTION, NoTextsError, annotated, is_record, recorded
 from .coco import refcoco
-from .detection import Format, detect_format, has_elements
+from .detection import Format, detect_format, has_elements, has_image_captions, is_saved_dataset
 from .keys import COMPOSITIONCAP, DATASETS, OSPREY, Keys
 
 FORMATS: tuple[str, ...] = get_args(Format)
 
+_ANNOTATIONS = {each.format: each for each in ANNOTATION_FORMATS}
 _RAW_LENGTH = 2000
-_KEYS = {"compositioncap": COMPOSITIONCAP, "llava": Keys(), "osprey": OSPREY, "datasets": DATASETS}
+_KEYS = {"compositioncap": COMPOSITIONCAP, "llava": Keys(), "osprey": OSPREY}
+# Tables, whose rows have columns.
+_KEYS |= dict.fromkeys(["datasets", *(each.format for each in ANNOTATION_FORMATS if each.has_own_rows)], DATASETS)
 
 # Number of the line (from 1) or row (from 0); offset and length of a line in bytes.
 Place = tuple[int, int, int]
 # Where a part stands; the example or why there is none; what was read; the place of a line or row.
 Item = tuple[str, "Example | DataError", Any, Place | None]
 Used = TypeVar("Used")
+
+
+class UnknownFormatError(DataError):
+    """It cannot be told which format of described regions a file or folder has."""
 
 
 class ExampleReader:
@@ -46,6 +57,9 @@ class ExampleReader:
         on_reject (*optional*): is called with where and reason of each rejected example.
         left_out (`Counter[str]`): what the rules of the format leave out (reason -> number), such as objects without
             any text. They are no errors, but nothing is left out without being counted here.
+        annotations (`AnnotationFile`, *optional*): the file of an annotation tool, as the last iteration opened it.
+        options (`ReadOptions`): how regions are read.
+        reads_pictures (`bool`): if not, rows of tables come without the pictures in them, which is faster.
     """
 
     def __init__(
@@ -58,7 +72,7 @@ class ExampleReader:
         rejects: Path,
         keys: Keys,
         keep_entity_references: bool,
-        stored_orientation: bool = False,
+        options: ReadOptions,
     ) -> None:
         self.source = source
         self.format = format
@@ -67,7 +81,10 @@ class ExampleReader:
         self.rejects_path = rejects
         self.keys = keys
         self.keep_entity_references = keep_entity_references
-        self.stored_orientation = stored_orientation
+        self.options = options
+        self.annotations: AnnotationFile | None = None
+        self.reads_pictures = True
+        self._columns = Columns(box_format=options.box_format)
         self.on_reject: Callable[[str, str], None] | None = None
         self._reset()
 
@@ -81,6 +98,7 @@ class ExampleReader:
         Raises:
             DataError: If something cannot be used and `on_error` is "raise"; and in any case where the file is broken
                 so that what follows cannot be told apart, since an unknown number of examples would be lost.
+            NoTextsError: If there are regions, but no text about any of them.
         """
         return self.each(lambda example, place: example)
 
@@ -90,6 +108,8 @@ class ExampleReader:
         rejects: TextIO | None = None
         try:
             for where, found, raw, place in self._items():
+                if isinstance(found, NoTextsError):  # it is counted
+                    continue
                 error = found
                 if isinstance(found, Example):
                     try:
@@ -116,6 +136,12 @@ class ExampleReader:
         finally:
             if rejects is not None:
                 rejects.close()
+        if not self.num_examples and not self.num_rejected and self.left_out[WITHOUT_CAPTION]:
+            raise NoTextsError(
+                self.name,
+                f"it has {self.left_out[WITHOUT_CAPTION]} regions but no text about any of them, so there is nothing "
+                "to learn from or to compare with. Its regions can be described: finecaption describe.",
+            )
         self._tell()
 
     def _tell(self) -> None:
@@ -128,6 +154,8 @@ class ExampleReader:
         if left_out := +self.left_out:
             counts = ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items()))
             warnings.warn(f"{self.name}: left out were {counts}.", stacklevel=3)
+        for note in self.annotations.notes if self.annotations else ():
+            warnings.warn(f"{self.name}: {note}", stacklevel=3)
 
     @property
     def name(self) -> str:
@@ -145,6 +173,8 @@ class ExampleReader:
             yield from self._grand()
         elif self.format == "jsonl":
             yield from self._lines()
+        elif self.format in _ANNOTATIONS:
+            yield from self._annotations()
         else:
             with open(self.source, "rb") as file:
                 first = JsonStream(file, self.name).peek()
@@ -203,9 +233,21 @@ class ExampleReader:
 
     def _rows(self) -> Iterator[Item]:
         dataset = load_rows(self.source)
-        for index in range(len(dataset)):
+        schema = dataset.data.schema if hasattr(dataset, "data") else ()
+        self._columns = Columns(
+            getattr(dataset, "features", None), self.options.box_format, dict(declared_formats(schema))
+        )
+        for index, row in enumerate(dataset):  # a stream has neither length nor rows by number
             where = f"{self.name}[{index}]"
-            row = dataset[index]
+            yield where, self._parse(row, where), row, (index, 0, 0)
+
+    def _annotations(self) -> Iterator[Item]:
+        self.annotations = opened = open_annotations(Path(self.source), replace(self.options, format=self.format))
+        for index, (where, row) in enumerate(opened.scan()):
+            if opened.has_own_rows and self.reads_pictures:
+                where, row = opened.read(index)
+            elif opened.has_own_rows and isinstance(row, dict) and is_picture(row.get("image")):
+                row = {**row, "image": "(not read)"}
             yield where, self._parse(row, where), row, (index, 0, 0)
 
     def _parse(self, value: Any, where: str, image: str | None = None) -> Example | DataError:
@@ -226,11 +268,15 @@ class ExampleReader:
             raise error if error.where == where else error.at(where) from error
 
     def _placed(self, example: Example) -> Example:
-        return example.with_store(self.images, self.stored_orientation)
+        return example.with_store(self.images, self.options.stored_orientation, self.options.mask_rules)
 
     def _example(self, value: Any, where: str, image: str | None) -> Example:
+        if isinstance(value, DataError):
+            raise value
         if self.format == "jsonl":
-            return Example.from_json(value, where)
+            return recorded(value, where, self.left_out) if is_record(value) else Example.from_json(value, where)
+        if self.format in _ANNOTATIONS and not _ANNOTATIONS[self.format].has_own_rows:
+            return annotated(value, where, self.left_out)
         if self.format == "grand":
             return described.grand(image or "", value, where, self.left_out)
         if self.format == "compositioncap":
@@ -239,10 +285,10 @@ class ExampleReader:
             return described.compositioncap(value, where, self.keys, self.keep_entity_references, self.left_out)
         if self.format == "llava":
             return described.llava(value, where, self.keys, self.left_out)
-        if self.format == "datasets":
+        if self.format == "datasets" or self.format in _ANNOTATIONS:
             from .rows import row_example
 
-            return row_example(value, where, self.keys, self.left_out)
+            return row_example(value, where, self.keys, self.left_out, self._columns)
         return described.osprey(value, where, self.keys, self.left_out)
 
 
@@ -255,21 +301,22 @@ def read_examples(
     rejects: str | os.PathLike[str] | None = None,
     mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     keep_entity_references: bool = False,
-    stored_orientation: bool = False,
+    **reading: Any,
 ) -> ExampleReader:
     """Open the annotations of a dataset.
 
     Args:
-        path: a file; a folder of GranD's files, of a saved `datasets.Dataset`, or with a `records.jsonl`; or a
-            `datasets.Dataset` in memory.
-        format: one of `FORMATS`; `None` means that the content decides.
+        path: a file; a folder of GranD's files, of a saved `datasets.Dataset`, or with a `records.jsonl`; a file or
+            folder of an annotation tool (docs/formats.md), of which each region with a caption counts; what `describe`
+            wrote; or a `datasets.Dataset` in memory.
+        format: one of `FORMATS`, or of `ANNOTATION_FORMATS`; `None` means that the content decides.
         images: folder, .zip or .tar of the pictures; `None` means the folder in which the annotations lie.
         on_error: what to do with an example that cannot be used: "raise", or "skip": count it, write it to `rejects` as
             a JSON line {where, reason, raw}, and warn with the count at the end. Nothing takes its place.
         rejects: file for rejected examples; `None` means the file's own name with `.rejects.jsonl`.
         mapping: changes to the names of keys, see `Keys`: a mapping, or a YAML or JSON file with one.
         keep_entity_references: keep references such as "(entity_id_3)" in the texts of CompositionCap.
-        stored_orientation: regions are in the pixels of pictures as they are stored, before the EXIF orientation.
+        **reading: how regions are read where files do not say it, see `ReadOptions`: `box_format`, `label_map`, ..
 
     Returns:
         `ExampleReader`.
@@ -279,22 +326,25 @@ def read_examples(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}. Give 'raise' or 'skip'.")
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}. Known are: {', '.join(FORMATS)}.")
+    if format is not None and format not in (*FORMATS, *_ANNOTATIONS):
+        raise ValueError(f"There is no format {format!r}. Known are: {', '.join((*FORMATS, *_ANNOTATIONS))}.")
+    options = ReadOptions(images=images, **reading)
     store: str | os.PathLike[str] | ImageStore | None
     if isinstance(path, (str, os.PathLike)):
         given = Path(path)
-        if not given.exists():
+        if not (given.exists() or is_pattern(given)):
             raise DataError(str(given), "there is no such file or folder.")
         if given.is_dir() and (given / "records.jsonl").is_file() and format in (None, "jsonl"):
             given, format = given / "records.jsonl", "jsonl"
-        format = format or detect_format(given)
+        format = format or _format_of(given, options)
         takes_folder, takes_file = format in ("grand", "datasets"), format != "datasets"
-        if not (takes_folder if given.is_dir() else takes_file):
+        if format not in _ANNOTATIONS and not (takes_folder if given.is_dir() else takes_file):
             raise DataError(str(given), f"this is no {'file' if given.is_dir() else 'folder'} of the format {format}.")
         source: Any = given
         beside = given.with_name(given.name + ".rejects.jsonl")
         store = images if images is not None else given if given.is_dir() else given.parent
+        if format in _ANNOTATIONS and images is None:
+            store = open_annotations(given, replace(options, format=format)).where_images_lie()
     else:
         format = format or "datasets"
         source, beside = path, Path("dataset.rejects.jsonl")
@@ -314,8 +364,36 @@ def read_examples(
         rejects=Path(rejects) if rejects is not None else beside,
         keys=_KEYS.get(format, Keys()).changed(mapping),
         keep_entity_references=keep_entity_references,
-        stored_orientation=stored_orientation,
+        options=options,
     )
+
+
+def _format_of(path: Path, options: ReadOptions) -> str:
+    """The format of a file or folder: one of described regions where it says so, else one of an annotation tool.
+
+    Raises:
+        DataError: If it is none that is known, or may be one of several.
+    """
+    if path.is_dir() and is_saved_dataset(path):
+        return "datasets"
+    unknown: DataError | None = None
+    if not path.is_dir() and not is_pattern(path):
+        try:
+            described = detect_format(path)
+        except DataError as error:
+            unknown = error
+        else:
+            # The lists of COCO and objects with objects in them are in files of several tools.
+            if described not in ("refcoco", "grand") or (described == "refcoco" and has_image_captions(path)):
+                return described
+    if found := recognise(path):
+        return found[0].format if len(found) == 1 else open_annotations(path, options).format
+    try:
+        if unknown is not None:
+            raise unknown
+        return detect_format(path)
+    except DataError as error:
+        raise UnknownFormatError(error.where, error.reason) from error
 
 
 def load_rows(source: Any) -> Any:
@@ -339,4 +417,4 @@ def _shown(raw: Any) -> str | None:
         return f"<{type(raw).__name__}>"
 
 
-__all__ = ["FORMATS", "Keys", "ExampleReader", "read_examples"]
+__all__ = ["FORMATS", "ExampleReader", "Keys", "NoTextsError", "UnknownFormatError", "read_examples"]

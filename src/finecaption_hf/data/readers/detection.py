@@ -35,6 +35,17 @@ def has_elements(path: str | os.PathLike[str], keys: Keys) -> bool:
     return True
 
 
+def has_image_captions(path: Path) -> bool:
+    """Whether the first of a COCO file's `images` has a caption of its own, as files of RefCOCO have."""
+    with open(path, "rb") as file:
+        stream = JsonStream(file, str(path))
+        for key in stream.names():
+            if key == "images" and stream.peek() == "[":
+                return _has(next(iter(stream.elements()), None), ("caption",))
+            stream.skip()
+    return False
+
+
 def detect_format(path: Path) -> Format:
     """The format of a file or folder.
 
@@ -114,6 +125,8 @@ def _of_element(value: Any, path: Path) -> Format:
 def _element_format(value: Any) -> Format | None:
     if not isinstance(value, dict):
         return None
+    if isinstance(value.get("region_index"), int) and _has(value, ("answers", "error")):  # a record of `describe`
+        return "jsonl"
     regions = value.get("regions")
     if isinstance(regions, list) and any(isinstance(region, dict) and "branches" in region for region in regions):
         return "jsonl"
