@@ -441,8 +441,8 @@ def test_wrong_settings_are_told(tmp_path: Path) -> None:
         read_examples(tmp_path / "absent")
     with pytest.raises(DataError, match="this is no file of the format llava"):
         read_examples(tmp_path, "llava")
-    with pytest.raises(ValueError, match=r"no format 'coco'\. Known are: compositioncap"):
-        read_examples(path, "coco")
+    with pytest.raises(ValueError, match=r"no format 'cocoa'\. Known are: compositioncap.*geojson"):
+        read_examples(path, "cocoa")
     with pytest.raises(ValueError, match="on_error is 'ignore'"):
         read_examples(path, on_error="ignore")
     with pytest.warns(UserWarning, match="keep_entity_references has no effect"):

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import Json, Model, errors_in_one_line
-from .reading import StoredOrientation
+from .reading import (
+    Alpha,
+    BoxFormat,
+    Format,
+    Ignore,
+    ImageList,
+    LabelMap,
+    ResizeMasks,
+    StoredOrientation,
+    Threshold,
+    reading_options,
+)
 
 if TYPE_CHECKING:
     from ..data.check import DatasetReport
@@ -28,15 +39,9 @@ def group() -> None:
 
 @app.command()
 def check(
+    ctx: typer.Context,
     path: Annotated[Path, typer.Argument(help="Annotations: a file, or a folder of them.", show_default=False)],
-    format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Format: compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
-            show_default="told by the content",
-        ),
-    ] = None,
+    format: Format = None,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -49,6 +54,13 @@ def check(
     keep_entity_references: Annotated[
         bool, typer.Option("--keep-entity-references", help='Keep "(entity_id_3)" in texts.')
     ] = False,
+    image_list: ImageList = None,
+    ignore: Ignore = None,
+    label_map: LabelMap = None,
+    box_format: BoxFormat = None,
+    threshold: Threshold = None,
+    alpha: Alpha = False,
+    resize_masks: ResizeMasks = False,
     stored_orientation: StoredOrientation = False,
     model: Model = None,
     decode: Annotated[
@@ -68,37 +80,44 @@ def check(
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many examples.", show_default="all")] = None,
     as_json: Json = False,
 ) -> None:
-    """Read a whole dataset and tell what is in it, and every problem. Exit code 1 if there are problems."""
+    """Read a whole dataset and tell what is in it, and every problem. Exit code 1 if there are problems.
+
+    Where there are regions but no texts, pictures and regions are checked.
+    """
     with errors_in_one_line():
         from transformers import AutoProcessor
 
         from .. import EMBEDDED_CHECKPOINT, register
-        from ..data.check import check_dataset
+        from ..data import open_regions
+        from ..data.check import check_dataset, check_regions, may_be_regions
         from ..data.readers import read_examples
 
         register()
         processor = AutoProcessor.from_pretrained(str(EMBEDDED_CHECKPOINT if model is None else model))
-        reader = read_examples(
-            path,
-            format,
-            images=images,
-            on_error=on_error,
-            rejects=rejects,
-            mapping=mapping,
-            keep_entity_references=keep_entity_references,
-            stored_orientation=stored_orientation,
-        )
+        reading = reading_options(ctx.params)
         columns = (SpinnerColumn(), TextColumn("{task.completed} examples"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task("examples", total=None)
-            report = check_dataset(
-                reader,
-                tokenizer=processor.tokenizer,
-                questions=processor.questions,
-                check_images=decode,
-                limit=limit,
-                on_example=lambda done: progress.update(bar, completed=done),
-            )
+            how: dict[str, Any] = {
+                "check_images": decode,
+                "limit": limit,
+                "on_example": lambda done: progress.update(bar, completed=done),
+            }
+            try:
+                reader = read_examples(
+                    path,
+                    format,
+                    images=images,
+                    on_error=on_error,
+                    rejects=rejects,
+                    mapping=mapping,
+                    keep_entity_references=keep_entity_references,
+                    **reading,
+                )
+                report = check_dataset(reader, tokenizer=processor.tokenizer, questions=processor.questions, **how)
+            except ValueError as error:
+                with may_be_regions(error):
+                    report = check_regions(open_regions(path, images=images, format=format, **reading), **how)
     if as_json:
         typer.echo(json.dumps(asdict(report), ensure_ascii=False, indent=2))
     else:
@@ -126,7 +145,7 @@ def _print_report(report: "DatasetReport") -> None:
     names = Table("task or attribute", "branches", "")
     for name, number in report.names.items():
         names.add_row(Text(name), f"{number:,}", "no question of that name" if name in report.unknown_names else "")
-    tables = [summary, names]
+    tables = [summary, names] if report.names else [summary]
     if report.areas:
         areas = Table("area of a region", "regions", "")
         largest = max(report.areas.values(), default=0)

@@ -38,7 +38,7 @@ from .reading import (
     ResizeMasks,
     StoredOrientation,
     Threshold,
-    as_numbers,
+    reading_options,
 )
 
 if TYPE_CHECKING:
@@ -150,19 +150,7 @@ def describe(
 
     try:
         check_output(output)
-        reading = ReadOptions(
-            images=images,
-            format=format,
-            split=split,
-            image_list=image_list,
-            ignore=as_numbers(ignore),
-            label_map=label_map,
-            box_format=box_format,
-            threshold=threshold,
-            alpha=alpha,
-            resize_masks=resize_masks,
-            stored_orientation=stored_orientation,
-        )
+        reading = ReadOptions(images=images, format=format, split=split, **reading_options(ctx.params))
         inputs = open_regions(path, reading)
         tell(f"{path}: read as {inputs.title}, {inputs.num_regions} regions.")
         for note in inputs.notes:

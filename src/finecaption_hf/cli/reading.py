@@ -1,7 +1,8 @@
 """The options of all commands that read regions: how annotations are read where their files do not say it."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,6 +85,32 @@ StoredOrientation = Annotated[
         rich_help_panel=_READING,
     ),
 ]
+
+
+READING = (
+    "image_list",
+    "ignore",
+    "label_map",
+    "box_format",
+    "threshold",
+    "alpha",
+    "resize_masks",
+    "stored_orientation",
+)
+"""The options of a command that are fields of `ReadOptions`, besides format, pictures and split."""
+
+
+def reading_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those fields of `ReadOptions` that a call of a command gives, by name.
+
+    Args:
+        given: all its options (`ctx.params`).
+
+    Raises:
+        ValueError: If one has another form.
+    """
+    found = {name: value for name in READING if (value := given.get(name)) is not None and value is not False}
+    return {**found, "ignore": as_numbers(found["ignore"])} if "ignore" in found else found
 
 
 def as_numbers(text: str | None) -> tuple[int, ...]:

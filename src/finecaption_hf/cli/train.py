@@ -1,5 +1,6 @@
 """`finecaption train`: the stages of training."""
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from .common import errors_in_one_line
-from .reading import StoredOrientation
+from .reading import (
+    Alpha,
+    BoxFormat,
+    Ignore,
+    LabelMap,
+    ResizeMasks,
+    StoredOrientation,
+    Threshold,
+    reading_options,
+)
 
 
 class OnError(str, Enum):
@@ -38,16 +48,24 @@ def train(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH", help="Examples to train on (repeatable; a stage weighs them by name)."),
+        typer.Option(
+            metavar="[NAME=]PATH", help="Described regions to train on (repeatable; a stage weighs them by name)."
+        ),
     ] = None,
     eval_data: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH", help="Examples for the evaluation loss and sample captions (repeatable)."),
+        typer.Option(metavar="[NAME=]PATH", help="The same for the evaluation loss and sample captions (repeatable)."),
     ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]PATH", help="Folder, .zip or .tar of the pictures of NAME, or of all data."),
     ] = None,
+    ignore: Ignore = None,
+    label_map: LabelMap = None,
+    box_format: BoxFormat = None,
+    threshold: Threshold = None,
+    alpha: Alpha = False,
+    resize_masks: ResizeMasks = False,
     stored_orientation: StoredOrientation = False,
     on_error: Annotated[
         OnError, typer.Option(help="What happens to a bad example: end with an error, or leave it out and count it.")
@@ -84,7 +102,7 @@ def train(
         if (stage is None) == (recipe is None):
             raise StageError("Give either --stage, for one, or --recipe, for stages in a row.")
         plan = Recipe(stages=(find_stage(stage),)) if stage is not None else read_recipe(str(recipe))
-        reading = (images, on_error, stored_orientation)
+        reading = (images, on_error, reading_options(ctx.params))
         given: dict[str, Any] = {
             "model": model,
             "data": with_options(named_paths(data, "--data"), *reading) if data else None,
@@ -116,7 +134,7 @@ def train(
 
 
 def with_options(
-    paths: dict[str, str], images: list[str] | None, on_error: OnError, stored_orientation: bool = False
+    paths: dict[str, str], images: list[str] | None, on_error: OnError, reading: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
     """Arguments of `open_dataset` for each name."""
     named = dict(text.split("=", 1) for text in images or () if text.split("=", 1)[0] in paths)
@@ -130,6 +148,6 @@ def with_options(
             "path": path,
             **({} if store is None else {"images": store}),
             **({} if on_error is OnError.stop else {"on_error": on_error.value}),
-            **({"stored_orientation": True} if stored_orientation else {}),
+            **reading,
         }
     return result

@@ -3,16 +3,19 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..masks_finecaption import MaskError, as_mask
 from ..prompts_finecaption import ATTRIBUTES, TASKS, find_question, normalise_name
 from .examples import DataError, Example
-from .readers import ExampleReader, Place
+from .readers import ExampleReader, NoTextsError, Place, UnknownFormatError
+from .regions import ImageInput, RegionInputs
 
 OWN_WORDS = "(question in own words)"
 
@@ -128,6 +131,8 @@ def check_dataset(
                 if limit is not None and done >= limit:
                     report.complete = False
                     break
+    except NoTextsError:
+        raise
     except DataError as error:
         if reader.on_error == "raise":
             raise
@@ -136,6 +141,51 @@ def check_dataset(
         report.complete = False
     counting.close(reader)
     return report
+
+
+def check_regions(
+    inputs: RegionInputs,
+    *,
+    check_images: bool = True,
+    limit: int | None = None,
+    on_example: Callable[[int], None] = lambda number: None,
+) -> DatasetReport:
+    """The same for regions without texts, which can be described but not learned from: pictures, masks, areas.
+
+    Args:
+        inputs: of `open_regions`.
+        check_images, limit, on_example: see `check_dataset`.
+    """
+    format = inputs.title if inputs.annotations is None else inputs.annotations.format
+    report = DatasetReport(format, inputs.name)
+    counting = _Counting(report, None, {}, check_images)
+    for number in range(len(inputs)):
+        item = inputs[number]
+        if item.regions[0].region_index == 0:
+            if limit is not None and report.num_examples >= limit:
+                report.complete = False
+                break
+            report.num_examples += 1
+            on_example(report.num_examples)
+        counting.look_at_regions(item)
+    counting.close()
+    report.notes = {
+        "regions without a text: finecaption describe makes them": report.num_regions,
+        **{note: 1 for note in inputs.notes},
+        **report.notes,
+    }
+    return report
+
+
+@contextmanager
+def may_be_regions(error: ValueError) -> Iterator[None]:
+    """Try whether what holds no described regions holds regions; if not, `error` is what is wrong with it."""
+    if not isinstance(error, (NoTextsError, UnknownFormatError)):
+        raise error
+    try:
+        yield
+    except DataError:
+        raise error from None
 
 
 class _Counting:
@@ -177,29 +227,59 @@ class _Counting:
     def _areas(self, example: Example) -> list[int]:
         """The classes of area of the regions that have a mask. One error tells all that is wrong with an example."""
         picture = example.load()
-        size = (picture.width, picture.height)
         areas, wrong = [], []
         for index, region in enumerate(example.regions):
             if region.mask is None:
                 continue
             try:
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always")
-                    mask = as_mask(example.reference(region, picture), picture.height, picture.width)
-                self.notes.update({str(each.category.__name__ + ": " + str(each.message)[:200]) for each in caught})
-                areas.append(_area_class(float(np.count_nonzero(mask)) / mask.size))
+                areas.append(_area_class(self._area(example.reference(region, picture), picture)))
             except MaskError as error:
                 wrong.append(f"regions[{index}].mask: {error}")
         if wrong:
             raise DataError(example.where, " ".join(wrong))
-        if len(self.sizes) < 10_000 or size in self.sizes:
-            self.sizes[size] += 1
+        self._add_size(picture)
         return areas
 
-    def close(self, reader: ExampleReader) -> None:
+    def look_at_regions(self, item: ImageInput) -> None:
+        self.report.num_regions += len(item.regions)
+        picture: Image.Image | None = None
+        try:
+            picture = item.load() if self.check_images else None
+        except DataError as error:
+            self.problem(error.where, error.reason)
+        for region in item.regions:
+            where = f"{item.name}: regions[{region.region_index}]"
+            if region.error is not None:
+                self.problem(region.error.where, region.error.reason)
+            elif region.reference is None:
+                self.report.num_whole_images += 1
+            elif picture is not None:
+                try:
+                    self.areas[_area_class(self._area(item.reference(region, picture), picture))] += 1
+                except (DataError, MaskError) as error:
+                    self.problem(where, str(error))
+        if picture is not None and item.regions[0].region_index == 0:
+            self._add_size(picture)
+
+    def _area(self, reference: Any, picture: Image.Image) -> float:
+        """The share of a region in its picture; what is said of it on the way is noted."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mask = as_mask(reference, picture.height, picture.width)
+        self.notes.update({str(each.category.__name__ + ": " + str(each.message)[:200]) for each in caught})
+        return float(np.count_nonzero(mask)) / mask.size
+
+    def _add_size(self, picture: Image.Image) -> None:
+        size = (picture.width, picture.height)
+        if len(self.sizes) < 10_000 or size in self.sizes:
+            self.sizes[size] += 1
+
+    def close(self, reader: ExampleReader | None = None) -> None:
         report = self.report
-        report.num_examples, report.num_rejected = reader.num_examples, reader.num_rejected
-        report.left_out = dict(+reader.left_out)
+        if reader is not None:
+            report.num_examples, report.num_rejected = reader.num_examples, reader.num_rejected
+            report.left_out = dict(+reader.left_out)
+            self.notes.update(reader.annotations.notes if reader.annotations else ())
         report.notes = dict(self.notes)
         order = {name: number for number, name in enumerate(self.known)}
         names = sorted(self.names, key=lambda name: (order.get(name, math.inf), name))

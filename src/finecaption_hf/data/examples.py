@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..masks_finecaption import REGION_KEYS, MaskError, read_region
+from ..masks_finecaption import REGION_KEYS, MaskError, as_mask, read_region
 from .columns import is_picture
 from .encoding import encode_rle
 from .errors import DataError
@@ -133,19 +133,28 @@ class Example:
             raise error.at(self.where or "example") from error
 
     def to_json(self) -> dict[str, Any]:
-        """The example as a row of the package's JSONL. Masks in memory become COCO RLE.
+        """The example as a row of the package's JSONL. Masks in memory become COCO RLE; so do regions whose pixels
+        follow from the size of their picture, for which it is opened.
 
         Raises:
-            DataError: If the image is a picture in memory, which has to be saved under a name first.
-            MaskError: If a mask in memory is none.
+            DataError: If the image is a picture in memory, which has to be saved under a name first, or is needed and
+                cannot be read.
+            MaskError: If a mask is none.
         """
         if not isinstance(self.image, str):
             raise DataError(self.where or "example", "the image is in memory. Save it, and give the example its name.")
         row: dict[str, Any] = {"image": self.image}
         if self.id is not None:
             row["id"] = self.id
-        row["regions"] = [_region_row(region) for region in self.regions]
+        row["regions"] = [_region_row(region, self._plain(region)) for region in self.regions]
         return row
+
+    def _plain(self, region: Region) -> Any:
+        """The reference of a region, of one that depends on its picture's size its mask."""
+        if isinstance(region.mask, MaskFile) or not hasattr(region.mask, "__region_mask__"):
+            return region.mask
+        picture = self.load()
+        return as_mask(self.reference(region, picture), picture.height, picture.width)
 
     @classmethod
     def from_json(
@@ -184,13 +193,13 @@ def _placed(mask: Any, store: ImageStore | None, rules: MaskRules) -> Any:
     return mask
 
 
-def _region_row(region: Region) -> dict[str, Any]:
+def _region_row(region: Region, mask: Any) -> dict[str, Any]:
     row: dict[str, Any] = {} if region.id is None else {"id": region.id}
-    if isinstance(region.mask, MaskFile):
-        row["mask_file"] = region.mask.name
-    elif region.mask is not None:
-        is_json = isinstance(region.mask, (dict, list, tuple, str))
-        row["mask"] = region.mask if is_json else encode_rle(region.mask)
+    if isinstance(mask, MaskFile):
+        row["mask_file"] = mask.name
+    elif mask is not None:
+        is_json = isinstance(mask, (dict, list, tuple, str))
+        row["mask"] = mask if is_json else encode_rle(mask)
     row["branches"] = [
         {key: text for key in ("name", "question", "answer") if (text := getattr(branch, key)) is not None}
         for branch in region.branches
