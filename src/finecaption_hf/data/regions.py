@@ -190,6 +190,7 @@ class RegionInputs:
         self.annotations = rows if isinstance(rows, AnnotationFile) else None
         self.num_regions = self.num_whole_images = self.num_without_regions = 0
         self._rows = rows
+        self._held: tuple[int, tuple[str, _ImageRow]] | None = None
         # Positions, in the output, of the first region of each row, of each item, and of the image of each item.
         self._row_starts, self._starts, self._image_starts = array("q"), array("q"), array("q")
         first_error: DataError | None = None
@@ -243,8 +244,7 @@ class RegionInputs:
         number = bisect_right(self._row_starts, position) - 1
         regions: list[RegionInput] = []
         while position < stop:
-            where, value = self._rows.read(number)
-            row = self._parse(value, where)
+            where, row = self._row(number)
             if not row.regions:
                 number += 1
                 continue
@@ -257,6 +257,17 @@ class RegionInputs:
             number += 1
         rules, stored = self.options.mask_rules, self.options.stored_orientation
         return ImageInput(row.name, tuple(regions), row.picture, self.images, rules, stored)
+
+    def _row(self, number: int) -> "tuple[str, _ImageRow]":
+        """A row and its place; the last one that is several items is kept for them."""
+        held = self._held  # replaced as a whole, by whichever thread
+        if held is not None and held[0] == number:
+            return held[1]
+        where, value = self._rows.read(number)
+        found = where, self._parse(value, where)
+        if len(found[1].regions) > MAX_REGIONS:
+            self._held = number, found
+        return found
 
 
 def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: Any) -> RegionInputs:
