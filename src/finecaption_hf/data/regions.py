@@ -10,6 +10,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,7 +56,8 @@ class RegionInput:
     Attributes:
         position (`int`): its line in the output, from 0.
         region_index (`int`): its number among the regions of its image, from 0.
-        reference: for `as_mask`; `None` is the whole image.
+        reference: for `as_mask`; `None` is the whole image. With an error: what stands there, `None` if that is not
+            known.
         questions (`tuple[str, ...]`, *optional*): its own ones, instead of those for all regions.
         carried (`dict[str, Any]`): what goes into its record as it is: ids and the user's own keys, as JSON.
         error (`DataError`, *optional*): why it cannot be described.
@@ -67,6 +69,14 @@ class RegionInput:
     questions: tuple[str, ...] | None = None
     carried: Mapping[str, Any] = field(default_factory=dict)
     error: DataError | None = None
+
+    def as_given(self) -> dict[str, Any]:
+        """The region as the record of one that failed keeps it; empty where it is no JSON, or unknown."""
+        if isinstance(self.reference, MaskFile):
+            return {} if self.reference.part else {"mask_file": self.reference.name}
+        if (self.reference is None and self.error is not None) or _is_undecoded(self.reference):
+            return {}
+        return {"mask": self.reference} if _is_json(self.reference) else {}
 
 
 @dataclass(frozen=True)
@@ -405,9 +415,11 @@ def _parse(value: Any, where: str) -> _ImageRow:
         elif not _is_undecoded(picture):
             state = f"{kind(picture)} arrived, the name of a picture is needed; there are {keys_of(row)}"
             picture = DataError(where, f"image: {state}.")
-        questions = _questions(row)
+        if _is_record(row):
+            return _ImageRow(name, picture, [_recorded(row)], key)
         if row.get("regions") is None:
-            return _ImageRow(name, picture, [_region(row, questions, where, {})], key)
+            return _ImageRow(name, picture, [_region(row, None, where, {})], key)
+        questions = _questions(row)
         no_region_beside(row)
         carried = _carried(row, "image_id")
         entries = as_list(row["regions"], "regions")
@@ -416,6 +428,32 @@ def _parse(value: Any, where: str) -> _ImageRow:
     except DataError as error:
         error = error if error.where == where else error.at(where)
         return _ImageRow(name, error if picture is None else picture, [RegionInput(error=error)], key)
+
+
+def _is_record(row: dict[str, Any]) -> bool:
+    """Whether `describe` wrote this line: then `box_xyxy` is that of the region under `mask` or `mask_file`.
+
+    Records of the pipeline have no mask: their box is all that is known of their region.
+    """
+    if not isinstance(row.get("region_index"), int):
+        return False
+    has_region = "mask" in row or row.get("mask_file") is not None
+    if row.get("error") is not None:
+        return has_region or not any(row.get(key) is not None for key in REGION_KEYS)
+    return has_region and row.get("answers") is not None
+
+
+def _recorded(row: dict[str, Any]) -> RegionInput:
+    """The region of a line that `describe` wrote; one that failed, and of which no more is known, fails again."""
+    own = {key: value for key, value in row.items() if key == "id" or key not in _NOT_CARRIED}
+    carried = {key: value for key, value in own.items() if value is not None and _is_json(value)}
+    reference, error = row.get("mask"), None
+    if row.get("mask_file") is not None:
+        reference = MaskFile(as_text(row["mask_file"], "mask_file"))
+    elif "mask" not in row:
+        given = row["error"]
+        error = DataError(str(given.get("message") if isinstance(given, dict) else given))
+    return RegionInput(reference=reference, questions=_questions(row), carried=carried, error=error)
 
 
 def _parse_annotated(value: Any, where: str) -> _ImageRow:
@@ -445,7 +483,16 @@ def _region(entry: Any, questions: tuple[str, ...] | None, where: str, carried: 
             raise reference
         return RegionInput(reference=reference, questions=_questions(entry) or questions, carried=carried)
     except DataError as error:
-        return RegionInput(carried=carried, error=error.at(where))
+        return RegionInput(reference=_given(entry), carried=carried, error=error.at(where))
+
+
+def _given(entry: Any) -> Any:
+    """The reference of an entry in which something is wrong: itself, or, if that is what is wrong, all keys of one."""
+    if not isinstance(entry, dict):
+        return entry
+    with suppress(DataError):
+        return region_of(entry, _KNOWN)[1]
+    return {key: entry[key] for key in (*REGION_KEYS, "size", "type") if entry.get(key) is not None} or None
 
 
 def _carried(row: dict[str, Any], id_name: str) -> dict[str, Any]:

@@ -13,15 +13,17 @@ import transformers
 
 from .. import __version__
 from ..asking import Describer, check_questions
+from ..data.encoding import encode_rle
 from ..data.examples import DataError
-from ..data.regions import ImageInput, RegionInputs
+from ..data.regions import ImageInput, RegionInput, RegionInputs
+from ..masks_finecaption import MaskError, RegionMask
 from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from ..prompts_finecaption import BranchRequest, resolve_questions
 from ..resuming import UnfinishedError
 from .entries import Entries, Result
 from .processes import Processes
 
-_FORMAT = 1
+_FORMAT = 2  # of records: since 2 they have the mask
 
 
 @dataclass(frozen=True)
@@ -241,14 +243,30 @@ class _Worker:
                 asked = resolve_questions(region.questions, self.describer.questions)
             requests = requests_about(asked.items(), (region.position,), (first,), **self.options.decoding)
             head = {"image": item.name, **region.carried, "region_index": region.region_index}
+            if region.questions is not None:
+                head["questions"] = list(region.questions)
+            reference = _checked(item, region, picture)
+            if isinstance(reference, RegionMask):
+                head["mask"] = None if reference.is_whole else encode_rle(reference.pixels)
+            elif region.reference is None or not item.stored_orientation:
+                # Records are in the pixels of the picture as it is displayed.
+                head |= region.as_given()
             regions.append(AskedRegion(requests, head))
-            try:
-                references.append(item.reference(region, picture) if region.error is None else region.error)
-            except DataError as error:
-                references.append(picture if isinstance(picture, DataError) else error)
+            references.append(reference)
         return AskedImage.prepare(self.describer.prepare, picture, references, regions)
 
     def answer(self, images: Sequence[AskedImage]) -> list[dict[str, Any]]:
         """The records of all regions of a batch."""
         answer_all(self.describer, images, log_probs=self.options.log_probs)
         return [record for image in images for record in image.records(self.options.log_probs)]
+
+
+def _checked(item: ImageInput, region: RegionInput, picture: Any) -> RegionMask | Exception:
+    """The mask of a region, or why there is none; `picture` may be the error because of which it cannot be read."""
+    known = region.error or (picture if isinstance(picture, DataError) else None)
+    if known is not None:
+        return known
+    try:
+        return RegionMask(item.reference(region, picture), picture.height, picture.width)
+    except (DataError, MaskError) as error:
+        return error

@@ -142,8 +142,11 @@ class DatasetRows:
 
     def _row(self, index: int, row: dict[str, Any], pictures: dict[str, Any]) -> tuple[str, Any]:
         where = f"{self.name}[{index}]"
+        whole = {**without_none_below(row), **pictures}
+        if row.get("error") is not None:  # a record of a failed region: its mask may be unknown, and is not the picture
+            whole = {key: value for key, value in whole.items() if value is not None}
         try:
-            return where, self.columns.row({**without_none_below(row), **pictures})
+            return where, self.columns.row(whole)
         except DataError as error:
             return where, error.at(where)
 
