@@ -97,6 +97,18 @@ def test_given_colors_are_used_in_turn() -> None:
         assert (color_distance(drawn, colors[index % 2]) < 30)[110:170, x - 2].all()
 
 
+def test_given_numbers_take_the_place_of_those_from_one() -> None:
+    masks = [box_mask(50, 50, 350, 550), box_mask(500, 50, 850, 550)]
+    texts = ["a box", "another"]
+    assert draw_regions(picture(), masks, texts, numbers=[1, 2]) == draw_regions(picture(), masks, texts)
+    for captions in (None, texts[:1]):
+        third, fourth = (np.asarray(draw_regions(picture(), masks[:1], captions, numbers=[n])) for n in (3, 4))
+        plain = np.asarray(draw_regions(picture(), masks[:1], captions))
+        for part in (np.s_[:600], np.s_[600:])[: 1 if captions is None else 2]:
+            assert (third[part] != fourth[part]).any()
+            assert (third[part] != plain[part]).any()
+
+
 def test_captions_are_written_below_and_longer_ones_take_more_lines() -> None:
     mask = box_mask(100, 100, 300, 300)
     short = draw_regions(picture(), [mask], ["a box"])

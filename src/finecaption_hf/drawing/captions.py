@@ -47,7 +47,9 @@ class _Paragraph:
         self.lines = wrap(f"{question} {answer}", font, width - self.indent)
 
 
-def with_captions(picture: Image.Image, captions: Sequence[Caption], colors: Sequence[Color]) -> Image.Image:
+def with_captions(
+    picture: Image.Image, captions: Sequence[Caption], colors: Sequence[Color], numbers: Sequence[int] | None = None
+) -> Image.Image:
     """The picture on a white sheet with the captions in columns: below it, or beside one that is tall."""
     longer = max(picture.size)
     is_tall = picture.height > _TALL * picture.width
@@ -78,9 +80,10 @@ def with_captions(picture: Image.Image, captions: Sequence[Caption], colors: Seq
         sheet_size, left, top = (picture.width, picture.height + height), 0, picture.height
     sheet = Image.new("RGB", sheet_size, _WHITE)
     sheet.paste(picture, (0, 0))
+    shown = numbers or (range(1, len(captions) + 1) if len(captions) > 1 else ())
     for number, column in enumerate(columns):
         x = left + size + number * (room // count)
-        _write_column(sheet, column, (x, top + size), font, colors, len(captions))
+        _write_column(sheet, column, (x, top + size), font, colors, shown)
     return sheet
 
 
@@ -115,15 +118,15 @@ def _write_column(
     corner: tuple[int, int],
     font: ImageFont.FreeTypeFont,
     colors: Sequence[Color],
-    num_regions: int,
+    numbers: Sequence[int],
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     (x, y), size = corner, round(font.size)
     line_height = round(_LEADING * size)
     for region, paragraphs in groupby(column, lambda paragraph: paragraph.region):
         middle = (x + round(size * 0.8), y + line_height // 2)
-        if num_regions > 1:
-            badge(sheet, middle, region + 1, colors[region], size)
+        if numbers:
+            badge(sheet, middle, numbers[region], colors[region], size)
         else:
             half = size // 2
             square = (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half)

@@ -17,7 +17,12 @@ _RINGS, _RING_COST = 24, 0.05  # how far a number may move away, in its radii; w
 
 
 def number_regions(
-    picture: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[Color], largest_first: list[int], font_size: int
+    picture: Image.Image,
+    masks: Sequence[np.ndarray],
+    colors: Sequence[Color],
+    largest_first: list[int],
+    font_size: int,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """Put each region's number where the region is widest and no smaller region covers it, or beside a small region.
 
@@ -55,7 +60,7 @@ def number_regions(
     for middle, center, color in leaders:
         draw.line((*middle, *center), fill=color, width=width)
     for index, center in zip(reversed(largest_first), taken, strict=True):
-        badge(picture, center, index + 1, colors[index], font_size)
+        badge(picture, center, numbers[index] if numbers else index + 1, colors[index], font_size)
 
 
 def _erase_disc(mask: np.ndarray, center: tuple[int, int], radius: int) -> None:

@@ -38,6 +38,7 @@ def draw_regions(
     captions: Sequence[Caption] | None = None,
     *,
     colors: Sequence[Color] | None = None,
+    numbers: Sequence[int] | None = None,
     line_width: float = 1.0,
 ) -> Image.Image:
     """Outline regions on a picture, number them if there are several, and write the captions below or beside it.
@@ -47,6 +48,7 @@ def draw_regions(
         masks: R arrays bool (H, W), True inside the region.
         captions: R texts of one or more lines, or R answers by question; `None` leaves the space for them out.
         colors: RGB colours, used in turn; `None` means `COLORS`.
+        numbers: R of them, where regions are not counted from 1; then a single one is numbered, too.
         line_width: of outlines, in the usual widths; more for pictures that are shown small.
 
     Returns:
@@ -76,10 +78,10 @@ def draw_regions(
     largest_first = sorted(range(len(masks)), key=lambda index: -int(masks[index].sum()))
     for index in largest_first:
         _outline(picture, masks[index], region_colors[index], line_width)
-    if len(masks) > 1:
+    if len(masks) > 1 or (masks and numbers):
         font_size = round(min(max(picture.size) * FONT_SHARES[0], min(picture.size) * _BADGE_SHARE))
-        number_regions(picture, masks, region_colors, largest_first, max(8, font_size))
-    return with_captions(picture, captions, region_colors) if captions else picture
+        number_regions(picture, masks, region_colors, largest_first, max(8, font_size), numbers)
+    return with_captions(picture, captions, region_colors, numbers) if captions else picture
 
 
 def _outline(picture: Image.Image, mask: np.ndarray, color: Color, line_width: float) -> None:
