@@ -6,14 +6,13 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, RealRegion, free_port
+from killing import kill_after
 from PIL import Image
 from typer.testing import CliRunner
 from waiting import exit_code
@@ -39,7 +39,7 @@ from finecaption_hf.describing import (
     dataset,
     describe_dataset,
 )
-from finecaption_hf.resuming import EntryFile, model_fingerprint
+from finecaption_hf.resuming import model_fingerprint
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["finecaption_hf.describing", "finecaption_hf.asking"])
@@ -362,7 +362,7 @@ def _run(describer: Any, job: dict[str, Any], is_victim: bool) -> int:
     # After a fork torch makes its pool anew at the first use, which must not be by two threads at once.
     torch.set_num_threads(1)
     if isinstance(job["kill"], int) and is_victim:
-        _kill_after(job["kill"])
+        kill_after(job["kill"])
     if "room" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["room"], resource.RLIM_INFINITY))
 
@@ -395,34 +395,6 @@ def _run(describer: Any, job: dict[str, Any], is_victim: bool) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _kill_after(steps: int) -> None:
-    """End this process, as SIGKILL does, at a step of what is done on disk: before it, in its midst, or after it."""
-    left = [steps]
-
-    def step() -> None:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def with_steps(function: Callable[..., Any]) -> Callable[..., Any]:
-        def stepping(*args: Any, **kwargs: Any) -> Any:
-            step()
-            result = function(*args, **kwargs)
-            step()
-            return result
-
-        return stepping
-
-    def write(self: Any, line: bytes) -> None:
-        os.write(self._handle, line[: len(line) // 2])
-        step()
-        os.write(self._handle, line[len(line) // 2 :])
-
-    EntryFile._write = with_steps(write)  # type: ignore[method-assign]
-    for owner, name in ((os, "replace"), (os, "fsync"), (os, "truncate"), (os, "unlink"), (shutil, "rmtree")):
-        setattr(owner, name, with_steps(getattr(owner, name)))
 
 
 @pytest.fixture(scope="module")
@@ -573,6 +545,8 @@ def test_ctrl_c_says_how_to_go_on(embedded: Any, tmp_path: Path, monkeypatch: py
     assert json.loads(again.stdout) == {
         "output": str(tmp_path / "out.jsonl"),
         "regions": 4,
+        "whole_pictures": 0,
+        "pictures_without_regions": 0,
         "failed": 0,
         "failures": [],
     }
@@ -599,7 +573,10 @@ def test_a_full_disk_ends_in_one_line_and_exit_code_1(tmp_path: Path) -> None:
         (["gone.jsonl", "--output", "out.jsonl"], "there is no such file or folder"),
         (["rows.jsonl", "--output", "out.jsonl", "--temperature", "-1"], "temperature is -1"),
         (["rows.jsonl", "--output", "out.jsonl", "--split", "test"], "a file has no splits"),
-        (["rows.jsonl", "--output", "rows.jsonl"], "is there already"),
+        (["rows.jsonl", "--output", "rows.jsonl"], "is, or holds, the input"),
+        (["rows.jsonl", "--output", "rows.txt"], "its suffix tells no format. Give --output-format: jsonl, csv"),
+        (["rows.jsonl", "--output", "out", "--output-format", "cvs"], "There is no output format 'cvs'"),
+        (["rows.jsonl", "--output", "out", "--output-format", "same"], "was read as JSON Lines; texts are put back"),
     ],
 )
 def test_wrong_use_ends_in_one_line_before_a_model_is_loaded(

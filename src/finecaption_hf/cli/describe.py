@@ -42,6 +42,7 @@ from .reading import (
 )
 
 if TYPE_CHECKING:
+    from ..data import RegionInputs
     from ..describing import Result
 
 
@@ -59,11 +60,20 @@ def describe(
     output: Annotated[
         Path,
         typer.Option(
-            metavar="FILE",
-            help="JSON Lines to make, one line per region. The same command goes on after an interruption.",
+            metavar="FILE|DIR",
+            help="File or folder to make. The same command goes on after an interruption.",
             show_default=False,
         ),
     ],
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Form of the output: jsonl, csv, parquet, datasets, coco, or same, which puts the texts into a "
+            "copy of the annotations.",
+            show_default="what the suffix says",
+        ),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of FILE"),
@@ -100,7 +110,7 @@ def describe(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Describe every region of a data set: one line per region, in the input's order.
+    """Describe every region of a data set: a record per region, in the input's order.
 
     Questions are in the order of the command line; a region may have its own. The global caption is about the whole
     picture.
@@ -149,14 +159,14 @@ def describe(
         return f"{finished}What was finished is kept; the same command goes on from there."
 
     try:
-        check_output(output)
+        check_output(output, output_format)
         reading = ReadOptions(images=images, format=format, split=split, **reading_options(ctx.params))
         inputs = open_regions(path, reading)
         tell(f"{path}: read as {inputs.title}, {inputs.num_regions} regions.")
         for note in inputs.notes:
             tell(note)
         if inputs.num_without_regions:
-            tell(f"{inputs.num_without_regions} pictures have no region and give no line.")
+            tell(f"{inputs.num_without_regions} pictures have no region and give no record.")
         with progress(processes.is_main) as show:
 
             def on_progress(done: int, total: int) -> None:
@@ -170,6 +180,7 @@ def describe(
                 output,
                 [value for _, value in questions],
                 Options(max_new_tokens, temperature, top_p, seed, log_probs, batch_size),
+                output_format=output_format,
                 overwrite=overwrite,
                 retry_failed=retry_failed,
                 num_workers=num_workers,
@@ -187,7 +198,7 @@ def describe(
             raise  # input was good and work had begun: a defect, which keeps its traceback
         raise stop(str(error), 2) from error
     if processes.is_main:
-        _report(result, output, as_json, counted, time.monotonic() - started)
+        _report(result, inputs, output, as_json, counted, time.monotonic() - started)
     if result.failed:
         raise typer.Exit(1)
 
@@ -198,11 +209,20 @@ def _own_device() -> str | None:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
 
 
-def _report(result: "Result", output: Path, as_json: bool, counted: Sequence[tuple[int, int]], seconds: float) -> None:
+def _report(
+    result: "Result",
+    inputs: "RegionInputs",
+    output: Path,
+    as_json: bool,
+    counted: Sequence[tuple[int, int]],
+    seconds: float,
+) -> None:
     if as_json:
         report = {
             "output": str(output),
             "regions": result.regions,
+            "whole_pictures": inputs.num_whole_images,
+            "pictures_without_regions": inputs.num_without_regions,
             "failed": result.failed,
             "failures": result.places,
         }
@@ -216,5 +236,5 @@ def _report(result: "Result", output: Path, as_json: bool, counted: Sequence[tup
         for place in result.places:
             typer.echo(f"  {' '.join(place.split())}", err=True)
         if more := result.failed - len(result.places):
-            typer.echo(f'  and {more} more: the lines with "error" in {output}', err=True)
+            typer.echo(f'  and {more} more: the lines with "error" in {result.records}', err=True)
         typer.echo("Once their cause is mended, --retry-failed describes them.", err=True)

@@ -180,7 +180,8 @@ class RegionInputs:
             folder of pictures).
         num_regions (`int`): lines of the output.
         num_whole_images (`int`): regions that are the whole picture.
-        num_without_regions (`int`): pictures in which the input has no region; they give no line.
+        num_without_regions (`int`): pictures in which the input has no region; they give no record.
+        path (`Path`, *optional*): the file or folder that was opened.
     """
 
     def __init__(
@@ -191,8 +192,10 @@ class RegionInputs:
         fingerprint: str,
         title: str,
         options: ReadOptions | None = None,
+        path: Path | None = None,
     ) -> None:
         self.name = name
+        self.path = path
         self.images = images
         self.options = options or ReadOptions()
         self.fingerprint = self.options.fingerprint(fingerprint)
@@ -304,7 +307,13 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
         annotations = open_annotations(path, options)
         store = open_images(annotations.where_images_lie() if images is None else images)
         return RegionInputs(
-            annotations.name, annotations, store, annotations.fingerprint(), annotations.title, options=options
+            annotations.name,
+            annotations,
+            store,
+            annotations.fingerprint(),
+            annotations.title,
+            options=options,
+            path=path,
         )
     if path is not None and path.is_dir() and split is None and not is_saved_dataset(path):
         if not (path / "records.jsonl").is_file():
@@ -313,15 +322,17 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
             fingerprint = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
             title = "a folder of pictures with masks" if apart is None else "a folder of masks"
             store = apart or open_images(path)
-            return RegionInputs(path.resolve().name, _ListedRows(rows), store, fingerprint, title, options=options)
+            return RegionInputs(
+                path.resolve().name, _ListedRows(rows), store, fingerprint, title, options=options, path=path
+            )
         path = path / "records.jsonl"
     if path is not None and path.is_file():
         if split is not None:
             raise DataError(str(path), "a file has no splits. Leave --split out.")
         store = open_images(path.parent if images is None else images)
         store.take_aliases(path.parent)
-        lines = _FileRows(path, options.box_format)
-        return RegionInputs(path.name, lines, store, _digest_of_lines(path), "JSON Lines", options=options)
+        lines, title = _FileRows(path, options.box_format), "JSON Lines"
+        return RegionInputs(path.name, lines, store, _digest_of_lines(path), title, options=options, path=path)
     if path is not None and split is None and not path.is_dir():
         raise DataError(str(source), "there is no such file or folder. Of a dataset on the Hub, give --split, too.")
     dataset, name = open_split(source, split)
@@ -330,7 +341,7 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
         stream = StreamRows(dataset, name, options.box_format)
         return RegionInputs(name, stream, opened, stream.fingerprint, "a data set that streams", options=options)
     table, fingerprint = DatasetRows(dataset, name, options.box_format), f"{dataset._fingerprint}-{len(dataset)}"
-    return RegionInputs(name, table, opened, fingerprint, "a data set", options=options)
+    return RegionInputs(name, table, opened, fingerprint, "a data set", options=options, path=path)
 
 
 class _FileRows:

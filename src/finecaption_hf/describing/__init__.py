@@ -1,4 +1,4 @@
-"""Captions for whole datasets: images read ahead of the model, one line per region, and work that survives a stop.
+"""Captions for whole datasets: images read ahead of the model, a record per region, and work that survives a stop.
 
 >>> from finecaption_hf.asking import load_describer
 >>> from finecaption_hf.data import open_regions

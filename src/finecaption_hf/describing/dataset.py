@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests
 from ..prompts_finecaption import BranchRequest, resolve_questions
 from ..resuming import UnfinishedError
 from .entries import Entries, Result
+from .outputs import choose_output
 from .processes import Processes
 
 _FORMAT = 2  # of records: since 2 they have the mask
@@ -62,6 +64,7 @@ def describe_dataset(
     questions: str | Sequence[str] = "region",
     options: Options = Options(),
     *,
+    output_format: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     num_workers: int = 4,
@@ -74,9 +77,11 @@ def describe_dataset(
     Args:
         load: gives what answers, such as `load_describer`. It is called after the output and the input were checked.
         inputs: see `open_regions`.
-        output: the JSONL file to make, with one line per region in the input's order; see docs/captioning.md.
+        output: the file or folder to make, with all regions in the input's order; see docs/captioning.md.
         questions: about regions that have none of their own: names that the describer knows, own words, `"all"`.
         options: what decides the texts.
+        output_format: "jsonl", "csv", "parquet", "datasets", "coco", or "same": the kind of file that the input
+            is, with texts. `None` means that the suffix of `output` tells it.
         overwrite: forget what was finished, and replace the output at the end.
         retry_failed: if the output is finished, describe the regions again that could not be described.
         num_workers: threads that read pictures ahead of the model.
@@ -90,6 +95,7 @@ def describe_dataset(
     Raises:
         ResumeError: If the output belongs to another command, is damaged or in use.
         UnfinishedError: If nothing more can be written, or the input changed. What was finished is kept.
+        DataError: If texts cannot be put back into the kind of file that the input is.
         ValueError: If there is no question, or a setting makes no sense.
         ProcessLostError: If another process ended early.
     """
@@ -97,11 +103,13 @@ def describe_dataset(
     if not processes.is_main:
         on_progress, tell = (lambda done, total: None), (lambda line: None)
     batches = _Batches(inputs, options.batch_size)
-    with closing(Entries(output, batches.region_counts)) as entries:
+    form = choose_output(Path(output), output_format, inputs)
+    with closing(Entries(output, batches.region_counts, form)) as entries:
         manifest: dict[str, Any] = {
             "format": _FORMAT,
             "input": {"fingerprint": inputs.fingerprint, "regions": inputs.num_regions},
             "options": asdict(options),
+            "output": None if form is None else form.name,
         }
 
         def look() -> str:
@@ -160,6 +168,8 @@ def describe_dataset(
         def finish() -> Result:
             if failures:
                 raise UnfinishedError(failures[0])
+            if form is not None:
+                tell(f"All regions are described; making {entries.output.name}.")
             return entries.finish()
 
         return processes.first(finish)

@@ -2,7 +2,8 @@
 
 While a run goes on there is `OUTPUT.parts/` with `manifest.json`, which says what the work belongs to, and one
 `part-<rank>.jsonl` for each process, to which it appends an entry per finished batch. At the end they are merged in
-input order: `OUTPUT` appears as a whole, and the manifest stays beside it as `OUTPUT.manifest.json`.
+input order: `OUTPUT` appears as a whole, and the manifest stays beside it as `OUTPUT.manifest.json`. An output that is
+not JSON Lines is made of the merged records, which stay beside it as `OUTPUT.records.jsonl`.
 """
 
 import hashlib
@@ -11,13 +12,27 @@ import os
 import re
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..resuming import EntryFile, ResumeError, check_same, read_manifest, repair, to_line, whole_file, write_json
+from ..data.errors import DataError
+from ..resuming import (
+    EntryFile,
+    ResumeError,
+    UnfinishedError,
+    check_same,
+    read_manifest,
+    repair,
+    to_line,
+    whole_file,
+    write_json,
+    writing_into,
+)
+from .outputs import Output, is_folder, name_output
 
 _REMEDY = "Give the same as then, another --output, or --overwrite to start anew."
 
@@ -27,28 +42,38 @@ class Result:
     """What a finished output holds.
 
     Attributes:
-        regions, failed (`int`): lines, and those among them that hold an error, of the region or of a question.
+        regions, failed (`int`): records, and those among them that hold an error, of the region or of a question.
         places (`list[str]`): the first failures with their reasons.
+        records (`Path`): the JSON Lines with all of them; the output itself, or beside it.
     """
 
     regions: int
     failed: int
     places: list[str]
+    records: Path
 
 
 MAX_PLACES = 20
 """Failures that are named; of more, the number is told."""
 
 
-def check_output(output: str | os.PathLike[str]) -> None:
-    """Find out whether a file can be made there, before anything costly.
+def check_output(output: str | os.PathLike[str], output_format: str | None = None) -> None:
+    """Find out whether an output can be made there, before anything costly.
+
+    Args:
+        output, output_format: as for `describe_dataset`.
 
     Raises:
-        OSError, ResumeError: If it cannot.
+        OSError, ValueError: If it cannot, or its form is unknown.
     """
-    path = Path(os.path.realpath(output))
-    if path.exists() and not path.is_file():
+    _check_place(Path(os.path.realpath(output)), is_folder(name_output(Path(output), output_format)))
+
+
+def _check_place(path: Path, is_folder: bool | None) -> None:
+    if path.exists() and not path.is_file() and is_folder is False:
         raise ResumeError(f"{path} is no file. Give the name of a file to make, such as captions.jsonl.")
+    if path.exists() and not path.is_dir() and is_folder:
+        raise ResumeError(f"{path} is no folder. Give the name of a folder to make.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"The folder {path.parent} of the output does not exist. Make it first.")
     if not os.access(path.parent, os.W_OK):
@@ -59,18 +84,31 @@ class Entries:
     """The work on one output.
 
     Args:
-        output: the file that is to be made.
+        output: the file or folder that is to be made.
         region_counts (`Sequence[int]`): the number of regions of each batch.
+        form: what makes it of the records; `None` means that it is JSON Lines.
+
+    Attributes:
+        output, records (`Path`): what is made, and the JSON Lines, which may be the same.
     """
 
-    def __init__(self, output: str | os.PathLike[str], region_counts: Sequence[int]) -> None:
+    def __init__(
+        self, output: str | os.PathLike[str], region_counts: Sequence[int], form: Output | None = None
+    ) -> None:
         self.output = Path(os.path.realpath(output))  # a link is to stay one
-        self.folder = self.output.with_name(self.output.name + ".parts")
-        self.final_manifest = self.output.with_name(self.output.name + ".manifest.json")
+        self.form = form
+        self.records = self.output if form is None else self._beside(".records.jsonl")
+        self.folder = self._beside(".parts")
+        self.final_manifest = self._beside(".manifest.json")
         self.region_counts = region_counts
         self._manifest = self.folder / "manifest.json"
+        # What is made of the records, and the folders that it takes the place of, until those are gone.
+        self._made, self._replaced = self.folder / "made", self.folder / "replaced"
         self._own: EntryFile | None = None
         self._seen: dict[Path, int] = {}
+
+    def _beside(self, end: str) -> Path:
+        return self.output.with_name(self.output.name + end)
 
     # --- the main process ---------------------------------------------------------------------------------------------
 
@@ -81,7 +119,8 @@ class Entries:
             ResumeError: If another run works on it.
             OSError: If it cannot be written.
         """
-        check_output(self.output)
+        _check_place(self.output, self.form is not None and self.form.is_folder)
+        self._refuse_folders_of_others()
         self.join(0)
         for path in self._parts()[1:]:  # a process of a run that was ended may still be there
             EntryFile(path).close()
@@ -101,15 +140,16 @@ class Entries:
         if self._manifest.is_file():
             check_same(read_manifest(self._manifest), wanted, self.folder, _REMEDY)
             return None
-        if self.final_manifest.is_file() and self.output.is_file():
+        if self.final_manifest.is_file() and self.output.exists() and self.records.is_file():
             manifest = read_manifest(self.final_manifest)
             check_same(manifest, wanted, self.output, _REMEDY)
             return self._finished(manifest)
-        if self.output.exists():
-            raise ResumeError(
-                f"{self.output} is there already, without {self.final_manifest.name}, so it was not made by this "
-                "command. Give another name, or --overwrite."
-            )
+        for path in (self.records, *self._places()):
+            if path.exists() and not self.final_manifest.is_file():
+                raise ResumeError(
+                    f"{path} is there already, without {self.final_manifest.name}, so it was not made by this "
+                    "command. Give another name, or --overwrite."
+                )
         if self._holds_entries():
             raise ResumeError(
                 f"{self.folder} has finished work but no manifest.json, which says what it belongs to. Put it back, or "
@@ -145,7 +185,7 @@ class Entries:
         As long as there is no manifest of the parts, the finished output counts.
         """
         self._forget()
-        with open(self.output, "rb") as file:
+        with open(self.records, "rb") as file:
             for batch, count in enumerate(self.region_counts):
                 records = [json.loads(file.readline()) for _ in range(count)]
                 if not any("error" in record or "errors" in record for record in records):
@@ -175,8 +215,8 @@ class Entries:
         places = self._scan(lambda line: None)
         if missing := sum(part < 0 for part in places.part):
             raise ResumeError(f"{missing} batches are not finished in {self.folder}. The same command goes on.")
-        digest, tally = hashlib.sha256(), _Tally(self.output.name)
-        with whole_file(self.output) as file:
+        digest, tally = hashlib.sha256(), _Tally(self.records)
+        with whole_file(self.records) as file:
             for records in places.read():
                 for record in records:
                     line = to_line(record)
@@ -185,11 +225,65 @@ class Entries:
                     file.write(line)
             size = file.tell()
             # The manifest of what is being replaced must not be taken for that of what replaces it.
-            self.final_manifest.unlink(missing_ok=True)
-        result = {"regions": tally.regions, "failed": tally.failed, "bytes": size, "sha256": digest.hexdigest()}
+            if self.form is None:
+                self.final_manifest.unlink(missing_ok=True)
+        self._refuse_folders_of_others()
+        result: dict[str, Any] = {"regions": tally.regions, "failed": tally.failed}
+        result |= {"bytes": size, "sha256": digest.hexdigest()}
+        if self.form is not None:
+            result["made"] = self._make(self.form)
+        needless = self._made_before() - set(result.get("made", ()))
+        # It comes before what it tells of: a folder that no manifest tells of is another's.
         write_json(self.final_manifest, {**read_manifest(self._manifest), "result": result})
+        self._put_in_place(needless)
         self.discard()
         return tally.result()
+
+    def _make(self, form: Output) -> dict[str, str]:
+        """Make the output of the records, in the folder of parts; gives the digest of all that belongs to it."""
+        for folder in (self._made, self._replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+        with writing_into(self.output.parent):
+            self._made.mkdir()
+            try:
+                form.write(partial(_read_records, self.records), self._made / self.output.name)
+            except DataError as error:
+                raise UnfinishedError(f"{self.output.name} cannot be made: {error}") from error
+            return {path.name: _digest(path, sync=True) for path in sorted(self._made.iterdir())}
+
+    def _put_in_place(self, needless: Collection[str]) -> None:
+        """Give what was made its name, the output last. A folder is not replaced in one step: for a moment it is away.
+
+        Args:
+            needless: folders of an earlier output that this one has not.
+        """
+        made = sorted(self._made.iterdir()) if self._made.is_dir() else []
+        with writing_into(self.output.parent):
+            for path in sorted(made, key=lambda path: path.name == self.output.name):
+                place = self.output.with_name(path.name)
+                if place.is_dir():
+                    self._replaced.mkdir(exist_ok=True)
+                    os.replace(place, self._replaced / place.name)
+                os.replace(path, place)
+            for place in self._places():
+                if place.name in needless and place.is_dir():
+                    shutil.rmtree(place)
+
+    def _made_before(self) -> set[str]:
+        """The names of what the manifest of a finished output tells of."""
+        manifest = read_manifest(self.final_manifest) if self.final_manifest.is_file() else {}
+        return set(manifest.get("result", {}).get("made", ()))
+
+    def _refuse_folders_of_others(self) -> None:
+        known = self._made_before()
+        for place in self._places():
+            if place.is_dir() and place.name not in known:
+                raise ResumeError(f"This command did not make the folder {place}. Move it, or give another name.")
+
+    def _places(self) -> list[Path]:
+        """What is made of the records: the output, and the folder beside it if it may need one."""
+        beside = None if self.form is None else self.form.beside(self.output)
+        return [self.output] if beside is None else [beside, self.output]
 
     def discard(self) -> None:
         """Take the folder of parts away; without its manifest, nothing in it counts any more."""
@@ -270,17 +364,23 @@ class Entries:
         return batch
 
     def _finished(self, manifest: Mapping[str, Any]) -> Result:
-        digest, tally = hashlib.sha256(), _Tally(self.output.name)
-        with open(self.output, "rb") as file:
+        digest, tally = hashlib.sha256(), _Tally(self.records)
+        with open(self.records, "rb") as file:
             for line in file:
                 digest.update(line)
                 try:
                     tally.add(json.loads(line))
                 except (ValueError, AttributeError):
                     break
-        if manifest.get("result", {}).get("sha256") != digest.hexdigest():
+        result = manifest.get("result", {})
+        changed = [self.records] if result.get("sha256") != digest.hexdigest() else []
+        for name, made in result.get("made", {}).items():
+            path = self.output.with_name(name)
+            if not path.exists() or _digest(path) != made:
+                changed.append(path)
+        if changed:
             raise ResumeError(
-                f"{self.output} is not any more what was written: it was changed, or cut off. Put the right one back, "
+                f"{changed[0]} is not any more what was written: it was changed, or cut off. Put the right one back, "
                 "or give --overwrite to start anew."
             )
         return tally.result()
@@ -309,8 +409,8 @@ class _Places:
 
 
 class _Tally:
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.regions = self.failed = 0
         self.places: list[str] = []
 
@@ -321,13 +421,38 @@ class _Tally:
             return
         self.failed += 1
         if len(self.places) < MAX_PLACES:
-            where = f"{self.name}:{self.regions}"
+            where = f"{self.path.name}:{self.regions}"
             if record.get("image") is not None:
                 where += f" ({record['image']}, region {record['region_index']})"
             self.places.append(f"{where}: {error['type']}: {error['message']}")
 
     def result(self) -> Result:
-        return Result(self.regions, self.failed, self.places)
+        return Result(self.regions, self.failed, self.places, self.path)
+
+
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as file:
+        yield from map(json.loads, file)
+
+
+def _digest(path: Path, *, sync: bool = False) -> str:
+    """The SHA-256 of a file, or of a folder with the names of all files in it.
+
+    Args:
+        sync: whether to see to it that all of it is on disk.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
+        if file != path:
+            digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
+        with open(file, "rb") as opened:
+            if sync:
+                os.fsync(opened.fileno())
+            content = hashlib.sha256()
+            while block := opened.read(2**20):
+                content.update(block)
+            digest.update(content.digest())
+    return digest.hexdigest()
 
 
 def _damaged(where: str, reason: str) -> ResumeError:

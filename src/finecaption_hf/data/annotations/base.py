@@ -188,14 +188,22 @@ class AnnotationFile(ABC):
                     digest.update(block)
         return digest.hexdigest()
 
+    @property
+    def takes_texts(self) -> bool:
+        """Whether `write_back` can put texts into this file; known before anything is described."""
+        return type(self).write_back is not AnnotationFile.write_back
+
     def write_back(self, answers: Iterator[Mapping[str, str] | None], target: Path) -> None:
         """Write the annotations once more, everything as it was, with answers in the place of the format for texts.
 
         Args:
             answers: for each region, in the order of `scan`: its answers by question, or `None` where there is none.
-            target: file or folder to make; the original stays as it is.
+                A row that is an error has no region here.
+            target: file or folder to make; a folder where `path` is one. The original stays as it is.
 
         Raises:
             DataError: If texts cannot be put back into this format.
         """
-        raise DataError(self.name, f"texts cannot be put back into {self.title}. Give --format jsonl, coco or csv.")
+        raise DataError(
+            self.name, f"texts cannot be put back into {self.title}. Give --output-format jsonl, coco or csv."
+        )
