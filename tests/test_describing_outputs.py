@@ -1,5 +1,6 @@
 """What comes out of `describe`: JSON Lines that are input again, tables, pages, and texts put back into files."""
 
+import base64
 import csv
 import io
 import json
@@ -8,6 +9,7 @@ import shutil
 import signal
 import tracemalloc
 from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from finecaption_hf.data.annotations import AnnotationFile
 from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.data.images import MaskFile
 from finecaption_hf.describing import Options, Result, ResumeError, UnfinishedError, describe_dataset
-from finecaption_hf.describing.outputs import arrow, table
+from finecaption_hf.describing.outputs import arrow, page, table
 from finecaption_hf.masks_finecaption import as_mask
 
 SIZE = (40, 30)  # width, height
@@ -301,6 +303,113 @@ def test_data_sets_take_any_text_and_any_number_of_keys(tmp_path: Path, capfd: A
     assert json.loads(found[299]["answers"]) == {"What is 299?": "What is 299? all"}
 
 
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a browser finds: elements, and the JSON that the script reads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pictures: list[dict[str, Any]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == ("script", {"type": "application/json"}) and data.strip():
+            self.pictures += json.loads(data)
+
+    def picture(self, index: int) -> Image.Image:
+        source = self.pictures[index]["source"]
+        if not source.startswith("data:image/jpeg;base64,"):
+            return Image.open(self.path.parent / source)
+        return Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+
+
+def test_page_holds_all_pictures_regions_and_failures(tmp_path: Path) -> None:
+    described = describe(write(tmp_path, *EVERYTHING[:3], *FAILING[:4], *EVERYTHING[4:]), tmp_path / "out.html")
+    shown = Page(tmp_path / "out.html")
+    assert [(each["image"], len(each["regions"])) for each in shown.pictures] == [
+        ("a.png", 5),
+        ("gone.png", 2),
+        ("c.png", 2),
+    ]
+    regions = [region for each in shown.pictures for region in each["regions"]]
+    for region, record in zip(regions, records(described.records), strict=True):
+        assert region["number"] == record["region_index"] + 1
+        assert region["answers"] == record.get("answers", {})
+        assert region.get("errors") == (
+            {record["error"]["type"]: record["error"]["message"]} if "error" in record else None
+        )
+        assert region.get("id") == (str(record["id"]) if "id" in record else None)
+        assert ("whole" in region) == ("answers" in record and record["mask"] is None)
+        assert ("color" in region) == ("answers" in record and record["mask"] is not None)
+    assert "it is not there" in shown.pictures[1]["missing"] and "source" not in shown.pictures[1]
+    for index in (0, 2):
+        assert shown.picture(index).size == (shown.pictures[index]["width"], shown.pictures[index]["height"])
+    # Pictures are small here; all is in the page, and it asks for nothing else.
+    assert sorted(path.name for path in tmp_path.glob("out*")) == [
+        *("out.html", "out.html.manifest.json", "out.html.records.jsonl")
+    ]
+    assert not any(key in ("src", "href") for _, attributes in shown.tags for key in attributes)
+    policy = next(each["content"] for tag, each in shown.tags if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'; ")
+
+
+def test_page_outlines_regions_in_their_places(tmp_path: Path) -> None:
+    source = write(tmp_path, {"image": "a.png", "box_xyxy": [4, 4, 20, 26]})
+    Image.new("RGB", SIZE, (128, 128, 128)).save(tmp_path / "a.png")
+    describe(source, tmp_path / "out.html")
+    drawn = np.asarray(Page(tmp_path / "out.html").picture(0)).astype(int)
+    scale = drawn.shape[1] / SIZE[0]
+    rows, columns = np.nonzero(np.abs(drawn - page.COLORS[0]).sum(2) < 90)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / scale
+    assert np.abs(found - (4, 4, 20, 26)).max() < 1
+
+
+def test_page_with_many_pictures_has_them_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path, *({"image": name, "mask": encode_rle(mask())} for name in ("a.png", "b.png", "c.png")))
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 2)
+    describe(source, tmp_path / "out.html")
+    shown = Page(tmp_path / "out.html")
+    assert [each["source"] for each in shown.pictures] == [f"out_files/0/{number}.jpg" for number in range(3)]
+    assert all(
+        shown.picture(number).size == (shown.pictures[0]["width"], shown.pictures[0]["height"]) for number in range(3)
+    )
+    # What lies beside the page belongs to it.
+    (tmp_path / "out_files" / "0" / "1.jpg").write_bytes(b"")
+    with pytest.raises(ResumeError, match=r"out_files is not any more what was written"):
+        describe(source, tmp_path / "out.html")
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 3)
+    describe(source, tmp_path / "out.html", overwrite=True)
+    assert not (tmp_path / "out_files").exists()
+    (tmp_path / "other_files").mkdir()
+    with pytest.raises(ResumeError, match=r"did not make the folder .*other_files"):
+        describe(source, tmp_path / "other.html", overwrite=True)
+    assert (tmp_path / "other_files").is_dir()
+
+
+def test_page_shows_hostile_texts_as_texts(tmp_path: Path) -> None:
+    shown = Page(of_answers(tmp_path, name="out.html"))
+    (picture,) = shown.pictures
+    assert [region["answers"]["Color"] for region in picture["regions"]] == list(map(readable, HOSTILE))
+    assert [tag for tag, _ in shown.tags].count("script") == 2
+
+
+def test_page_of_other_pictures_than_were_described_says_so(tmp_path: Path) -> None:
+    source = write(tmp_path, EVERYTHING[0])
+    inputs = open_regions(source)
+    describe(source, tmp_path / "out.jsonl")
+    pixels().resize((9, 9)).save(tmp_path / "a.png")
+    page.Html(inputs).write(lambda: iter(records(tmp_path / "out.jsonl")), tmp_path / "late.html")
+    assert "30x40 but the image is 9x9" in Page(tmp_path / "late.html").pictures[0]["missing"]
+
+
 # --- texts back into files of tools -----------------------------------------------------------------------------------
 
 
@@ -471,7 +580,7 @@ def test_file_that_is_not_written_back_leaves_what_is_finished(
 
 # --- the same after an interruption -----------------------------------------------------------------------------------
 
-FORMS = {"jsonl": "out.jsonl", "csv": "out.csv", "coco": "out.json", "parquet": "out.parquet"}
+FORMS = {"jsonl": "out.jsonl", "csv": "out.csv", "coco": "out.json", "html": "out.html", "parquet": "out.parquet"}
 FORMS |= {"datasets": "out", "same": "out.notes"}
 ROWS = (*EVERYTHING[:3], FAILING[0], *EVERYTHING[4:], {"image": "b.png"}, {"image": "a.png", "box_xyxy": [1, 1, 9, 9]})
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -487,10 +596,14 @@ def content(output: Path, form: str) -> Any:
     """What has to be the same: bytes, or rows where files hold a fingerprint."""
     if form in ("parquet", "datasets"):
         return list(loaded(output, output.parent.parent))
-    return output.read_bytes()
+    beside = output.parent / "out_files"
+    pictures = {path.name: path.read_bytes() for path in beside.rglob("*.jpg")}
+    assert bool(pictures) == (form == "html")
+    return output.read_bytes(), pictures
 
 
 def _describe_and_be_killed(source: Path, output: Path, form: str, steps: int) -> None:
+    page.MAX_EMBEDDED = 1
     annotations.ANNOTATION_FORMATS = (Notes,)
     kill_after(steps)
     describe(source, output, output_format=form)
@@ -499,12 +612,13 @@ def _describe_and_be_killed(source: Path, output: Path, form: str, steps: int) -
 @pytest.mark.parametrize("form", FORMS)
 def test_a_kill_at_any_step_changes_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.setattr(annotations, "ANNOTATION_FORMATS", (Notes,))
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 1)
     source = write_source(tmp_path, form)
     (tmp_path / "expected").mkdir()
     describe(source, tmp_path / "expected" / FORMS[form], output_format=form)
     expected = content(tmp_path / "expected" / FORMS[form], form)
     names = {path.name for path in (tmp_path / "expected").iterdir()}
-    for steps in range(5, 200, 4):
+    for steps in range(5, 200, 6):
         output = tmp_path / str(steps) / FORMS[form]
         output.parent.mkdir()
         process = PROCESSES.Process(target=_describe_and_be_killed, args=(source, output, form, steps))
@@ -527,6 +641,7 @@ def test_finished_outputs_are_known_and_changed_ones_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(annotations, "ANNOTATION_FORMATS", (Notes,))
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 1)
     source, output = write_source(tmp_path, form), tmp_path / FORMS[form]
     first = describe(source, output, output_format=form)
     silent = StubDescriber(lambda *_: pytest.fail("a region is described again"))
@@ -605,12 +720,12 @@ class Many:
         rle = encode_rle(mask())
         for n in range(self.number):
             answers = {"Color": f"red {n} " * 20, "dense": "a dog " * 30}
-            record = {"image": f"{n // 5}.png", "id": n, "region_index": n % 5, "mask": rle}
+            record = {"image": f"{n // 20}.png", "id": n, "region_index": n % 20, "mask": rle}
             yield {**record, "box_xyxy": [0, 0, 9, 9], "area": 80, "answers": answers}
 
 
 class ManyPictures:
-    """Stands for `RegionInputs` with pictures of five regions."""
+    """Stands for `RegionInputs` with pictures of twenty regions."""
 
     annotations = None
 
@@ -618,10 +733,10 @@ class ManyPictures:
         self.number = number
 
     def __len__(self) -> int:
-        return self.number // 5
+        return self.number // 20
 
     def region_counts(self) -> list[int]:
-        return [5] * len(self)
+        return [20] * len(self)
 
     def __getitem__(self, index: int) -> Any:
         return self
@@ -630,10 +745,11 @@ class ManyPictures:
         return pixels()
 
 
-@pytest.mark.parametrize("form", [table.Csv, arrow.Parquet, arrow.SavedDataset])
+@pytest.mark.parametrize("form", [table.Csv, arrow.Parquet, arrow.SavedDataset, page.Html])
 def test_memory_does_not_grow_with_the_number_of_regions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: type
 ) -> None:
+    monkeypatch.setattr(page, "draw_regions", lambda picture, masks, **_: picture)  # which has no part in it
     peaks = []
     for number in (1_000, 10_000):
         (tmp_path / str(number)).mkdir()

@@ -80,7 +80,7 @@ def describe_dataset(
         output: the file or folder to make, with all regions in the input's order; see docs/captioning.md.
         questions: about regions that have none of their own: names that the describer knows, own words, `"all"`.
         options: what decides the texts.
-        output_format: "jsonl", "csv", "parquet", "datasets", "coco", or "same": the kind of file that the input
+        output_format: "jsonl", "csv", "parquet", "datasets", "coco", "html", or "same": the kind of file that the input
             is, with texts. `None` means that the suffix of `output` tells it.
         overwrite: forget what was finished, and replace the output at the end.
         retry_failed: if the output is finished, describe the regions again that could not be described.

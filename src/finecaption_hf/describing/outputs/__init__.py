@@ -1,4 +1,4 @@
-"""What records become at the end: tables, data sets, and texts in a copy of the file that regions came from.
+"""What records become at the end: tables, data sets, pages, and texts in a copy of the file that regions came from.
 
 JSON Lines need nothing of this: they are the records.
 """
@@ -11,11 +11,12 @@ from ...data.regions import RegionInputs
 from .arrow import Parquet, SavedDataset
 from .back import Coco, SameKind
 from .base import Output, Record, Records
+from .page import Html
 from .table import Csv
 
 JSONL, SAME = "jsonl", "same"
 _JSONL_SUFFIXES = (".jsonl", ".ndjson", "")
-_OUTPUTS: tuple[type[Output], ...] = (Csv, Parquet, SavedDataset, Coco)
+_OUTPUTS: tuple[type[Output], ...] = (Csv, Parquet, SavedDataset, Coco, Html)
 
 
 def name_output(output: Path, given: str | None) -> str:

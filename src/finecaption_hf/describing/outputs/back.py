@@ -47,7 +47,7 @@ class SameKind(Output):
         if inputs.annotations is None:
             raise ValueError(
                 f"{inputs.name} was read as {inputs.title}; texts are put back into files of annotation tools only. "
-                "Give --output-format jsonl, csv, parquet, datasets or coco."
+                "Give --output-format jsonl, csv, parquet, datasets, coco or html."
             )
         self.annotations = inputs.annotations
         self.name = self.annotations.format
