@@ -17,7 +17,7 @@ from finecaption_hf.cli import app
 from finecaption_hf.cli.train import OnError, with_options
 from finecaption_hf.data import DataError, Example, open_dataset, open_regions, read_examples
 from finecaption_hf.data.check import check_dataset
-from finecaption_hf.data.readers import NoTextsError
+from finecaption_hf.data.readers import NotDescribedError
 from finecaption_hf.describing import describe_dataset
 
 HEIGHT, WIDTH = 24, 32
@@ -120,7 +120,7 @@ def test_a_file_without_texts_says_what_it_is_good_for(tmp_path: Path) -> None:
     path = geojson(tmp_path, *(feature(*own, image="a.png") for own in BOXES))
     message = "it has 3 regions but no text about any of them, .* can be described: finecaption describe"
     for read in (lambda: list(read_examples(path, on_error="skip")), lambda: open_dataset(path)):
-        with pytest.raises(NoTextsError, match=message):
+        with pytest.raises(NotDescribedError, match=message):
             read()
 
 
@@ -240,3 +240,33 @@ def test_check_names_what_is_no_data_at_all(tmp_path: Path) -> None:
 def test_reading_options_of_train_are_those_of_the_data() -> None:
     given = {"ignore": (0, 255), "box_format": "xywh"}
     assert with_options({"a": "a.json"}, None, OnError.stop, given) == {"a": {"path": "a.json", **given}}
+
+
+def coco(folder: Path, *, in_images: bool) -> Path:
+    picture().save(folder / "a.png")
+    xywh = [[a, b, c - a, d - b] for a, b, c, d in BOXES]
+    captions = ["a cup", "a dog", None]
+    numbers = range(3)
+    images: list[dict[str, Any]] = [{"id": n, "file_name": "a.png", "width": WIDTH, "height": HEIGHT} for n in numbers]
+    annotations: list[dict[str, Any]] = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": xywh[n], "segmentation": [], "area": 9} for n in numbers
+    ]
+    for entry, caption in zip(images if in_images else annotations, captions, strict=True):
+        entry |= {} if caption is None else {"caption": caption}
+    path = folder / "coco.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]})
+    )
+    return path
+
+
+def test_captions_of_coco_annotations_are_examples_and_refcoco_is_read_as_before(tmp_path: Path) -> None:
+    reader = read_examples(coco(tmp_path, in_images=False))
+    with pytest.warns(UserWarning, match="1 regions without a caption"):
+        found = list(reader)
+    assert reader.format == "coco" and [region for example in found for region in texts(example)] == [
+        [("region", None, "a cup")],
+        [("region", None, "a dog")],
+    ]
+    assert np.array_equal(masks(found[0])[0], box(*BOXES[0]))
+    assert read_examples(coco(tmp_path, in_images=True)).format == "refcoco"

@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from finecaption_hf import as_mask
+from finecaption_hf.cli import app
 from finecaption_hf.data import DataError, ReadOptions, RegionInputs, open_dataset, open_regions
 from finecaption_hf.data.annotations import open_annotations, recognise
 from finecaption_hf.data.annotations.geojson import GeoJson
@@ -565,3 +567,20 @@ def test_a_stream_that_changes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         inputs[0]
     with pytest.raises(DataError, match="it streams, but training draws rows by number"):
         open_dataset(datasets.IterableDataset.from_generator(rows))
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_describe_reads_shards_by_a_pattern_and_says_what_it_read(tmp_path: Path) -> None:
+    for number in range(2):
+        shard(
+            tmp_path / f"s-{number}.tar",
+            {"a": sample(number, json={"objects": [{"bbox": XYWH[number], "label": "cup"}]})},
+        )
+    command = ["describe", str(tmp_path / "s-{0..1}.tar"), "--box-format", "coco", "--max-new-tokens", "3"]
+    result = CliRunner().invoke(app, [*command, "--device", "cpu", "--output", str(tmp_path / "out.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert "read as WebDataset, 2 regions" in result.output
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record["box_xyxy"] for record in found] == BOXES and {record["label"] for record in found} == {"cup"}

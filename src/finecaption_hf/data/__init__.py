@@ -12,7 +12,7 @@ from .examples import Branch, DataError, Example, Region
 from .images import ImageStore, open_images
 from .mixing import MixedDataset
 from .objects import as_regions
-from .readers import FORMATS, ExampleReader, Keys, read_examples
+from .readers import FORMATS, ExampleReader, Keys, NotDescribedError, read_examples
 from .regions import RegionInputs, open_regions
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "DataError",
     "ImageStore",
     "Keys",
+    "NotDescribedError",
     "MixedDataset",
     "Example",
     "ExampleDataset",

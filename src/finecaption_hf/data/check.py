@@ -14,7 +14,7 @@ from PIL import Image
 from ..masks_finecaption import MaskError, as_mask
 from ..prompts_finecaption import ATTRIBUTES, TASKS, find_question, normalise_name
 from .examples import DataError, Example
-from .readers import ExampleReader, NoTextsError, Place, UnknownFormatError
+from .readers import ExampleReader, NotDescribedError, Place
 from .regions import ImageInput, RegionInputs
 
 OWN_WORDS = "(question in own words)"
@@ -131,7 +131,7 @@ def check_dataset(
                 if limit is not None and done >= limit:
                     report.complete = False
                     break
-    except NoTextsError:
+    except NotDescribedError:
         raise
     except DataError as error:
         if reader.on_error == "raise":
@@ -180,7 +180,7 @@ def check_regions(
 @contextmanager
 def may_be_regions(error: ValueError) -> Iterator[None]:
     """Try whether what holds no described regions holds regions; if not, `error` is what is wrong with it."""
-    if not isinstance(error, (NoTextsError, UnknownFormatError)):
+    if not isinstance(error, NotDescribedError):
         raise error
     try:
         yield

@@ -22,7 +22,7 @@ from ..examples import DataError, Example
 from ..images import ImageStore, open_images
 from ..json_stream import JsonStream, json_lines
 from . import described
-from .annotated import WITHOUT_CAPTION, NoTextsError, annotated, is_record, recorded
+from .annotated import WITHOUT_CAPTION, NotDescribedError, annotated, is_record, recorded
 from .coco import refcoco
 from .detection import Format, detect_format, has_elements, has_image_captions, is_saved_dataset
 from .keys import COMPOSITIONCAP, DATASETS, OSPREY, Keys
@@ -40,10 +40,6 @@ Place = tuple[int, int, int]
 # Where a part stands; the example or why there is none; what was read; the place of a line or row.
 Item = tuple[str, "Example | DataError", Any, Place | None]
 Used = TypeVar("Used")
-
-
-class UnknownFormatError(DataError):
-    """It cannot be told which format of described regions a file or folder has."""
 
 
 class ExampleReader:
@@ -98,7 +94,7 @@ class ExampleReader:
         Raises:
             DataError: If something cannot be used and `on_error` is "raise"; and in any case where the file is broken
                 so that what follows cannot be told apart, since an unknown number of examples would be lost.
-            NoTextsError: If there are regions, but no text about any of them.
+            NotDescribedError: If there are regions, but no text about any of them.
         """
         return self.each(lambda example, place: example)
 
@@ -108,7 +104,7 @@ class ExampleReader:
         rejects: TextIO | None = None
         try:
             for where, found, raw, place in self._items():
-                if isinstance(found, NoTextsError):  # it is counted
+                if isinstance(found, NotDescribedError):  # it is counted
                     continue
                 error = found
                 if isinstance(found, Example):
@@ -137,7 +133,7 @@ class ExampleReader:
             if rejects is not None:
                 rejects.close()
         if not self.num_examples and not self.num_rejected and self.left_out[WITHOUT_CAPTION]:
-            raise NoTextsError(
+            raise NotDescribedError(
                 self.name,
                 f"it has {self.left_out[WITHOUT_CAPTION]} regions but no text about any of them, so there is nothing "
                 "to learn from or to compare with. Its regions can be described: finecaption describe.",
@@ -393,7 +389,7 @@ def _format_of(path: Path, options: ReadOptions) -> str:
             raise unknown
         return detect_format(path)
     except DataError as error:
-        raise UnknownFormatError(error.where, error.reason) from error
+        raise NotDescribedError(error.where, error.reason) from error
 
 
 def load_rows(source: Any) -> Any:
@@ -417,4 +413,4 @@ def _shown(raw: Any) -> str | None:
         return f"<{type(raw).__name__}>"
 
 
-__all__ = ["FORMATS", "ExampleReader", "Keys", "NoTextsError", "UnknownFormatError", "read_examples"]
+__all__ = ["FORMATS", "ExampleReader", "Keys", "NotDescribedError", "read_examples"]

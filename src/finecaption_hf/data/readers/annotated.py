@@ -11,8 +11,8 @@ from ..examples import Branch, DataError, Example, Region, as_id, as_object, as_
 WITHOUT_CAPTION = "regions without a caption"
 
 
-class NoTextsError(DataError):
-    """There are regions, but no text about any of them."""
+class NotDescribedError(DataError):
+    """There may be regions, but no texts about any of them, or none whose format is known."""
 
 
 def branches_of(entry: Mapping[str, Any]) -> list[Branch]:
@@ -42,7 +42,7 @@ def annotated(row: Any, where: str, left_out: Counter[str], more: tuple[Region, 
     """A row of an `AnnotationFile`, with `more` regions; those without a text are counted in `left_out`.
 
     Raises:
-        NoTextsError: If there is no text at all.
+        NotDescribedError: If there is no text at all.
         DataError: If it, or a region with a text, cannot be used.
     """
     if isinstance(row, DataError):
@@ -56,7 +56,7 @@ def annotated(row: Any, where: str, left_out: Counter[str], more: tuple[Region, 
             raise mask.at(f"regions[{number}]")
         regions.append(Region(mask, tuple(branches), as_id(entry.get("id"))))
     if not regions:
-        raise NoTextsError(where, "no region of it has a caption.")
+        raise NotDescribedError(where, "no region of it has a caption.")
     return Example(row.get("picture", row["image"]), tuple(regions), as_id(row.get("id")), where)
 
 
@@ -69,12 +69,12 @@ def recorded(row: dict[str, Any], where: str, left_out: Counter[str]) -> Example
     """The record of a region. What was said of the whole picture stands in all records of it, and counts once.
 
     Raises:
-        NoTextsError: If nothing was said about the region.
+        NotDescribedError: If nothing was said about the region.
         DataError: If the record cannot be used.
     """
     if row.get("answers") is None:
         left_out["regions that could not be described"] += 1
-        raise NoTextsError(where, "its region could not be described.")
+        raise NotDescribedError(where, "its region could not be described.")
     branches = branches_of({"answers": row["answers"]})
     own = tuple(branch for branch in branches if not is_global(branch.name or ""))
     whole = tuple(branch for branch in branches if is_global(branch.name or ""))
@@ -87,7 +87,7 @@ def recorded(row: dict[str, Any], where: str, left_out: Counter[str]) -> Example
         regions.append(Region(None, whole, "global"))
     if not regions:
         left_out[WITHOUT_CAPTION] += 1
-        raise NoTextsError(where, "nothing was said about its region.")
+        raise NotDescribedError(where, "nothing was said about its region.")
     image = row.get("image")
     if image is None or is_picture(image):
         raise DataError("image", f"it is missing; there are {keys_of(row)}.")
