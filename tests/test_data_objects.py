@@ -1,6 +1,11 @@
 """Regions as other libraries hold them -> references for `as_mask`."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,17 +145,37 @@ def test_results_of_ultralytics_are_regions() -> None:
         as_regions([found, found])
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (48, 64), (24, 32), (33, 65)])
-def test_masks_of_ultralytics_are_brought_to_the_picture_as_it_does(shape: tuple[int, int]) -> None:
-    pytest.importorskip("ultralytics", reason=MISSING.format("ultralytics"))
-    from ultralytics.engine.results import Results
-    from ultralytics.utils import ops
+# In a process of its own, since importing Ultralytics changes PIL.Image.open and torch.save for all.
+ULTRALYTICS = """
+import sys
 
-    data = torch.nn.functional.interpolate(torch.from_numpy(discs())[None].float(), shape)[0].round()
-    boxes = torch.tensor([[*box, 0.9, 0] for box in BOXES[:2]], dtype=torch.float32)
-    found = Results(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "a.jpg", {0: "disc"}, boxes=boxes, masks=data)
-    expected = ops.scale_masks(data[None], (HEIGHT, WIDTH))[0] > 0.5
-    assert np.array_equal(decoded(found), expected.numpy())
+import numpy as np
+import torch
+from ultralytics.engine.results import Results
+from ultralytics.utils import ops
+
+from finecaption_hf import as_mask
+from finecaption_hf.data import as_regions
+
+masks = torch.from_numpy(np.load(sys.argv[1]))[None].float()
+height, width = masks.shape[2:]
+boxes = torch.tensor([[0, 0, 9, 9, 0.9, 0], [0, 0, 9, 9, 0.9, 0]])
+for shape in [(64, 64), (48, 64), (24, 32), (33, 65), (40, 60)]:
+    data = torch.nn.functional.interpolate(masks, shape)[0].round()
+    found = Results(np.zeros((height, width, 3), np.uint8), "a.jpg", {0: "disc"}, boxes=boxes, masks=data)
+    expected = (ops.scale_masks(data[None], (height, width))[0] > 0.5).numpy()
+    assert np.array_equal(np.stack([as_mask(each, height, width) for each in as_regions([found])]), expected), shape
+"""
+
+
+def test_masks_of_ultralytics_are_brought_to_the_picture_as_it_does(tmp_path: Path) -> None:
+    if importlib.util.find_spec("ultralytics") is None:
+        pytest.skip(MISSING.format("ultralytics"))
+    np.save(tmp_path / "masks.npy", discs())
+    environment = {**os.environ, "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ULTRALYTICS, str(tmp_path / "masks.npy")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_geometries_of_shapely_keep_their_holes() -> None:
