@@ -12,6 +12,7 @@ from .coco import CocoInstances, CocoResults
 from .coco_writing import write_coco
 from .cvat import Cvat
 from .datumaro import Datumaro
+from .fiftyone import FiftyOne
 from .geojson import GeoJson
 from .label_maps import LabelMaps
 from .labelme import LabelMe
@@ -45,6 +46,7 @@ ANNOTATION_FORMATS: tuple[type[AnnotationFile], ...] = (
     Supervisely,
     Datumaro,
     Via,
+    FiftyOne,
     LabelMaps,
     Ade20k,
     Yolo,
