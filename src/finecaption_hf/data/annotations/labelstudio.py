@@ -449,6 +449,7 @@ class _Pictures:
 
     def __init__(self, data: dict[str, Any], where: str, images: ImageStore) -> None:
         self._where, self._images, self._data = where, images, data
+        self._names: dict[tuple[str, int | None], str] = {}
         key = _picture_key(data)
         if key is None:
             raise DataError(where, f"data: no value is the address of a picture; there are {keys_of(data)}.")
@@ -457,11 +458,16 @@ class _Pictures:
 
     def name_of(self, result: dict[str, Any]) -> str:
         """The name of the picture that a result is about."""
-        own = result.get("to_name")
-        value = self._data[own] if isinstance(own, str) and _is_picture(self._data.get(own)) else self._data[self._key]
-        number = result.get("item_index")
+        own, number = result.get("to_name"), result.get("item_index")
+        key = str(own), number if isinstance(number, int) else None
+        if key not in self._names:  # looking for files is what most of the time goes into
+            self._names[key] = self._name_of(*key)
+        return self._names[key]
+
+    def _name_of(self, own: str, number: int | None) -> str:
+        value = self._data[own] if _is_picture(self._data.get(own)) else self._data[self._key]
         if isinstance(value, list):
-            value = value[number] if isinstance(number, int) and 0 <= number < len(value) else value[0]
+            value = value[number] if number is not None and 0 <= number < len(value) else value[0]
         if value.startswith("data:"):
             return self._where
         return picture_name(self._images, _candidates(value))[0]
