@@ -7,6 +7,7 @@ import json
 import random
 import tracemalloc
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finecaption_hf.data import FORMATS, Branch, DataError, Example, Region, read_examples
+from finecaption_hf.data import FORMATS, Branch, DataError, Example, Region, open_dataset, read_examples
 from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.data.json_stream import JsonStream
 from finecaption_hf.data.readers.texts import without_entities
@@ -426,13 +427,53 @@ def test_format_is_told_by_the_content(tmp_path: Path, name: str, indent: int | 
         ('{"images": [1], "x": 2}', "cannot be told"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
-        ("\x1f\x8b", "gzip"),
+        ("\x1f\x8b", "packed, and damaged"),
+        ("PK\x03\x04", "zip cannot be read"),
     ],
 )
 def test_unknown_format_is_told(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=message):
         read_examples(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["gz", "zip"])
+def test_packed_files_are_read_as_they_are(tmp_path: Path, name: str, kind: str) -> None:
+    plain = write(tmp_path, name)
+    path = tmp_path / f"{name}.json.{kind}"
+    if kind == "gz":
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.write(plain, f"Data/{plain.name}")
+            packed.writestr(f"__MACOSX/Data/._{plain.name}", b"\0\1")
+            packed.writestr("README.md", "text")
+    assert read(path) == read(plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = open_dataset(path, cache=tmp_path / "cache")
+        expected = open_dataset(plain, cache=tmp_path / "cache")
+    assert list(dataset) == list(expected)
+    assert not [name for name in tmp_path.iterdir() if name.name not in (plain.name, path.name, "cache")]
+
+
+def test_packed_files_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    plain = write(tmp_path, "jsonl").read_bytes()
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as packed:
+        packed.writestr("a.json", plain)
+        packed.writestr("b.jsonl", plain)
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as packed:
+        packed.writestr("a.jpg", plain)
+    many = gzip.compress(plain * 20_000, 1)
+    (tmp_path / "half.gz").write_bytes(many[: len(many) // 2])
+    for name, message in (
+        ("two.zip", "holds 2 JSON files"),
+        ("none.zip", "holds 0"),
+        ("half.gz", "packed, and damaged"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read(tmp_path / name)
 
 
 def test_wrong_settings_are_told(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from .examples import DataError, Example
 from .images import ImageStore
-from .json_stream import LinesByNumber
+from .json_stream import LinesByNumber, is_packed
 from .readers import FORMATS, ExampleReader, Place, load_rows, read_examples
 
 # Part of the name of every cached file: changes when the readers give other examples for the same source.
@@ -158,9 +158,9 @@ def open_dataset(
 ) -> ExampleDataset:
     """Open a dataset for access by number. All of it is read, and checked, once.
 
-    The package's JSONL and `datasets.Dataset` are then read in place. Any other format is written as package JSONL to
-    `cache` first, and found there again as long as the source (path, size, time of change) and the settings stay the
-    same; several processes may do that at once.
+    The package's JSONL and `datasets.Dataset` are then read in place. Any other format, or a packed file, is written as
+    package JSONL to `cache` first, and found there again as long as the source (path, size, time of change) and the
+    settings stay the same; several processes may do that at once.
 
     Args:
         path, format, images, on_error, rejects, mapping, keep_entity_references, **reading: as for `read_examples`.
@@ -191,7 +191,7 @@ def open_dataset(
     if reader.format == "datasets":
         rows = _DatasetRows(reader, _places(reader, num_regions))
         num_rejected = reader.num_rejected
-    elif reader.format == "jsonl":
+    elif reader.format == "jsonl" and not is_packed(Path(reader.source)):
         rows = _FileRows(Path(reader.source), _places(reader, num_regions), reader, has_where=False)
         num_rejected = reader.num_rejected
     elif reader.format not in FORMATS:

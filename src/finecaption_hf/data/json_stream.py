@@ -6,11 +6,16 @@ and takes all memory where arrays are nested 100,000 deep.
 """
 
 import codecs
+import gzip
 import json
 import os
+import re
+import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from .errors import DataError
 
@@ -42,6 +47,68 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+class _Unpacked:
+    """What is in a packed file, from its start; what is damaged ends in a `DataError`."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._try(self._file.read, size))
+
+    def readline(self, size: int = -1) -> bytes:
+        return bytes(self._try(self._file.readline, size))
+
+    def seek(self, offset: int) -> int:
+        return int(self._try(self._file.seek, offset))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def __enter__(self) -> "_Unpacked":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def _try(self, method: Callable[[int], Any], number: int) -> Any:
+        try:
+            return method(number)
+        except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+            raise DataError(str(self._path), f"it is packed, and damaged ({error}). Get or pack it anew.") from error
+
+
+def open_json(path: str | os.PathLike[str]) -> BinaryIO:
+    """A JSON file, also one packed with gzip, or alone in a .zip; nothing is unpacked to disk.
+
+    Raises:
+        DataError: If a .zip holds none or several, or is damaged.
+    """
+    place = Path(path)
+    if not is_packed(place):
+        return open(place, "rb")
+    if _start(place).startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, _Unpacked(gzip.open(place, "rb"), place))
+    try:
+        archive = zipfile.ZipFile(place)
+        names = [name for name in archive.namelist() if re.fullmatch(r"(?!__MACOSX/)(.*/)?[^./][^/]*\.jsonl?", name)]
+        if len(names) != 1:
+            raise DataError(str(place), f"this .zip holds {len(names)} JSON files, one is needed. Unpack it.")
+        return cast(BinaryIO, _Unpacked(archive.open(names[0]), place))
+    except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise DataError(str(place), f"this .zip cannot be read ({error}).") from error
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is one of gzip or a .zip, by how it begins."""
+    return _start(path).startswith((b"\x1f\x8b", b"PK\x03\x04"))
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4)
+
+
 def json_lines(path: str | os.PathLike[str], max_bytes: int = MAX_ELEMENT_BYTES) -> Iterator[tuple[int, int, int, Any]]:
     """The lines of a JSONL file that are not blank.
 
@@ -50,7 +117,7 @@ def json_lines(path: str | os.PathLike[str], max_bytes: int = MAX_ELEMENT_BYTES)
     """
     name = os.fspath(path)
     offset = 0
-    with open(path, "rb") as file:
+    with open_json(path) as file:
         number = 0
         while line := file.readline(max_bytes + 1):
             number += 1

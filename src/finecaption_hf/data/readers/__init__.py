@@ -20,7 +20,7 @@ from ..annotations import ANNOTATION_FORMATS, AnnotationFile, ReadOptions, is_pa
 from ..columns import Columns, declared_formats, is_picture
 from ..examples import DataError, Example
 from ..images import ImageStore, open_images
-from ..json_stream import JsonStream, json_lines
+from ..json_stream import JsonStream, json_lines, open_json
 from . import described
 from .annotated import WITHOUT_CAPTION, NotDescribedError, annotated, is_record, recorded
 from .coco import refcoco
@@ -172,7 +172,7 @@ class ExampleReader:
         elif self.format in _ANNOTATIONS:
             yield from self._annotations()
         else:
-            with open(self.source, "rb") as file:
+            with open_json(self.source) as file:
                 first = JsonStream(file, self.name).peek()
             if first == "[":
                 yield from self._array()
@@ -191,12 +191,12 @@ class ExampleReader:
                 yield where, self._parse(value, where), value, place
 
     def _raw_line(self, offset: int, length: int) -> str:
-        with open(self.source, "rb") as file:
+        with open_json(self.source) as file:
             file.seek(offset)
             return file.read(min(length, 4 * _RAW_LENGTH)).decode("utf-8", "replace").rstrip("\n")
 
     def _array(self) -> Iterator[Item]:
-        with open(self.source, "rb") as file:
+        with open_json(self.source) as file:
             stream = JsonStream(file, self.name)
             for index, value in enumerate(stream.elements()):
                 where = f"{self.name}[{index}]"
@@ -205,7 +205,7 @@ class ExampleReader:
 
     def _object(self, path: Path) -> Iterator[Item]:
         """A file with an object of images by name."""
-        with open(path, "rb") as file:
+        with open_json(path) as file:
             stream = JsonStream(file, str(path))
             for image in stream.names():
                 where = f"{path}[{image[:100]!a}]"
@@ -302,8 +302,8 @@ def read_examples(
     """Open the annotations of a dataset.
 
     Args:
-        path: a file; a folder of GranD's files, of a saved `datasets.Dataset`, or with a `records.jsonl`; a file or
-            folder of an annotation tool (docs/formats.md), of which each region with a caption counts; what `describe`
+        path: a file, also packed with gzip or alone in a .zip; a folder of GranD's files, of a saved
+            `datasets.Dataset`, or with a `records.jsonl`; a file or folder of an annotation tool (docs/formats.md), of which each region with a caption counts; what `describe`
             wrote; or a `datasets.Dataset` in memory.
         format: one of `FORMATS`, or of `ANNOTATION_FORMATS`; `None` means that the content decides.
         images: folder, .zip or .tar of the pictures; `None` means the folder in which the annotations lie.

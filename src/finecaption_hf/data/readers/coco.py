@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from ..examples import Branch, DataError, Example, Region, as_id, as_object, as_reference, as_text
-from ..json_stream import JsonStream
+from ..json_stream import JsonStream, open_json
 
 _TABLES = """
 CREATE TABLE images (at INTEGER PRIMARY KEY, id TEXT UNIQUE, file TEXT, caption TEXT);
@@ -46,7 +46,7 @@ def refcoco(path: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[tu
         DataError: If the file is no JSON or holds no images and annotations.
     """
     name = os.fspath(path)
-    with open(path, "rb") as file:
+    with open_json(path) as file:
         # An empty name makes a database in a temporary file that nobody else sees and that goes with the connection.
         database = sqlite3.connect("", isolation_level=None)
         try:

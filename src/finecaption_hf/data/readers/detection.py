@@ -8,7 +8,7 @@ from ...masks_finecaption import REGION_KEYS
 from ..annotations import recognise
 from ..annotations.coco import CocoInstances
 from ..examples import DataError, keys_of
-from ..json_stream import JsonStream, json_lines
+from ..json_stream import JsonStream, json_lines, open_json
 from .keys import COMPOSITIONCAP, OSPREY, Keys
 
 Format = Literal["compositioncap", "refcoco", "grand", "llava", "osprey", "jsonl", "datasets"]
@@ -25,7 +25,7 @@ def is_saved_dataset(path: Path) -> bool:
 
 def has_elements(path: str | os.PathLike[str], keys: Keys) -> bool:
     """Whether the object that a file starts with is one element of JSONL, rather than an object of all elements."""
-    with open(path, "rb") as file:
+    with open_json(path) as file:
         stream = JsonStream(file, os.fspath(path))
         for key in stream.names():
             if key in (*keys.image, *keys.regions):
@@ -58,11 +58,7 @@ def detect_format(path: Path) -> Format:
         if next(path.glob("*.json"), None) is not None:
             return "grand"
         raise DataError(str(path), "this folder holds neither GranD's .json files nor a saved dataset. Name a file.")
-    with open(path, "rb") as file:
-        head = file.read(2)
-        if head == b"\x1f\x8b":
-            raise DataError(str(path), "this file is packed with gzip. Unpack it first.")
-        file.seek(0)
+    with open_json(path) as file:
         stream = JsonStream(file, str(path))
         try:
             mark = stream.peek()
