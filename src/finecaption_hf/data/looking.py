@@ -10,6 +10,8 @@ from PIL import Image
 _SUFFIXES = (".bmp", ".png", ".tif", ".tiff")
 # Label maps and masks are plains of equal pixels, which pack well; photographs and drawings with soft edges are not.
 _MAX_BYTES_PER_PIXEL = 0.25
+# Of pictures in colour less, so that not every screenshot is decoded.
+_MAX_BYTES_OF_COLOURS = 0.05
 _HEADER_BYTES = 4096
 _MIN_EQUAL = 0.9
 _MAX_PIXELS = 2**26
@@ -40,7 +42,8 @@ def what_it_looks_like(path: Path, with_colours: bool = False) -> str | None:
     try:
         with Image.open(path) as picture:
             pixels = picture.width * picture.height
-            packed = path.stat().st_size - _HEADER_BYTES < _MAX_BYTES_PER_PIXEL * pixels
+            limit = _MAX_BYTES_OF_COLOURS if picture.mode == "RGB" else _MAX_BYTES_PER_PIXEL
+            packed = path.stat().st_size - _HEADER_BYTES < limit * pixels
             if (not packed and path.suffix.lower() == ".png") or pixels > _MAX_PIXELS:
                 return None
             if picture.mode == "P" and (picture.getpalette() or [])[:12] == voc_colours()[:4].reshape(-1).tolist():
