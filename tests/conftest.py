@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import pytest_timeout
+from PIL import Image, ImageFile
 
 if TYPE_CHECKING:
     from hub_server import Client, HubServer
@@ -111,6 +112,13 @@ class _Deprecations(logging.Handler):
         text = record.getMessage()
         if "deprecat" in text and not text.startswith("Passing `generation_config` together with"):
             self.messages.append(text)
+
+
+@pytest.fixture(autouse=True)
+def pillow_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some annotation tools change them for all of a process when they are imported: damaged pictures would be read."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture(autouse=True)

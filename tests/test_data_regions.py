@@ -237,7 +237,7 @@ def test_an_image_that_is_missing_or_damaged_says_so_when_it_is_loaded(tmp_path:
     ("content", "message"),
     [
         (b'[{"image": "a.png"}]', "one JSON array"),
-        (b"\x1f\x8b\x08\x00", "packed with gzip"),
+        (b"\x1f\x8b\x08\x00", "file is packed"),
         (b"\n\n", "holds no region"),
         (b"\x89PNG\r\n\x1a\n", "wrong.jsonl:1: the line is no UTF-8"),
         (b'{"picture": "a.png"}\n', "wrong.jsonl:1: image: nothing arrived.*'picture'"),

@@ -46,7 +46,6 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "shapes (.shp)": ("a.shp", b"\x00\x00\x27\x0a" + bytes(100)),
     "MOT": ("gt.txt", b"1,1,912,484,97,109,0,7,1\n1,2,1338,418,167,379,1,1,1\n"),
     "KITTI": ("000000.txt", b"Car 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 0.47 1.49 69.44 -1.56\n"),
-    "several others in one (.zip)": ("a.zip", b"PK\x03\x04" + bytes(30)),
 }
 LINES = (".jsonl", ".ndjson", ".manifest")
 

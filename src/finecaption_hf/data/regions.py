@@ -34,7 +34,7 @@ from .examples import (
 )
 from .folder import pictures_with_masks
 from .images import MAX_PIXELS, ImageStore, MaskContent, MaskFile, decode_image, open_images, to_rgb
-from .json_stream import LinesByNumber, json_lines
+from .json_stream import LinesByNumber, is_packed, json_lines
 from .mask_rules import STRICT, MaskRules
 from .orientation import turned_region
 from .readers.detection import is_saved_dataset
@@ -382,10 +382,9 @@ class _ListedRows:
 
 def _digest_of_lines(path: Path) -> str:
     digest = hashlib.sha256()
+    if is_packed(path):
+        raise DataError(str(path), "this file is packed. Unpack it first.")
     with open(path, "rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise DataError(str(path), "this file is packed with gzip. Unpack it first.")
-        file.seek(0)
         if file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             raise DataError(str(path), "this is one JSON array. Write its elements as JSON Lines, one object per line.")
         file.seek(0)

@@ -114,6 +114,5 @@ REFUSED: Mapping[str, tuple[Callable[[Seen], bool], str]] = {
     "shapes (.shp)": (_starts(b"\x00\x00\x27\x0a"), "Export it as GeoJSON in pixels"),
     "MOT": (_line(rf"\d+,-?\d+(?:,{_NUMBER}){{5,8}}"), f"{_COCO}, a picture for each frame"),
     "KITTI": (_line(rf"[A-Za-z_]+ (?:{_NUMBER} ){{13,14}}{_NUMBER}"), _COCO),
-    "several others in one (.zip)": (_starts(b"PK\x03\x04"), "Unpack it and give what is in it"),
 }
 """By name: how a file is recognised, and what to do."""

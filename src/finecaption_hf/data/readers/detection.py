@@ -8,7 +8,7 @@ from ...masks_finecaption import REGION_KEYS
 from ..annotations import recognise
 from ..annotations.coco import CocoInstances
 from ..examples import DataError, keys_of
-from ..json_stream import JsonStream, json_lines, open_json
+from ..json_stream import JsonStream, is_packed, json_lines, open_json
 from .keys import COMPOSITIONCAP, OSPREY, Keys
 
 Format = Literal["compositioncap", "refcoco", "grand", "llava", "osprey", "jsonl", "datasets"]
@@ -37,7 +37,7 @@ def has_elements(path: str | os.PathLike[str], keys: Keys) -> bool:
 
 def has_image_captions(path: Path) -> bool:
     """Whether the first of a COCO file's `images` has a caption of its own, as files of RefCOCO have."""
-    with open(path, "rb") as file:
+    with open_json(path) as file:
         stream = JsonStream(file, str(path))
         for key in stream.names():
             if key == "images" and stream.peek() == "[":
@@ -90,7 +90,8 @@ def _of_object(stream: JsonStream, path: Path) -> Format:
             if key in ("images", "annotations") and stream.peek() == "[":
                 if isinstance(next(iter(stream.elements()), None), dict):
                     # Relatives of COCO have lists of these names, too.
-                    if others := [each.title for each in recognise(path) if each is not CocoInstances]:
+                    known = [] if is_packed(path) else recognise(path)
+                    if others := [each.title for each in known if each is not CocoInstances]:
                         raise DataError(
                             str(path), f"this is {others[0]}: regions without texts. They can be described."
                         )
