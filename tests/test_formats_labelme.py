@@ -204,11 +204,11 @@ def test_deep_nesting_and_broken_files_are_errors_in_their_places(tmp_path: Path
 
 
 def test_hostile_shapes_end_soon(tmp_path: Path) -> None:
-    zigzag = [[x % 2 * 60, x % 3 * 20] for x in range(60_000)]
+    zigzag = [[x % 2 * 60, x % 3 * 20] for x in range(300_000)]
     path = written(tmp_path, document(shape(zigzag), shape([[0, 0], [1e6, 1e6]], "circle"), imageHeight=None))
     start = time.monotonic()
     assert len(messages(path)) == 2
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 120
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

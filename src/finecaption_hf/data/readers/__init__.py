@@ -303,8 +303,8 @@ def read_examples(
 
     Args:
         path: a file, also packed with gzip or alone in a .zip; a folder of GranD's files, of a saved
-            `datasets.Dataset`, or with a `records.jsonl`; a file or folder of an annotation tool (docs/formats.md), of which each region with a caption counts; what `describe`
-            wrote; or a `datasets.Dataset` in memory.
+            `datasets.Dataset`, or with a `records.jsonl`; a file or folder of an annotation tool (docs/formats.md), of
+            which each region with a caption counts; what `describe` wrote; or a `datasets.Dataset` in memory.
         format: one of `FORMATS`, or of `ANNOTATION_FORMATS`; `None` means that the content decides.
         images: folder, .zip or .tar of the pictures; `None` means the folder in which the annotations lie.
         on_error: what to do with an example that cannot be used: "raise", or "skip": count it, write it to `rejects` as
