@@ -123,6 +123,13 @@ def test_yolo_labels_alone_take_pictures_from_elsewhere(tmp_path: Path) -> None:
         assert inputs[0].name == "train/a.jpg" and inputs.num_regions == (3 if source.name == "labels" else 2)
 
 
+def test_labels_are_seen_beside_however_many_pictures(tmp_path: Path) -> None:
+    yolo(tmp_path)
+    for number in range(2100):
+        (tmp_path / "images" / "train" / f"_{number}.jpg").touch()
+    assert open_regions(tmp_path).title == "YOLO labels"
+
+
 @pytest.mark.parametrize(
     ("line", "carried"),
     [

@@ -335,10 +335,10 @@ def ade_2021(folder: Path) -> np.ndarray:
 
 
 def test_ade20k_of_2017_has_names_and_leaves_parts_out(tmp_path: Path) -> None:
-    blue = ade_2017(tmp_path)
+    blue = ade_2017(tmp_path / "images" / "ADE")
     inputs = open_regions(tmp_path)
     assert inputs.title == "ADE20K" and inputs.notes == ["1 parts of things are left out."]
-    found = regions(inputs)["train/a.jpg"]
+    found = regions(inputs)["images/ADE/train/a.jpg"]
     assert np.array_equal(found[1], blue == 40) and np.array_equal(found[2], blue == 90)
     assert [region.carried for region in inputs[0].regions] == [
         {"id": 1, "label": "car"},

@@ -13,6 +13,7 @@ from ..folder import natural
 from ..images import MaskFile, open_images
 from ..mask_rules import MaskRules
 from .base import AnnotationFile, ReadOptions, Seen
+from .files import some_folders
 from .label_maps import LabelRegion, read_map
 
 # In masks of 2021, 255 is what can be seen of a thing and 128 what lies behind others.
@@ -49,9 +50,14 @@ class Ade20k(AnnotationFile):
 
     @classmethod
     def recognises(cls, seen: Seen) -> bool:
-        names = set(seen.names)
-        told = (re.sub(r"_atr\.txt$|\.json$", "", name) for name in names if re.search(r"_atr\.txt$|\.json$", name))
-        return any(f"{stem}_seg.png" in names for stem in told)
+        if not seen.path.is_dir():
+            return False
+        for _, names in some_folders(seen.path):
+            known = set(names)
+            told = (re.sub(r"_atr\.txt$|\.json$", "", name) for name in names if re.search(r"_atr\.txt$|\.json$", name))
+            if any(f"{stem}_seg.png" in known for stem in told):
+                return True
+        return False
 
     def files(self) -> Iterator[Path]:
         for stem in self._stems:

@@ -5,6 +5,7 @@ import re
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ MAX_FILE_BYTES = 2**28
 
 # So many files of a folder are looked at to tell what it holds; other tools' files may lie among them.
 _MAX_LOOKS = 4
+_MAX_FOLDERS = 200
 
 
 def files_below(folder: Path, suffix: str) -> Iterator[Path]:
@@ -29,6 +31,17 @@ def files_below(folder: Path, suffix: str) -> Iterator[Path]:
         for name in sorted(names):
             if name.lower().endswith(suffix) and not name.startswith("."):
                 yield Path(place, name)
+
+
+def some_folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The first folders in a folder, itself among them, at any depth: relative places and sorted names of files.
+
+    `Seen.names` ends after the first files: it may not get to what lies beside many pictures.
+    """
+    for place, folders, names in islice(os.walk(folder), _MAX_FOLDERS):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found = sorted(name for name in names if not name.startswith("."))
+        yield os.path.relpath(place, folder).replace(os.sep, "/"), found
 
 
 def looks(seen: Seen, suffix: str) -> Iterator[Seen]:

@@ -23,13 +23,13 @@ from ..looking import voc_colours, what_it_looks_like
 from ..mask_rules import ARRAYS, MaskArrays, nearest
 from ..names import MASK_FOLDERS, folder_word
 from .base import AnnotationFile, ReadOptions, Seen
+from .files import some_folders
 
 MAX_LABELS = 4096
 """A map of more values is none of things that a picture shows: noise, a depth map, or an identity for each pixel."""
 
 _MAPS = (".bmp", ".gif", ".png", ".tif", ".tiff", *ARRAYS)
 _PER_FOLDER = 8
-_MAX_FOLDERS = 200
 
 
 class _Rule(NamedTuple):
@@ -278,21 +278,18 @@ def _files(folder: Path) -> Iterator[str]:
 def _has_maps(folder: Path) -> bool:
     """Whether some files at the place of label maps are such, or all files are; a few of each folder are opened."""
     all_looks: list[bool] = []
-    for number, (place, folders, files) in enumerate(os.walk(folder)):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if number >= _MAX_FOLDERS:
-            return False
-        pictures = sorted(name for name in files if _is_picture(name) and not name.startswith("."))
+    for place, files in some_folders(folder):
+        pictures = [name for name in files if _is_picture(name)]
         others = set(files)
         if any(re.sub(r"_seg\.png$", ending, name) in others - {name} for name in files for ending in _ADE20K):
             return False  # it has a reader of its own
         stems = Counter(os.path.splitext(name)[0] for name in pictures)
-        at_place = any(map(_is_mask_folder, Path(place).relative_to(folder).parts))
+        at_place = any(map(_is_mask_folder, place.split("/")))
         few = pictures[:: max(1, len(pictures) // _PER_FOLDER)]
         if not at_place:  # pairs of one name come first: a.jpg and a.png
             few = [name for name in pictures if stems[os.path.splitext(name)[0]] > 1][: 2 * _PER_FOLDER] or few
         for name in few:
-            looks = (what_it_looks_like(Path(place, name), at_place) or "").startswith("a label map")
+            looks = (what_it_looks_like(Path(folder, place, name), at_place) or "").startswith("a label map")
             is_paired = stems[os.path.splitext(name)[0]] > 1
             if looks and (at_place or is_paired or re.search(r"_(instanceIds|seg)\.png$", name)):
                 return True

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..folder import PICTURES, PictureShelf, natural
 from ..images import open_images
 from .base import AnnotationFile, ReadOptions, Seen
-from .files import MAX_FILE_BYTES
+from .files import MAX_FILE_BYTES, some_folders
 
 _MAX_YAML_BYTES = 2**20
 _SPLITS = ("train", "val", "valid", "test")
@@ -74,13 +74,18 @@ class Yolo(AnnotationFile):
         if not seen.path.is_dir():
             is_yaml = seen.path.suffix.lower() in (".yaml", ".yml")
             return is_yaml and _is_settings(seen.head)
-        texts = [name for name in seen.names if name.lower().endswith(".txt") and not _NO_LABELS.search(name)]
-        stems = {os.path.splitext(name)[0] for name in seen.names if name.lower().endswith(PICTURES)}
-        told = [name for name in texts if "labels" in name.split("/")[:-1] or os.path.splitext(name)[0] in stems]
-        if not told and not stems and len(texts) == len(seen.names):
-            told = texts  # labels alone, with their pictures elsewhere
-        looks = [_first_line(seen.path / name) for name in told[:_MAX_LOOKS]]
-        found = [line for line in looks if line]
+        found: list[bytes] = []
+        is_all_text = True
+        alone: list[Path] = []
+        for place, names in some_folders(seen.path):
+            texts = [name for name in names if name.lower().endswith(".txt") and not _NO_LABELS.search(name)]
+            stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(PICTURES)}
+            told = [name for name in texts if "labels" in place.split("/") or os.path.splitext(name)[0] in stems]
+            found += filter(None, (_first_line(seen.path / place / name) for name in told[:_MAX_LOOKS]))
+            is_all_text = is_all_text and all(name.lower().endswith((".txt", ".yaml")) for name in names)
+            alone = [*alone, *(seen.path / place / name for name in texts[:_MAX_LOOKS])][:_MAX_LOOKS]
+        if not found and is_all_text:  # labels alone, with their pictures elsewhere
+            found = list(filter(None, map(_first_line, alone)))
         return bool(found) and all(map(_LINE.match, found))
 
     def where_images_lie(self) -> Path:
