@@ -20,7 +20,7 @@ from ..annotations import ANNOTATION_FORMATS, AnnotationFile, ReadOptions, is_pa
 from ..columns import Columns, declared_formats, is_picture
 from ..examples import DataError, Example
 from ..images import ImageStore, open_images
-from ..json_stream import JsonStream, json_lines, open_json
+from ..json_stream import JsonStream, is_packed, json_lines, open_json
 from . import described
 from .annotated import WITHOUT_CAPTION, NotDescribedError, annotated, is_record, recorded
 from .coco import refcoco
@@ -373,6 +373,8 @@ def _format_of(path: Path, options: ReadOptions) -> str:
     if path.is_dir() and is_saved_dataset(path):
         return "datasets"
     unknown: DataError | None = None
+    if path.is_file() and is_packed(path):  # through which files of annotation tools are not read
+        return detect_format(path)
     if not path.is_dir() and not is_pattern(path):
         try:
             described = detect_format(path)
