@@ -9,11 +9,11 @@ import base64
 import itertools
 import operator
 import re
+import sys
 import zlib
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -96,11 +96,10 @@ def array_mask(value: Any, size: _Size | None = None) -> BoolArray:
     """
     if isinstance(value, Image.Image):
         array = _image_array(value, size)
-    elif isinstance(value, torch.Tensor):
-        if not value.is_nested and not is_coloured(
-            value.shape, value.dtype, size
-        ):  # those have no shape, and are refused below
-            _check_shape(tuple(value.shape), size)  # before copying: expanded tensors look small and are not
+    elif is_tensor(value):
+        # Nested ones have no shape, and are refused below. Before copying: expanded tensors look small and are not.
+        if not value.is_nested and not is_coloured(value.shape, value.dtype, size):
+            _check_shape(tuple(value.shape), size)
         array = _tensor_array(value)
     else:
         array = _foreign_array(value)
@@ -117,8 +116,16 @@ def is_coloured(shape: Any, dtype: Any, size: _Size | None = None) -> bool:
     return min(shape[:2]) > 4 if size is None else tuple(shape[:2]) == size
 
 
-def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:
+def is_tensor(value: Any) -> bool:
+    """Whether this is a tensor. Masks are read without torch as well: where nobody imported it, there is none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _tensor_array(tensor: Any) -> NDArray[Any]:
     """The values of a tensor of any device and dtype."""
+    import torch
+
     try:
         plain = tensor.detach()
         if plain.is_floating_point() and plain.dtype not in (torch.float16, torch.float32, torch.float64):
@@ -134,19 +141,19 @@ def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:
 
 def is_sequence(value: Any) -> bool:
     """Whether this is a list, a tuple, or an array or tensor with at least one dimension."""
-    return isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim > 0)
+    return isinstance(value, (list, tuple)) or ((isinstance(value, np.ndarray) or is_tensor(value)) and value.ndim > 0)
 
 
 def numbers(values: Any, what: str, needed: str) -> NDArray[Any]:
     """The numbers of a list, array or tensor, bool excluded; errors begin with `what` and end with `needed`."""
     if isinstance(values, (list, tuple)):
         # list(tensor) is a list of tensors without dimensions.
-        values = [_tensor_array(v)[()] if isinstance(v, torch.Tensor) and v.ndim == 0 else v for v in values]
+        values = [_tensor_array(v)[()] if is_tensor(v) and v.ndim == 0 else v for v in values]
         for kind in set(map(type, values)):
             if issubclass(kind, bool) or not issubclass(kind, (int, float, np.integer, np.floating)):
                 raise MaskError(f"{what} of type {kind.__name__}. {needed}")
         values = np.array(values) if values else np.zeros(0, dtype=np.int64)
-    array = _tensor_array(values) if isinstance(values, torch.Tensor) else np.asarray(values)
+    array = _tensor_array(values) if is_tensor(values) else np.asarray(values)
     if array.dtype.kind not in "iuf":
         reason = "beyond 64 bits, too large" if array.dtype.kind == "O" else f"of dtype {array.dtype}"
         raise MaskError(f"{what} {reason}. {needed}")

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from .examples import DataError, Example
@@ -77,7 +76,7 @@ class _AnnotationRows:
         return self.reader.parse(row, where)
 
 
-class ExampleDataset(torch.utils.data.Dataset[Example]):
+class ExampleDataset:
     """Examples by number, in the order of their file. `open_dataset` makes them.
 
     Attributes:

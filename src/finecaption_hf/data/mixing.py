@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from .examples import Example
 
 
-class MixedDataset(torch.utils.data.Dataset[Example]):
+class MixedDataset:
     """A mix of datasets, the same for the same arguments.
 
     Without weights every item comes once. With weights, the shares of the datasets in the mix are the weights' shares,

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
+from ..mask_codecs_finecaption import is_tensor
 from ..masks_finecaption import REGION_KEYS, MaskError, is_region_reference, read_region
 from .boxes import box_region, four_numbers, named_box
 from .errors import DataError
@@ -42,12 +41,15 @@ class _Letterboxed:
         self.mask, self.shape = mask, shape
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        import torch
+        from torch.nn import functional
+
         given = self.mask.shape
         gain = min(size / wanted for size, wanted in zip(given, self.shape))
         inside = [max(round(size * gain), 1) for size in self.shape]
         top, left = ((size - part) // 2 for size, part in zip(given, inside))
         content = torch.as_tensor(self.mask)[top : top + inside[0], left : left + inside[1]]
-        scaled = F.interpolate(content[None, None].float(), self.shape, mode="bilinear")
+        scaled = functional.interpolate(content[None, None].float(), self.shape, mode="bilinear")
         return (scaled[0, 0] > 0.5).cpu().numpy()
 
 
@@ -236,9 +238,9 @@ def _is_empty(value: Any) -> bool:
 
 def _plain(values: Any) -> np.ndarray:
     """A tensor of any device, an array, or what becomes one."""
-    if isinstance(values, torch.Tensor):
+    if is_tensor(values):
         values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
     return np.asarray(values)
 
 
