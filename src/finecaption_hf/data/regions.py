@@ -18,7 +18,15 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..masks_finecaption import REGION_KEYS
-from .annotations import AnnotationFile, ReadOptions, has_splits, is_pattern, open_annotations, recognise
+from .annotations import (
+    ANNOTATION_FORMATS,
+    AnnotationFile,
+    ReadOptions,
+    has_splits,
+    is_pattern,
+    open_annotations,
+    recognise,
+)
 from .columns import Columns
 from .examples import (
     DataError,
@@ -43,6 +51,7 @@ from .readers.rows import DatasetRows, StreamRows, is_stream, open_split
 MAX_REGIONS = 64
 """Regions of an image that are prepared at once; of an image with more, each such part is encoded by itself."""
 
+_OWN_FORMATS = ("jsonl", "folder", "datasets")
 _IMAGE_KEYS = ("image", "image_path", "file_name")
 _KNOWN = {*_IMAGE_KEYS, "id", "regions", "questions", "branches"}
 # Beside what was read, what a record says itself.
@@ -298,7 +307,10 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
     options = replace(options or ReadOptions(), **changes)
     images, split, format = options.images, options.split, options.format
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
-    is_own = format in ("jsonl", "folder", "datasets")
+    is_own = format in _OWN_FORMATS
+    if format is not None and not is_own and format not in {each.format for each in ANNOTATION_FORMATS}:
+        names = ", ".join([*_OWN_FORMATS, *(each.format for each in ANNOTATION_FORMATS)])
+        raise DataError(str(source), f"there is no format {format!r}. Known are: {names}.")
     is_there = path is not None and (path.exists() or is_pattern(path))
     known = recognise(path) if path is not None and is_there and format is None else []
     if split is not None:
