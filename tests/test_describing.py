@@ -30,7 +30,7 @@ from finecaption_hf.asking import FineCaptionDescriber, load, load_describer
 from finecaption_hf.cli import app, progress
 from finecaption_hf.data import open_regions
 from finecaption_hf.describing import (
-    Options,
+    DescribeOptions,
     Processes,
     ProcessLostError,
     Result,
@@ -67,7 +67,9 @@ def write_rows(folder: Path, num_images: int, regions: int = 1) -> Path:
 def describe(checkpoint: Any, source: Any, output: Path, questions: Any = "color", **options: Any) -> Result:
     max_batch_tokens = options.pop("max_batch_tokens", None)
     describer = FineCaptionDescriber(*checkpoint, max_batch_tokens=max_batch_tokens)
-    return describe_dataset(lambda: describer, open_regions(source), output, questions, Options(**OPTIONS | options))
+    return describe_dataset(
+        lambda: describer, open_regions(source), output, questions, DescribeOptions(**OPTIONS | options)
+    )
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -221,7 +223,7 @@ def test_failed_regions_are_described_once_their_cause_is_mended(
     monkeypatch.setattr(
         dataset._Worker, "prepare", lambda self, item: prepared.append(item.name) or prepare(self, item)
     )
-    inputs, options = open_regions(source), Options(**OPTIONS)
+    inputs, options = open_regions(source), DescribeOptions(**OPTIONS)
     describer = FineCaptionDescriber(*embedded)
     result = describe_dataset(lambda: describer, inputs, output, "color", options, retry_failed=True)
     assert (result.failed, prepared) == (0, ["3.png"])
@@ -378,7 +380,7 @@ def _run(describer: Any, job: dict[str, Any], is_victim: bool) -> int:
             open_regions(job["source"]),
             job["output"],
             "color",
-            Options(**OPTIONS, temperature=1.0),
+            DescribeOptions(**OPTIONS, temperature=1.0),
             processes=Processes.launched(),
             on_progress=lambda done, total: counted.append(done),
         )

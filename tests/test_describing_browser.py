@@ -12,7 +12,7 @@ from describers import StubDescriber
 from PIL import Image
 
 from finecaption_hf.data import open_regions
-from finecaption_hf.describing import Options, describe_dataset
+from finecaption_hf.describing import DescribeOptions, describe_dataset
 from finecaption_hf.describing.outputs import page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
@@ -44,7 +44,7 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(page, "MAX_EMBEDDED", 1000 if request.param == "embedded" else 1)
         inputs, output = open_regions(folder / "rows.jsonl"), folder / "out.html"
-        describe_dataset(lambda: StubDescriber(say), inputs, output, ["color", "toString"], Options())
+        describe_dataset(lambda: StubDescriber(say), inputs, output, ["color", "toString"], DescribeOptions())
     return output
 
 

@@ -28,7 +28,7 @@ from finecaption_hf.data import DataError, annotations, open_regions
 from finecaption_hf.data.annotations import AnnotationFile
 from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.data.images import MaskFile
-from finecaption_hf.describing import Options, Result, ResumeError, UnfinishedError, describe_dataset
+from finecaption_hf.describing import DescribeOptions, Result, ResumeError, UnfinishedError, describe_dataset
 from finecaption_hf.describing.outputs import arrow, page, table
 from finecaption_hf.masks_finecaption import as_mask
 
@@ -60,7 +60,7 @@ def describe(source: Any, output: Path, questions: Any = "color", **options: Any
     describer = options.pop("describer", None) or StubDescriber()
     reading = {name: options.pop(name) for name in ("images", "format") if name in options}
     inputs = open_regions(source, **reading)
-    return describe_dataset(lambda: describer, inputs, output, questions, Options(batch_size=2), **options)
+    return describe_dataset(lambda: describer, inputs, output, questions, DescribeOptions(batch_size=2), **options)
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -649,7 +649,9 @@ def test_finished_outputs_are_known_and_changed_ones_refused(
     assert describe(source, output, output_format=form, describer=silent, tell=told.append) == first
     assert told[-1] == f"{output.name} was finished before; nothing is left to do."
     with pytest.raises(ResumeError, match=r"another command\. options: seed was 0, now it is 1"):
-        describe_dataset(lambda: silent, open_regions(source), output, "color", Options(seed=1), output_format=form)
+        describe_dataset(
+            lambda: silent, open_regions(source), output, "color", DescribeOptions(seed=1), output_format=form
+        )
     changed = output / "state.json" if form == "datasets" else output
     good = changed.read_bytes()
     changed.write_bytes(good.replace(b"a", b"b", 1))

@@ -19,7 +19,7 @@ from .accounting import Part, check, tied_head
 from .errors import AssemblyError
 from .initialise import initialised, initialised_order
 from .key_maps import EMBEDDINGS, HEAD
-from .plan import Options, Plan, make_plan
+from .plan import AssemblyOptions, Plan, make_plan
 from .sources import sha256
 from .summary import summarise, write_summary
 from .tensors import open_tensors
@@ -84,7 +84,7 @@ def assemble(
     shard_bytes = parse_size(max_shard_size)
     if dtype is not None and dtype not in DTYPES:
         raise AssemblyError(f"The dtype {dtype!r} cannot be written. Give one of {', '.join(DTYPES)}.")
-    options = Options(
+    options = AssemblyOptions(
         clip=clip,
         alpha_clip=alpha_clip,
         convnext=convnext,

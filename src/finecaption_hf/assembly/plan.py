@@ -43,7 +43,7 @@ _OPTIONAL = ("mask", "convnext", "sam")
 
 
 @dataclass(frozen=True)
-class Options:
+class AssemblyOptions:
     """What the user asks for; see `assemble`."""
 
     clip: str | None
@@ -118,7 +118,7 @@ class Plan:
         return any(part.option in ("llm", "from_llava") for part in self.parts)
 
 
-def make_plan(options: Options, tell: Callable[[str], None]) -> Plan:
+def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
     """Find the parts, settle the configuration and route every tensor."""
     found: dict[str, tuple[Source, dict[str, TensorInfo]]] = {}
     for option in ("from_llava", "clip", "alpha_clip", "convnext", "sam", "llm", "tokenizer"):
@@ -171,7 +171,7 @@ def _timm_id(name: str) -> str:
 
 
 def _tower_fields(
-    options: Options, sources: dict[str, Source], tensors: dict[str, dict[str, TensorInfo]]
+    options: AssemblyOptions, sources: dict[str, Source], tensors: dict[str, dict[str, TensorInfo]]
 ) -> dict[str, Any]:
     """Fields of the configuration that the towers decide, over those that the user gave."""
     fields = dict(options.config)

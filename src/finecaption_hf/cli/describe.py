@@ -120,7 +120,7 @@ def describe(
     questions = asked_in_order(ctx, task, attribute, question)
     from ..data import ReadOptions, open_regions
     from ..describing import (
-        Options,
+        DescribeOptions,
         Processes,
         ProcessLostError,
         ResumeError,
@@ -179,7 +179,7 @@ def describe(
                 inputs,
                 output,
                 [value for _, value in questions],
-                Options(max_new_tokens, temperature, top_p, seed, log_probs, batch_size),
+                DescribeOptions(max_new_tokens, temperature, top_p, seed, log_probs, batch_size),
                 output_format=output_format,
                 overwrite=overwrite,
                 retry_failed=retry_failed,

@@ -2,18 +2,18 @@
 
 >>> from finecaption_hf.asking import load_describer
 >>> from finecaption_hf.data import open_regions
->>> from finecaption_hf.describing import Options, describe_dataset
+>>> from finecaption_hf.describing import DescribeOptions, describe_dataset
 >>> inputs = open_regions("regions.jsonl")
->>> result = describe_dataset(load_describer, inputs, "captions.jsonl", ["color", "dense"], Options(seed=1))
+>>> result = describe_dataset(load_describer, inputs, "captions.jsonl", ["color", "dense"], DescribeOptions(seed=1))
 """
 
 from ..resuming import ResumeError, UnfinishedError
-from .dataset import Options, describe_dataset
+from .dataset import DescribeOptions, describe_dataset
 from .entries import Result, check_output
 from .processes import Processes, ProcessLostError
 
 __all__ = [
-    "Options",
+    "DescribeOptions",
     "ProcessLostError",
     "Processes",
     "Result",

@@ -29,7 +29,7 @@ _FORMAT = 2  # of records: since 2 they have the mask
 
 
 @dataclass(frozen=True)
-class Options:
+class DescribeOptions:
     """What decides the texts, besides describer, input and questions.
 
     Attributes:
@@ -62,7 +62,7 @@ def describe_dataset(
     inputs: RegionInputs,
     output: Any,
     questions: str | Sequence[str] = "region",
-    options: Options = Options(),
+    options: DescribeOptions = DescribeOptions(),
     *,
     output_format: str | None = None,
     overwrite: bool = False,
@@ -189,7 +189,7 @@ class _Batches:
 
 
 def _loaded(
-    load: Callable[[], Describer], questions: str | Sequence[str], options: Options, processes: Processes
+    load: Callable[[], Describer], questions: str | Sequence[str], options: DescribeOptions, processes: Processes
 ) -> "_Worker":
     """What turns images into records; where it fails in one process, all of them end, and the main one can say why."""
     failure: Exception | None = None
@@ -231,7 +231,7 @@ def _read_ahead(
 class _Worker:
     """Turns images with regions into records."""
 
-    def __init__(self, describer: Describer, asked: dict[str, str], options: Options) -> None:
+    def __init__(self, describer: Describer, asked: dict[str, str], options: DescribeOptions) -> None:
         self.describer = describer
         self.asked = asked
         self.options = options

@@ -24,7 +24,7 @@ from .seeing import see
 from .writing import with_texts
 
 _Size = tuple[int, int]
-_Row = tuple[str, Any, list[int]]
+_OwnedRow = tuple[str, Any, list[int]]
 
 # Where a long list of images comes first, the annotations are looked for within so many bytes.
 _MAX_SEARCHED_BYTES = 2**30
@@ -107,12 +107,12 @@ class CocoInstances(AnnotationFile):
         with open(self._image_path, "rb", buffering=0) as images, open(self.path, "rb", buffering=0) as annotations:
             yield images, annotations
 
-    def _rows(self, counts: Counter[str]) -> Iterator[_Row]:
+    def _rows(self, counts: Counter[str]) -> Iterator[_OwnedRow]:
         with self._open() as files:
             for index in range(len(self._images) + len(self._groups.orphans)):
                 yield self._row(index, *files, counts)
 
-    def _row(self, index: int, images: BinaryIO, annotations: BinaryIO, counts: Counter[str]) -> _Row:
+    def _row(self, index: int, images: BinaryIO, annotations: BinaryIO, counts: Counter[str]) -> _OwnedRow:
         """Place, row, and for each of its regions the number of its annotation."""
         if index >= len(self._images):
             number = int(self._groups.orphans[index - len(self._images)])

@@ -24,7 +24,7 @@ _FLAT = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
 @dataclass
-class _Row:
+class _Features:
     """The features of one picture: where they stand in their file, and the box around them."""
 
     file: int
@@ -51,7 +51,7 @@ class GeoJson(AnnotationFile):
     def __init__(self, path: Path, options: ReadOptions) -> None:
         super().__init__(path, options)
         self._paths = sorted(each for each in path.rglob("*") if _is_geojson(each.name)) if path.is_dir() else [path]
-        self._rows: list[_Row | DataError] = []
+        self._rows: list[_Features | DataError] = []
 
     @classmethod
     def recognises(cls, seen: Seen) -> bool:
@@ -81,8 +81,8 @@ class GeoJson(AnnotationFile):
                 yield self.read(len(self._rows) - 1)
         self.notes = [f"{number} {what}: left out." for what, number in sorted((+left_out).items())]
 
-    def _index(self, number: int, path: Path, left_out: Counter[str]) -> list[_Row | DataError]:
-        rows: dict[str | None, _Row] = {}
+    def _index(self, number: int, path: Path, left_out: Counter[str]) -> list[_Features | DataError]:
+        rows: dict[str | None, _Features] = {}
         has_crs = False
         for offset, length, feature in _features(path):
             if offset is None:
@@ -94,13 +94,13 @@ class GeoJson(AnnotationFile):
                 continue
             left_out["second outlines (nucleusGeometry)"] += isinstance(feature, dict) and "nucleusGeometry" in feature
             named = _picture_named(feature)
-            row = rows.setdefault(named, _Row(number, named))
+            row = rows.setdefault(named, _Features(number, named))
             row.offsets.append(offset)
             row.lengths.append(length)
             _widen(row, geometry)
         return [_geographic(row, str(path), has_crs) or self._with_picture(row) for row in rows.values()]
 
-    def _with_picture(self, row: _Row) -> _Row | DataError:
+    def _with_picture(self, row: _Features) -> _Features | DataError:
         try:
             row.name = row.name or self._beside(self._paths[row.file])
         except DataError as error:
@@ -268,7 +268,7 @@ def _region(feature: Any) -> dict[str, Any]:
 # --- coordinates that are none of a picture ---------------------------------------------------------------------------
 
 
-def _widen(row: _Row, geometry: Any) -> None:
+def _widen(row: _Features, geometry: Any) -> None:
     try:
         outlines = [np.asarray(_flat(polygon[0]), dtype=np.float64) for polygon in _polygons(geometry)]
     except (DataError, TypeError, ValueError, IndexError, KeyError, OverflowError):
@@ -283,7 +283,7 @@ def _widen(row: _Row, geometry: Any) -> None:
             row.largest = max(row.largest, float((high - low).max()))
 
 
-def _geographic(row: _Row, where: str, has_crs: bool) -> DataError | None:
+def _geographic(row: _Features, where: str, has_crs: bool) -> DataError | None:
     """An error if the coordinates are degrees: within their range, and with a reference system or all below a pixel."""
     x0, y0, x1, y1 = row.box
     if not (-180 <= x0 <= x1 <= 180 and -90 <= y0 <= y1 <= 90 and (has_crs or row.largest < 1)):

@@ -33,7 +33,7 @@ SELECT at, image_id FROM annotations
 WHERE NOT EXISTS (SELECT 1 FROM images WHERE images.id = annotations.image_id) ORDER BY at
 """
 # Of the join: picture, file, image, caption; then id (as JSON) and mask of an annotation, if there is one.
-_Row = tuple[int, str, int, str, str, "str | None"]
+_JoinedRow = tuple[int, str, int, str, str, "str | None"]
 
 
 def refcoco(path: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
@@ -121,7 +121,7 @@ def _needed_id(entry: dict[str, Any], key: str) -> str:
     return str(found)  # by which both lists are joined
 
 
-def _examples(rows: list[_Row], name: str, left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
+def _examples(rows: list[_JoinedRow], name: str, left_out: Counter[str]) -> Iterator[tuple[str, Any]]:
     """One picture: a row for each of its captions with each annotation of that (or with None)."""
     regions: dict[str, tuple[str, dict[str, None]]] = {}
     picture, first = rows[0][1:3]

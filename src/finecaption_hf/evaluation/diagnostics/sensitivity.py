@@ -43,7 +43,7 @@ _BEST = {
 
 
 @dataclass
-class _Row:
+class _Score:
     """A branch with what was measured: for each of `SWAPS` and `_BEST` a number, or why there is none."""
 
     image: str
@@ -121,7 +121,7 @@ def mask_sensitivity(
     if max_others < 1:
         raise ValueError(f"max_others is {max_others}. Give at least 1.")
     probe = _Probe(describer, answers, truth, max_others, seed)
-    rows: list[_Row] = []
+    rows: list[_Score] = []
     for done, (example, asked) in enumerate(walk(dataset, limit), start=1):
         rows += probe.measure(example, asked)
         on_example(done)
@@ -145,7 +145,7 @@ class _Probe:
         self.patch: int = describer.model.config.vision_config.patch_size
         self.left_out: Counter[str] = Counter()
 
-    def measure(self, example: Example, asked: list[list[Prediction]]) -> list[_Row]:
+    def measure(self, example: Example, asked: list[list[Prediction]]) -> list[_Score]:
         try:
             picture = example.load()
         except (DataError, OSError) as error:
@@ -165,7 +165,9 @@ class _Probe:
                 masks[place] = mask
         return self._measure(asked, picture, masks) if masks else []
 
-    def _measure(self, asked: list[list[Prediction]], picture: Image.Image, masks: dict[int, RegionMask]) -> list[_Row]:
+    def _measure(
+        self, asked: list[list[Prediction]], picture: Image.Image, masks: dict[int, RegionMask]
+    ) -> list[_Score]:
         # Masks in one row: each region's own, each region's complement, the whole image, then the shuffled ones.
         places = list(masks)
         size = (picture.height, picture.width)
@@ -207,7 +209,7 @@ class _Probe:
         rows = []
         for number, it in enumerate(branches):
             by_mask = {mask: by_group[same[mask], number] for mask in swaps[it.region]}
-            row = _Row(asked[it.region][0].image, it.label, by_mask[own[it.region]])
+            row = _Score(asked[it.region][0].image, it.label, by_mask[own[it.region]])
             differing = [
                 other
                 for other in others[it.region]
@@ -350,7 +352,7 @@ def _number(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def _compare(row: _Row, swap: str, best: str, likelihoods: list[float], reason: str) -> None:
+def _compare(row: _Score, swap: str, best: str, likelihoods: list[float], reason: str) -> None:
     """Note the mean change over other regions, and whether the own mask is the best; a tie counts in parts."""
     if not likelihoods:
         row.found[swap] = row.found[best] = reason
@@ -365,7 +367,9 @@ def _compare(row: _Row, swap: str, best: str, likelihoods: list[float], reason: 
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
-def _result(rows: list[_Row], left_out: Mapping[str, int], answers: str, max_others: int, seed: int) -> dict[str, Any]:
+def _result(
+    rows: list[_Score], left_out: Mapping[str, int], answers: str, max_others: int, seed: int
+) -> dict[str, Any]:
     labels = list(dict.fromkeys(row.label for row in rows))
     values: dict[str, Any] = {
         "answers": answers,
@@ -421,7 +425,7 @@ def _result(rows: list[_Row], left_out: Mapping[str, int], answers: str, max_oth
     return diagnostic(title, columns, lines, notes, values)
 
 
-def _mean(rows: list[_Row], name: str, seed: int) -> Any:
+def _mean(rows: list[_Score], name: str, seed: int) -> Any:
     pairs = [(row.own if name == "own" else row.found[name], row.image) for row in rows]
     numbers = [(value, image) for value, image in pairs if not isinstance(value, str)]
     return mean_interval([value for value, _ in numbers], [image for _, image in numbers], seed)
