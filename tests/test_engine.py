@@ -1,9 +1,11 @@
 """The engine's answers are those of one `generate` per question, whatever is computed together and however cut."""
 
 import copy
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,7 @@ from conftest import EXAMPLE_PICTURE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import GenerationConfig, TopPLogitsWarper
+from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, TopPLogitsWarper
 from transformers.dynamic_module_utils import get_imports
 from waiting import at_once
 
@@ -726,6 +728,50 @@ def test_settings_that_only_generate_knows_are_kept(small: Any) -> None:
     assert "no_repeat_ngram_size" in str(engine.fallback_reason)
     assert len(set(found.token_ids)) == 30
     assert list(found.token_ids) == generate(model, small[1], vision, 0, request)[0]
+
+
+def test_settings_that_change_nothing_keep_the_shared_prefix(small: Any) -> None:
+    model = copy.deepcopy(small[0])
+    for name, neutral in engine_finecaption._ONLY_IN_GENERATE.items():
+        setattr(model.generation_config, name, neutral)
+    assert BranchEngine(model, small[1]).fallback_reason is None
+    implied = GenerationConfig._get_default_generation_params()
+    assert not {
+        name: (neutral, implied[name])
+        for name, neutral in engine_finecaption._ONLY_IN_GENERATE.items()
+        if implied.get(name) not in (None, neutral)
+    }
+    model.generation_config.encoder_repetition_penalty = 1.2
+    assert "encoder_repetition_penalty" in str(BranchEngine(model, small[1]).fallback_reason)
+
+
+def test_a_prediction_loop_leaves_engine_and_checkpoint_as_they_were(small: Any, tmp_path: Path) -> None:
+    model, processor = copy.deepcopy(small[0]), small[1]
+    model.generation_config.max_new_tokens = 5
+    model.save_pretrained(tmp_path / "before")
+    chat = processor.conversation(PICTURES[0], "color", mask=MASKS[0])
+    inputs = processor.apply_chat_template(
+        chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    trainer = Seq2SeqTrainer(
+        model,
+        Seq2SeqTrainingArguments(
+            str(tmp_path / "run"), predict_with_generate=True, remove_unused_columns=False, report_to=[], use_cpu=True
+        ),
+        data_collator=lambda _: dict(inputs),
+    )
+    predicted = trainer.predict([0]).predictions
+    assert predicted.shape[1] > inputs["input_ids"].shape[1]
+    assert model.generation_config.encoder_repetition_penalty == 1.0  # what the loop writes
+    assert BranchEngine(model, processor).fallback_reason is None
+    model.save_pretrained(tmp_path / "after")
+    before, after = (
+        json.loads((tmp_path / name / "generation_config.json").read_text()) for name in ("before", "after")
+    )
+    implied = GenerationConfig._get_default_generation_params()
+    lasting = {name: value for name, value in before.items() if value != implied.get(name, object())}
+    assert {**after, "_from_model_config": True} == {**lasting, "_from_model_config": True}
+    assert model.generation_config.top_k == 50  # in memory nothing changes
 
 
 def test_the_plain_way_gives_the_answers_of_the_shared_prefix(embedded: Any) -> None:

@@ -51,22 +51,23 @@ from .prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, Prom
 
 logger = logging.get_logger(__name__)
 
-# Settings of a generation configuration that change which token comes next, and that only `generate` knows.
-_ONLY_IN_GENERATE = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "guidance_scale",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "sequence_bias",
-    "suppress_tokens",
-)
+# Settings of a generation configuration that change which token comes next, and that only `generate` knows; and with
+# which value, beside none at all, they do not. Prediction loops of the library write those values.
+_ONLY_IN_GENERATE: dict[str, Any] = {
+    "bad_words_ids": [],
+    "begin_suppress_tokens": [],
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": 1.0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "sequence_bias": {},
+    "suppress_tokens": [],
+}
 
 
 class BranchEngine:
@@ -127,7 +128,10 @@ class BranchEngine:
             self.prefix_ids = self._prompts.prefix_ids
         except ValueError as error:
             return str(error)
-        only_in_generate = [name for name in _ONLY_IN_GENERATE if getattr(self.model.generation_config, name, None)]
+        settings = self.model.generation_config.to_dict()
+        only_in_generate = [
+            name for name, neutral in _ONLY_IN_GENERATE.items() if settings.get(name) not in (None, neutral)
+        ]
         if only_in_generate:
             return f"The model's generation configuration sets {', '.join(only_in_generate)}."
         obstacle = branch_support(self.model).obstacle

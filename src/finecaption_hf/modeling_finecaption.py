@@ -7,6 +7,7 @@ sequence, S sequences, D language-model width, V vocabulary.
 from .configuration_finecaption import FineCaptionConfig
 
 # isort: split
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import (
     AutoModel,
     Cache,
+    GenerationConfig,
     GenerationMixin,
     GradientCheckpointingLayer,
     PreTrainedModel,
@@ -482,6 +484,7 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    generation_config: GenerationConfig
 
     def __init__(self, config: FineCaptionConfig):
         super().__init__(config)
@@ -508,6 +511,19 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
         from .pipeline_finecaption import RegionCaptioningPipeline
 
         return RegionCaptioningPipeline(model=self, processor=processor, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As the library saves, without the defaults that its prediction loops write into generation settings: other
+        engines take a `top_k` of 50, for one, as the checkpoint's wish."""
+        kept, implied = self.generation_config, GenerationConfig._get_default_generation_params()
+        self.generation_config = copy.deepcopy(kept)
+        if all(getattr(kept, name, None) is not None for name, value in implied.items() if value is not None):
+            for name in [name for name, value in implied.items() if getattr(kept, name, None) == value]:
+                setattr(self.generation_config, name, None)
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.generation_config = kept
 
     @can_return_tuple
     def forward(
