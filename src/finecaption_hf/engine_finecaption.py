@@ -84,7 +84,8 @@ class BranchEngine:
     run at the same time.
 
     Args:
-        model (`FineCaptionForConditionalGeneration`): in evaluation mode.
+        model (`FineCaptionForConditionalGeneration`): in evaluation mode; or a `PeftModel` around it, whose adapters
+            may be switched by their names between calls.
         processor (`FineCaptionProcessor`): the checkpoint's.
         max_batch_tokens (*optional*): how many tokens, prefixes and branches, are held at once. By default as many as
             half of the free memory takes. When memory runs out nevertheless, it is halved, and work goes on.
@@ -105,7 +106,7 @@ class BranchEngine:
     def __init__(self, model: Any, processor: Any, *, max_batch_tokens: int | None = None) -> None:
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens is {max_batch_tokens}. Give a positive number, or None.")
-        self.model = model
+        self.model = model = without_wrapper(model)
         self.processor = processor
         # (picture, regions) -> `vision` of `stream`
         self.prepare = functools.partial(processor.image_processor, return_tensors="pt")
@@ -643,6 +644,22 @@ def encode_picture(model: Any, image_processor: Any, picture: Any) -> torch.Tens
         prepared["high_res_pixel_values"].to(model.device, model.dtype)
     )
     return features
+
+
+def without_wrapper(model: Any) -> Any:
+    """The FineCaption inside of a `PeftModel`: adapters are in its layers, where the wrapper goes on switching them.
+
+    Raises:
+        ValueError: If the wrapper itself does something with each input.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"The model has an adapter of learned prompts ({model.active_peft_config.peft_type.value}), for which "
+            "there is no place before a region. Use one that changes layers, such as LoRA or DoRA."
+        )
+    return model.get_base_model()
 
 
 def _free_main_memory() -> int:

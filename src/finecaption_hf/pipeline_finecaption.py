@@ -27,7 +27,7 @@ from .configuration_finecaption import FineCaptionConfig
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .engine_finecaption import BranchEngine, encode_picture
+from .engine_finecaption import BranchEngine, encode_picture, without_wrapper
 from .image_processing_finecaption import FineCaptionImageProcessor, flatten_regions, upright_rgb
 from .masks_finecaption import MaskError, RegionMask, is_region_reference
 from .prompts_finecaption import BranchAnswer, BranchRequest, FineCaptionError, is_global, resolve_questions
@@ -439,6 +439,7 @@ class RegionCaptioningPipeline(Pipeline):
     _pipeline_calls_generate = False
 
     def __init__(self, model: Any, processor: Any = None, *args: Any, task: str = TASK, **kwargs: Any) -> None:
+        model = without_wrapper(model)
         if model.config.model_type != FineCaptionConfig.model_type:
             raise ValueError(f"A model of type {model.config.model_type!r} arrived; {TASK} needs a FineCaption model.")
         if processor is None:

@@ -42,10 +42,22 @@ class FineCaptionDescriber(BranchEngine):
         self._given_batch_tokens = max_batch_tokens
 
     @cached_property
+    def _fingerprint(self) -> str:
+        return model_fingerprint(self.model, self.processor)
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """See `Describer`."""
+        # Those of a `PeftModel` that are switched on: the fingerprint is of all.
+        adapters = {
+            name
+            for layer in self.model.modules()
+            if isinstance(names := getattr(layer, "active_adapters", None), list) and not layer.disable_adapters
+            for name in names
+        }
         return {
-            "fingerprint": model_fingerprint(self.model, self.processor),
+            "fingerprint": self._fingerprint,
+            **({"adapters": sorted(adapters)} if adapters else {}),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "referral": "mask",
             "decoding": {"max_new_tokens": self.max_new_tokens},

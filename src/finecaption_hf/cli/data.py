@@ -85,15 +85,12 @@ def check(
     Where there are regions but no texts, pictures and regions are checked.
     """
     with errors_in_one_line():
-        from transformers import AutoProcessor
-
-        from .. import EMBEDDED_CHECKPOINT, register
+        from ..asking.loading import load_processor
         from ..data import open_regions
         from ..data.check import check_dataset, check_regions, may_be_regions
         from ..data.readers import read_examples
 
-        register()
-        processor = AutoProcessor.from_pretrained(str(EMBEDDED_CHECKPOINT if model is None else model))
+        processor = load_processor(model)
         reading = reading_options(ctx.params)
         columns = (SpinnerColumn(), TextColumn("{task.completed} examples"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -10,6 +10,10 @@ from .common import Device, DtypeOption, Model, errors_in_one_line, load_describ
 
 def demo(
     model: Model = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="ID_OR_FOLDER", help="LoRA or DoRA of peft, merged into the checkpoint."),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Port to listen on.", show_default="the first free one from 7860"),
@@ -34,7 +38,7 @@ def demo(
         # Not imported here: `demo.app` has to say first that gradio must not call home.
         if find_spec("gradio") is None:
             raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
-        describer = load_describer(model, device, dtype)
+        describer = load_describer(model, device, dtype, **({} if adapter is None else {"adapter": adapter}))
         checkpoint, processor = describer.model, describer.processor
         from ..demo.app import build_demo, launch_demo
         from ..segmentation import open_segmenter_for
@@ -48,7 +52,7 @@ def demo(
                 raise
             typer.echo(f"There are no tools for points. {error}", err=True)
             opened = None
-        app = build_demo(checkpoint, processor, model, segmenter=opened)
+        app = build_demo(checkpoint, processor, adapter or model, segmenter=opened)
 
         def tell(address: str) -> None:
             typer.echo(f"The demo is at {address} (Ctrl+C ends it).")
