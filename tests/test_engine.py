@@ -841,6 +841,29 @@ def test_questions_with_special_tokens_raise(small: Any) -> None:
         BranchEngine(model, processor).answer(vision_of(processor, [0]), [["What is <image>?"]])
 
 
+@pytest.mark.parametrize("template", [None, TEXT_FIRST], ids=["shared prefix", "plain"])
+def test_questions_longer_than_the_context_are_errors_among_answers(
+    small: Any, embedded: Any, template: str | None
+) -> None:
+    processor = small[1] if template is None else with_template(small[1], template)
+    model = random_model(processor, embedded, max_position_embeddings=120)
+    engine = BranchEngine(model, processor)
+    assert (engine.fallback_reason is None) == (template is None)
+    used = len(engine.prefix_ids) + len(engine.question_ids("color"))
+    fits, too_long = (BranchRequest("color", max_new_tokens=120 - used + more) for more in (0, 1))
+    words = BranchRequest("is it red " * 40, max_new_tokens=3)
+    row = engine.answer(vision_of(processor, [0]), [[words, "color", fits, too_long]], log_probs=True)[0]
+    # The second one's answer may have 64 tokens, behind as many of the image.
+    assert [answer.finish_reason == "error" for answer in row] == [True, True, False, True]
+    for answer in (*row[:2], row[3]):
+        assert answer.text == "" and answer.token_ids == ()
+        assert "room for" in str(answer.error) and "max_new_tokens" in str(answer.error)
+    assert row[2].text and row[2].error is None
+    describer = model.as_pipeline(processor)
+    (record,) = describer(PICTURES[0], MASKS[0], ["color", "is it red " * 40], max_new_tokens=120 - used)
+    assert list(record["answers"]) == ["Color"] and list(record["errors"]) == ["is it red " * 40]
+
+
 def test_joined_images_are_answered_as_those_of_one_call(embedded: Any) -> None:
     _, processor = embedded
     prepare = processor.image_processor

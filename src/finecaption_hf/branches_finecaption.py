@@ -622,3 +622,9 @@ def length_limit(language_model: Any) -> int | None:
     if rope.get("rope_type") in ("dynamic", "longrope"):
         limits.append(rope.get("original_max_position_embeddings") or language_model.config.max_position_embeddings)
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def context_length(language_model: Any) -> int | None:
+    """How many positions a language model was made for; `None` where it does not say, or where they stretch."""
+    stretches = (getattr(language_model.config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
+    return None if stretches else getattr(language_model.config, "max_position_embeddings", None)

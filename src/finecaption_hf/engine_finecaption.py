@@ -13,6 +13,7 @@ from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsup
 # isort: split
 import functools
 import gc
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ from .branches_finecaption import (
     branch_position_ids,
     branch_support,
     choose_tokens,
+    context_length,
     length_limit,
     use_branch_attention,
 )
@@ -203,7 +205,8 @@ class BranchEngine:
             partial: whether answers come with every new token (in the plain way only once they are finished).
 
         Yields:
-            `BranchUpdate`: each branch's last one has a `finish_reason`. In which order branches come is not fixed.
+            `BranchUpdate`: each branch's last one has a `finish_reason`. In which order branches come is not fixed. A
+            question that with its answer is longer than the language model's context has an `error` for an answer.
 
         Raises:
             ValueError: If requests and regions differ in number, or a question holds a special token.
@@ -220,6 +223,14 @@ class BranchEngine:
             for region, of_region in enumerate(requests)
             for index, request in enumerate(of_region)
         ]
+        room = max((context_length(self._language_model) or sys.maxsize) - len(self.prefix_ids), 0)
+        for branch in (branch for branch in pending if branch.num_tokens > room):
+            error = (
+                f"The question takes {len(branch.question_ids)} tokens and its answer up to {branch.max_new_tokens}, "
+                f"but the language model has room for {room} of both. Shorten the question, or lower max_new_tokens."
+            )
+            yield BranchUpdate(branch.region, branch.index, BranchAnswer("", finish_reason="error", error=error))
+        pending = [branch for branch in pending if branch.num_tokens <= room]
         obstacle = self._obstacle or self._obstacle_of_length(pending)
         self._fall_back(obstacle)
         budget = self.max_batch_tokens or self._tokens_of_free_memory()
