@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import typer
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE, RealRegion
 from PIL import Image
 from pycocotools import mask as coco
@@ -20,6 +22,7 @@ from typer.testing import CliRunner
 from finecaption_hf import __version__
 from finecaption_hf.asking import FineCaptionDescriber, load
 from finecaption_hf.cli import app
+from finecaption_hf.cli.common import errors_in_one_line
 from finecaption_hf.drawing import MIN_SIDE
 from finecaption_hf.image_processing_finecaption import FineCaptionImageProcessor
 from finecaption_hf.scenes import ATTRIBUTE_NAMES, accepted, is_right, render_scene
@@ -475,3 +478,17 @@ def test_help_comes_without_importing_torch(arguments: list[str]) -> None:
         "assert not {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_home_that_cannot_be_written_to_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    errors = []
+    for home in (tmp_path / "file" / "home", tmp_path / "home"):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(home))
+        with pytest.raises(typer.Exit), errors_in_one_line():
+            raise PermissionError(13, "Permission denied", str(home / "hub"))
+        errors.append(capsys.readouterr().err)
+    assert "Permission denied" in errors[0] and "Set HF_HOME to a folder that can" in errors[0]
+    assert "HF_HOME" not in errors[1]

@@ -16,7 +16,14 @@ from conftest import EXAMPLE_PICTURE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import GenerationConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TopPLogitsWarper,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.dynamic_module_utils import get_imports
 from waiting import at_once
 
@@ -772,6 +779,17 @@ def test_a_prediction_loop_leaves_engine_and_checkpoint_as_they_were(small: Any,
     lasting = {name: value for name, value in before.items() if value != implied.get(name, object())}
     assert {**after, "_from_model_config": True} == {**lasting, "_from_model_config": True}
     assert model.generation_config.top_k == 50  # in memory nothing changes
+
+
+def test_an_evaluation_gathers_logits_and_neither_features_nor_caches(small: Any, tmp_path: Path) -> None:
+    model, processor = small
+    inputs = processor.apply_chat_template(
+        processor.conversation(PICTURES[0], "color"), tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    arguments = TrainingArguments(str(tmp_path), remove_unused_columns=False, report_to=[], use_cpu=True)
+    trainer = Trainer(model, arguments, data_collator=lambda _: {**inputs, "labels": inputs["input_ids"]})
+    found = trainer.predict([0]).predictions
+    assert isinstance(found, np.ndarray) and found.shape[:2] == inputs["input_ids"].shape
 
 
 def test_the_plain_way_gives_the_answers_of_the_shared_prefix(embedded: Any) -> None:

@@ -329,6 +329,16 @@ def test_chat_begins_with_one_bos(template: str, image: Image.Image) -> None:
     assert ids.count(processor.tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.parametrize("kind", ["default", "embedded"])
+def test_parts_of_a_text_do_not_run_together(kind: str, processor: FineCaptionProcessor, embedded: Any) -> None:
+    used = processor if kind == "default" else embedded[1]
+    parts = [{"type": "text", "text": text} for text in ("Is it", "red?")]
+    for role in ("user", "assistant"):
+        chats = [[{"role": role, "content": parts}], [{"role": role, "content": "Is it red?"}]]
+        several, one = used.apply_chat_template(chats, tokenize=False)
+        assert several == one and "Is it red?" in one
+
+
 @pytest.mark.parametrize("kind", ["array", "tensor", "PIL", "rle", "box", "box dict", "polygon"])
 def test_every_kind_of_region_reference_works_in_a_chat(
     kind: str, processor: FineCaptionProcessor, image: Image.Image

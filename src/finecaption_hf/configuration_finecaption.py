@@ -163,6 +163,8 @@ class FineCaptionConfig(PreTrainedConfig):
         "sam_config": AutoConfig,
         "text_config": AutoConfig,
     }
+    # Else an evaluation gathers the features of all regions. The cache, by its name in transformers 5.24 and before.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values", "image_outputs"]
     registered_tasks: ClassVar[frozenset[str]] = frozenset()
     """Tasks whose pipeline is registered with the library; set where that is done."""
 

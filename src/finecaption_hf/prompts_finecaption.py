@@ -60,17 +60,13 @@ DEFAULT_CHAT_TEMPLATE = """\
     {%- for part in parts if part['type'] == 'image' %}
         {{- '<image>' }}
     {%- endfor %}
+    {%- set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}
     {%- if message['role'] == 'assistant' %}
         {%- generation %}
-            {%- for part in parts if part['type'] == 'text' %}
-                {{- part['text'] }}
-            {%- endfor %}
-            {{- eos_token or '' }}
+            {{- text + (eos_token or '') }}
         {%- endgeneration %}
     {%- else %}
-        {%- for part in parts if part['type'] == 'text' %}
-            {{- part['text'] }}
-        {%- endfor %}
+        {{- text }}
     {%- endif %}
     {{- '\\n' }}
 {%- endfor %}

@@ -1,9 +1,11 @@
 """What several commands share: options, loading, and how wrong input ends."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,8 +118,20 @@ def errors_in_one_line(*, at_work: bool = False) -> Iterator[None]:
     except (FineCaptionError, ImportError, OSError, ValueError) as error:
         if at_work and not isinstance(error, FineCaptionError | ImportError | OSError):
             raise
-        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        remedy = _where_to_write() if isinstance(error, OSError) else ""
+        typer.echo(f"Error: {' '.join(str(error).split())}{remedy}", err=True)
         raise typer.Exit(2) from error
+
+
+def _where_to_write() -> str:
+    """What to do where the Hub's folder, for models and the code beside them, cannot be written to."""
+    from huggingface_hub.constants import HF_HOME
+
+    home = Path(HF_HOME)
+    nearest = next(folder for folder in (home, *home.absolute().parents) if folder.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK):
+        return ""
+    return f" (Files of the Hub go to {home}, which cannot be written to. Set HF_HOME to a folder that can.)"
 
 
 def load_describer(
