@@ -28,6 +28,7 @@ from transformers.dynamic_module_utils import get_imports
 from waiting import at_once
 
 from finecaption_hf import (
+    EMBEDDED_CHECKPOINT,
     FineCaptionConfig,
     FineCaptionForConditionalGeneration,
     FineCaptionProcessor,
@@ -838,6 +839,22 @@ def test_bfloat16_gives_nearly_the_same_answers(embedded: Any) -> None:
         for answer, other in zip(row, others)
     ]
     assert np.mean(same) >= 0.9
+
+
+@pytest.mark.parametrize("most", [True, False], ids=["all of it", "all but the CLIP tower"])
+def test_a_model_on_disk_answers_as_one_in_memory(embedded: Any, tmp_path: Path, most: bool) -> None:
+    places: Any = {"": "disk"}
+    if not most:
+        parts = ("convnext_tower", "sam_tower", "adapter", "language_model")
+        places = {"model.vision_tower": "cpu", "lm_head": "disk"} | {f"model.{name}": "disk" for name in parts}
+    model = FineCaptionForConditionalGeneration.from_pretrained(
+        EMBEDDED_CHECKPOINT, device_map=places, offload_folder=tmp_path
+    ).eval()
+    vision = vision_of(embedded[1], [0, 1])
+    requests = [names(embedded[1], 2)] * 2
+    engine = BranchEngine(model, embedded[1])
+    assert engine.fallback_reason is None
+    assert engine.answer(vision, requests) == BranchEngine(*embedded).answer(vision, requests)
 
 
 def test_requests_for_another_number_of_regions_raise(small: Any) -> None:

@@ -103,6 +103,14 @@ class FineCaptionPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go, also while the first parameters are on disk, from where each call brings them."""
+        device: torch.device = super().device
+        hooks = (getattr(part, "_hf_hook", None) for part in (self.modules() if device.type == "meta" else ()))
+        found = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(place) for place in found if place is not None), device)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
