@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import EXAMPLE_PICTURE
 from PIL import Image
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.asking import FineCaptionDescriber, ask
@@ -47,6 +49,39 @@ def test_answers_follow_the_mask_and_nothing_else(embedded: Any) -> None:
     for text, index in zip(given, order, strict=True):
         assert is_right(text, accepted(scene, index)["Category Name"])
     assert given[1] == given[3]
+
+
+def test_each_turn_of_a_chat_reads_the_region_that_it_shows(embedded: Any) -> None:
+    """Of two regions of one picture in three turns, with the features of each computed by themselves."""
+    model, processor = embedded
+    question = {"type": "text", "text": processor.question("color")}
+    regions = [
+        {"type": "image", "image": str(EXAMPLE_PICTURE), "mask": mask}
+        for mask in ([178, 25, 249, 96], [5, 35, 85, 248])
+    ]
+    answer = {"role": "assistant", "content": "it is pink"}
+    turns = [[regions[0], question], [question], [regions[1], question]]
+    chat = [message for turn in turns for message in ({"role": "user", "content": turn}, answer)]
+
+    def prepare(messages: Any) -> Any:
+        return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+
+    inputs = prepare(chat)
+    assert inputs["pixel_values"].shape[0] == 1 and inputs["mask_values"].shape[0] == 2
+    alone = []
+    for region in regions:
+        vision = prepare([{"role": "user", "content": [region]}])
+        names = ("pixel_values", "high_res_pixel_values", "mask_values")
+        alone.append(model.get_image_features(**{name: vision[name] for name in names}, return_dict=True).pooler_output)
+    assert (alone[0] - alone[1]).abs().max() > 0.1
+
+    def logits(features: list[torch.Tensor]) -> torch.Tensor:
+        given = {"image": BaseModelOutputWithPooling(pooler_output=torch.cat(features))}
+        return model(input_ids=inputs["input_ids"], mm_encoder_outputs=given).logits
+
+    found = model(**inputs).logits
+    torch.testing.assert_close(found, logits(alone), atol=1e-3, rtol=1e-3)
+    assert (found - logits(alone[::-1])).abs().max() > 0.1
 
 
 def test_texture_is_read_from_the_high_resolution_input_only(embedded: Any) -> None:
