@@ -163,6 +163,13 @@ def test_image_tokens_are_the_adapter_of_clip_convnext_sam_in_row_major_order(ba
         torch.testing.assert_close(output.pooler_output[:, 8 * y + x], parts.adapter(cell[:, None])[:, 0], **FLOAT32)
 
 
+def test_states_that_are_not_kept_are_refused_by_name(batch, model):
+    names = ("pixel_values", "high_res_pixel_values", "mask_values", "image_indices")
+    inputs = {name: batch[name] for name in names}
+    with pytest.raises(ValueError, match=r"knows no output_hidden_states\."):
+        model.get_image_features(**inputs, output_hidden_states=True, output_attentions=False)
+
+
 def test_a_grid_of_clips_own_size_is_not_resampled(batch):
     model = tiny_model(use_convnext=False, use_sam=False, grid_size=6)
     output = model.get_image_features(batch["pixel_values"], mask_values=batch["mask_values"][:2])

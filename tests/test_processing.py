@@ -12,9 +12,9 @@ from conftest import RealRegion
 from PIL import Image
 from tiny import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoProcessor, PreTrainedTokenizerFast, ProcessorMixin, pipeline
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast, ProcessorMixin, pipeline
 
-from finecaption_hf import FineCaptionImageProcessor, FineCaptionProcessor
+from finecaption_hf import EMBEDDED_CHECKPOINT, FineCaptionImageProcessor, FineCaptionProcessor
 from finecaption_hf.data.encoding import encode_rle
 from finecaption_hf.processing_finecaption import FineCaptionProcessorKwargs
 from finecaption_hf.prompts_finecaption import ATTRIBUTES, DEFAULT_CHAT_TEMPLATE, TASKS, resolve_question
@@ -327,6 +327,29 @@ def test_chat_begins_with_one_bos(template: str, image: Image.Image) -> None:
     ids = to_inputs(processor, processor.conversation(image, "color"))["input_ids"][0].tolist()
     assert ids[0] == processor.tokenizer.bos_token_id
     assert ids.count(processor.tokenizer.bos_token_id) == 1
+
+
+def test_settings_of_a_saved_processor_can_be_given_anew() -> None:
+    whole = AutoProcessor.from_pretrained(EMBEDDED_CHECKPOINT)
+    asked = {"odd": "Is it odd?"}
+    found = AutoProcessor.from_pretrained(EMBEDDED_CHECKPOINT, image_seq_length=4, questions=asked)
+    assert isinstance(found, FineCaptionProcessor)
+    assert (found.image_seq_length, found.questions) == (4, asked)
+    assert found.chat_template == whole.chat_template and found.image_token == whole.image_token
+    chat = found.conversation(Image.new("RGB", (9, 9)), "odd")
+    assert to_inputs(found, chat)["input_ids"].tolist()[0].count(found.image_token_id) == 4
+
+
+def test_tokenizer_carries_the_image_token(processor: FineCaptionProcessor, tmp_path: Path) -> None:
+    assert (processor.tokenizer.image_token, processor.tokenizer.image_token_id) == (
+        "<image>",
+        processor.image_token_id,
+    )
+    processor.save_pretrained(tmp_path)
+    for folder in (tmp_path, EMBEDDED_CHECKPOINT):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.image_token == "<image>"
+        assert tokenizer("<image>", add_special_tokens=False)["input_ids"] == [tokenizer.image_token_id]
 
 
 @pytest.mark.parametrize("kind", ["default", "embedded"])

@@ -220,8 +220,14 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
             ConvNeXt, SAM) in row-major order, `pooler_output` `(B, N, D)` the image tokens.
 
         Raises:
-            ValueError: If an input is missing, or if the numbers of images, regions and masks do not agree.
+            ValueError: If an input is missing or unknown, or the numbers of images, regions and masks do not agree.
         """
+        unknown = [name for name, value in kwargs.items() if value is not None and value is not False]
+        if unknown:
+            raise ValueError(
+                f"get_image_features knows no {' and no '.join(unknown)}. It gives the towers' features and the image "
+                "tokens of regions, and no states in between. Leave that out."
+            )
         num_images = pixel_values.shape[0]
         image_indices = self._checked_image_indices(image_indices, num_images, mask_values)
         num_regions = num_images if image_indices is None else image_indices.shape[0]

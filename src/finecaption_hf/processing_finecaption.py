@@ -89,6 +89,20 @@ class FineCaptionProcessor(ProcessorMixin):
         self.questions = {**TASKS, **ATTRIBUTES} if questions is None else dict(questions)
         # Generation continues at the right end of a prompt.
         tokenizer.padding_side = "left"
+        # Where the library's own pipelines and tests look for it; it is saved with the tokenizer.
+        if "image_token" not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
+            tokenizer._set_model_specific_special_tokens({"image_token": image_token})
+        tokenizer.image_token = image_token
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the library loads a processor; `image_seq_length`, `image_token` and `questions` may be given anew."""
+        names = ("image_seq_length", "image_token", "questions")
+        # The library would set them in the model's configuration as well.
+        own = {name: kwargs.pop(name) for name in names if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        settings = {name: getattr(loaded, name) for name in names} | own
+        return cls(loaded.image_processor, loaded.tokenizer, loaded.chat_template, **settings) if own else loaded
 
     @property
     def unused_input_names(self) -> list[str]:
