@@ -76,21 +76,25 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
             own[name].copy_(value)
 
 
-def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights under their names without adapters, adapters merged, quantised ones in the adapters' precision."""
+def merged_state(model: Any) -> dict[str, torch.Tensor]:
+    """All weights under their names without adapters, adapters merged, quantised ones in the model's precision."""
     from peft.tuners.lora import LoraLayer
-    from peft.utils.integrations import dequantize_module_weight
+    from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
 
     modules = dict(model.named_modules())
-    quantised = {name for name, module in modules.items() if hasattr(getattr(module, "weight", None), "quant_state")}
+    quantised = {name for name, module in modules.items() if get_bnb_param_type(getattr(module, "weight", None))}
+    scales = tuple(f"{name}." for name in quantised)
+    kept = {f"{name}.{leaf}" for name in quantised for leaf in ("weight", "bias")}
     merged: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
-        if ".lora_" in name or any(name.startswith(f"{module}.weight.") for module in quantised):
+        if ".lora_" in name or (name.startswith(scales) and name not in kept):
             continue
         owner, _, leaf = name.rpartition(".")
         plain = owner.removesuffix(".base_layer")
         if leaf == "weight" and owner in quantised:
-            value = dequantize_module_weight(modules[owner])
+            # peft's function for whole modules makes the weight of an 8 bit one anew, without scales to train on with.
+            module = modules[owner]
+            value = dequantize_bnb_weight(module.weight, state=getattr(module, "state", None)).to(model.dtype)
         layer = modules.get(plain)
         if leaf == "weight" and plain != owner and isinstance(layer, LoraLayer):
             with torch.no_grad():
