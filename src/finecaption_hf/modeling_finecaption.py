@@ -111,6 +111,20 @@ class FineCaptionPreTrainedModel(PreTrainedModel):
         found = (getattr(hook, "execution_device", None) for hook in hooks)
         return next((torch.device(place) for place in found if place is not None), device)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As the library's, but the modules that a `quantization_config` skips may be named with or without `model.`.
+
+        The library matches them from the start of a name, so that towers would be quantised without a word.
+        """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = config = copy.deepcopy(kwargs["quantization_config"])
+            values = config if isinstance(config, dict) else vars(config)
+            for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
+                if names := [name.removeprefix("model.") for name in values.get(field) or ()]:
+                    values[field] = [*names, *(f"model.{name}" for name in names)]
+        return super().from_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -170,7 +170,11 @@ class FineCaptionAdapter(nn.Module):
         self.linear_2 = nn.Linear(hidden, width, bias=config.adapter_bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(self.act(self.linear_1(features.to(dtype=self.linear_1.weight.dtype))))
+        weight = self.linear_1.weight
+        # Packed weights of quantisers are integers, or a method; such layers take the features as they are.
+        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+            features = features.to(dtype=weight.dtype)
+        return self.linear_2(self.act(self.linear_1(features)))
 
 
 def convert_normalisation(
