@@ -27,6 +27,7 @@ from transformers import (
 
 from finecaption_hf.asking import load
 from finecaption_hf.assembly import assemble
+from finecaption_hf.assembly.summary import print_lines
 from finecaption_hf.towers_finecaption import convert_normalisation
 
 pytestmark = pytest.mark.hub
@@ -222,6 +223,28 @@ def test_both_towers_see_their_own_statistics(folder, full):
         own = convert_normalisation(raw, identity, ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3]))
         # two float32 conversions instead of one
         assert torch.allclose(features[:, :32], convnext_of_timm(folder).forward_features(own), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("option", ["clip", "sam", "from_llava"])
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
+def test_image_statistics_are_read_from_either_file_and_their_lack_is_said(folder, tmp_path, option, file):
+    given = Path(shutil.copytree(folder / option.removeprefix("from_"), tmp_path / "part"))
+    parts_given = {"from_llava": str(given)} if option == "from_llava" else options(folder, **{option: str(given)})
+    prefix = "sam_image" if option == "sam" else "image"
+    summary = assemble(tmp_path / "without", **parts_given)
+    notes = [note for note in summary["notes"] if f"--{option.replace('_', '-')} part does not say how" in note]
+    assert len(notes) == 1 and f"{prefix}_mean and {prefix}_std" in notes[0]
+    assert any(line == f"note: {notes[0]}" for line in print_lines(summary))
+
+    values = {"image_mean": [0.1, 0.2, 0.3], "image_std": 0.5, "image_processor_type": "CLIPImageProcessor"}
+    nested = {"image_processor": values, "processor_class": "CLIPProcessor"}
+    (given / file).write_text(json.dumps(values if file.startswith("pre") else nested))
+    if file == "processor_config.json":  # transformers prefers what is in the processor's
+        (given / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.9] * 3, "image_std": [0.9] * 3}))
+    summary = assemble(tmp_path / "out", **parts_given)
+    assert not any(f"--{option.replace('_', '-')} part" in note for note in summary["notes"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config[f"{prefix}_mean"], config[f"{prefix}_std"]) == ([0.1, 0.2, 0.3], [0.5] * 3)
 
 
 # --- the language model ----------------------------------------------------------------------------------------------

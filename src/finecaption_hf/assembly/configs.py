@@ -236,11 +236,28 @@ def llava_fields(source: Source) -> dict[str, Any]:
 
 def image_statistics(source: Source, prefix: str) -> dict[str, list[float]]:
     """Mean and standard deviation that a part's own image processor uses, where it says so."""
-    path = None if source.folder is None else source.folder / "preprocessor_config.json"
-    if path is None or not path.is_file():
-        return {}
-    values = read_json(path, AssemblyError)
-    return {f"{prefix}_{name}": list(values[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in values}
+    values = image_processor_values(source)
+    found = {}
+    for name in ("mean", "std"):
+        value = values.get(f"image_{name}")
+        if value is not None:
+            found[f"{prefix}_{name}"] = [value] * 3 if isinstance(value, (int, float)) else list(value)
+    return found
+
+
+def image_processor_values(source: Source) -> dict[str, Any]:
+    """Settings of a part's image processor: inside of its processor's, as transformers 5 saves them and prefers them,
+    or in a file of their own; empty without either."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = None if source.folder is None else source.folder / name
+        if path is None or not path.is_file():
+            continue
+        values = read_json(path, AssemblyError)
+        if name == "processor_config.json":
+            values = values.get("image_processor") or {}
+        if values:
+            return values
+    return {}
 
 
 def part_dtype(values: dict[str, Any]) -> str | None:

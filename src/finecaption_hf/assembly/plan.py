@@ -108,6 +108,7 @@ class Plan:
     template_note: str
     dtype: str
     generation: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def parts(self) -> list[Part]:
@@ -163,6 +164,7 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
         template_note=note,
         dtype=_dtype(language_source) if "tokenizer" not in sources else "float32",
         generation=_generation(language_source) if "tokenizer" not in sources else {},
+        notes=_without_statistics(sources, fields),
     )
 
 
@@ -193,6 +195,21 @@ def _tower_fields(
         if sources["sam"].is_hub and fields.get("sam_feature_layer") is None:
             fields["sam_pretrained"] = sources["sam"].name
     return fields | _geometry(fields)
+
+
+def _without_statistics(sources: dict[str, Source], fields: dict[str, Any]) -> list[str]:
+    """Which towers' parts do not say how their pictures are normalised, with what is used instead."""
+    clip = next((option for option in ("from_llava", "clip", "alpha_clip") if option in sources), "clip")
+    notes = []
+    towers = ((clip, "image", "CLIP"), ("convnext", "convnext_image", "CLIP"), ("sam", "sam_image", "ImageNet"))
+    for option, prefix, kind in towers:
+        names = [f"{prefix}_{name}" for name in ("mean", "std") if f"{prefix}_{name}" not in fields]
+        if option in sources and names:
+            notes.append(
+                f"--{option.replace('_', '-')} {sources[option].name} does not say how its pictures are normalised; "
+                f"{' and '.join(names)} are those of {kind}. Give others in --config if it was trained with them."
+            )
+    return notes
 
 
 def _geometry(fields: dict[str, Any]) -> dict[str, Any]:

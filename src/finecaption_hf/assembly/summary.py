@@ -58,6 +58,7 @@ def summarise(
         | {"total": sum(sizes.values())},
         "parts": [_part(part, hashes, bool(part.source.weights)) for part in plan.all_parts],
         "initialised": [*_initialised(fresh, sizes), *_new_rows(plan, shapes)],
+        "notes": plan.notes,
         "seed": seed,
         "vocabulary": {
             "image_token": vocabulary.image_token,
@@ -137,5 +138,6 @@ def print_lines(summary: dict[str, Any]) -> list[str]:
             f"{count['in_files']} tensors used, {count['ignored']} ignored"
         )
     lines += [f"initialised: {entry['what']} ({entry['parameters']:,} parameters)" for entry in summary["initialised"]]
+    lines += [f"note: {note}" for note in summary["notes"]]
     lines.append(f"{summary['parameters']['total']:,} parameters in {summary['dtype']}")
     return lines
