@@ -252,7 +252,7 @@ def test_image_statistics_are_read_from_either_file_and_their_lack_is_said(folde
 
 @pytest.mark.parametrize("extra_rows", [0, 5], ids=["full", "with_room"])
 @pytest.mark.parametrize("tied", [False, True], ids=["separate", "tied"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "apertus"])
 def test_text_only_logits_equal_those_of_the_language_model(folder, tmp_path, family, tied, extra_rows):
     given = parts.language_model(tmp_path / "llm", family, tied, extra_rows, max_shard_size="30KB")
     assert len(list(given.glob("*.safetensors"))) > 1

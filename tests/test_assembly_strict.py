@@ -182,6 +182,95 @@ def test_language_models_that_do_not_fit_are_refused(folder, tmp_path, changes, 
         assemble(tmp_path / "out", **small(folder, llm=str(tmp_path / "llm")))
 
 
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+    "pad_token_id": 0,
+}
+MOE = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 32}
+
+
+def of_type(folder: Path, kind: str, **values: Any) -> sources.Source:
+    """A language model of which only the configuration is there: it is judged before a weight is read."""
+    folder.mkdir(exist_ok=True)
+    AutoConfig.for_model(kind, **values).save_pretrained(folder)
+    return sources.Source("model", None, folder, (), None, False)
+
+
+@pytest.mark.parametrize(
+    "kind, values, message",
+    [
+        ("gemma4_text", {"head_dim": 16}, "embeddings per layer.* Give a dense"),
+        ("gemma3n_text", {"num_kv_shared_layers": 0, "layer_types": ["full_attention"] * 4}, "changes its logits"),
+        ("recurrent_gemma", {"lru_width": 64, "head_dim": 16}, "changes its logits .logits_soft_cap"),
+        ("cohere", {"logit_scale": 0.5}, "changes its logits .logit_scale"),
+        ("mixtral", MOE, "in pieces that transformers joins .* mixtures of experts"),
+        ("qwen3_moe", MOE, "in pieces that transformers joins .* mixtures of experts"),
+        ("llama4_text", {**MOE, "intermediate_size_mlp": 96}, "built differently"),
+        ("mamba", {"state_size": 4}, "built differently"),
+    ],
+)
+def test_language_models_that_cannot_be_used_are_refused_by_name_before_weights_are_read(
+    tmp_path, kind, values, message
+):
+    source = of_type(tmp_path / "llm", kind, **{**SMALL, **values})
+    with pytest.raises(AssemblyError, match=rf"(?s)^--llm model.*{message}"):
+        language_config(source)
+
+
+@pytest.mark.parametrize("kind", ["inkling_text", "inkling_mm_model", "llama4", "gemma4", "qwen2_5_vl"])
+def test_configurations_of_every_kind_end_in_a_refusal_and_not_in_a_traceback(tmp_path, kind):
+    """At their full size, of which nothing is built but on the meta device."""
+    with pytest.raises(AssemblyError, match=r"^--llm model.* Give "):
+        language_config(of_type(tmp_path / "llm", kind))
+
+
+def test_logits_that_are_changed_under_any_name_are_noticed(tmp_path, monkeypatch):
+    source = of_type(tmp_path / "llm", "gemma2", **SMALL, head_dim=16, final_logit_softcapping=5.0)
+    monkeypatch.setattr("finecaption_hf.assembly.configs._LOGIT_FIELDS", {})
+    with pytest.raises(AssemblyError, match="cannot stand behind image tokens: it changes its logits"):
+        language_config(source)
+
+
+@pytest.mark.parametrize(
+    "kind, values, note",
+    [
+        ("llama", {}, None),
+        ("gemma3_text", {"head_dim": 16, "sliding_window": 64}, None),
+        ("apertus", {}, None),
+        ("jetmoe", {**MOE, "kv_channels": 16}, "RuntimeError"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"] * 2}, "conv"),
+        ("bamba", {"attn_layer_indices": [2], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8}, "kinds"),
+    ],
+)
+def test_language_models_are_accepted_by_what_they_compute(tmp_path, kind, values, note):
+    """Hybrids and experts that no branches can be packed for are accepted, and answer questions one by one."""
+    found = language_config(of_type(tmp_path / "llm", kind, **{**SMALL, **values}))
+    assert found.config.num_hidden_layers == 4 and found.config.vocab_size == 200
+    assert found.note is None if note is None else (note in found.note and "one by one" in found.note)
+
+
+def test_infinity_as_the_library_saves_it_is_a_number(tmp_path):
+    values = {"attn_layer_indices": [2], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8}
+    source = of_type(tmp_path / "llm", "bamba", **{**SMALL, **values, "time_step_limit": [0.0, float("inf")]})
+    assert '"__float__"' in (tmp_path / "llm" / "config.json").read_text()
+    assert list(language_config(source).config.time_step_limit) == [0.0, float("inf")]
+
+
+def test_the_language_model_of_a_multimodal_checkpoint_is_taken(folder, tmp_path):
+    summary = assemble(tmp_path / "out", **small(folder, llm=str(folder / "llava")))
+    assert [entry["reason"] for entry in summary["parts"][-1]["ignored"]] == [key_maps.OTHER_PARTS]
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for key, tensor in load_file(folder / "llava" / "model.safetensors").items():
+        if "layers." in key and "language_model" in key:
+            rest = key.split("language_model.")[1].removeprefix("model.")
+            assert torch.equal(found[f"model.language_model.{rest}"], tensor), key
+
+
 LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3"}
 
 

@@ -567,7 +567,9 @@ def branch_support(model: Any) -> BranchSupport:
                 obstacle, num_bytes = _try_branches(model)
             except _Unsupported as error:
                 obstacle = str(error)
-            except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+            except torch.OutOfMemoryError:
+                raise
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 obstacle = f"does not work with a cache of branches ({type(error).__name__}: {error})"
         _SUPPORT[language_model] = BranchSupport(obstacle, num_bytes or _guess_bytes_per_token(language_model))
     return _SUPPORT[language_model]

@@ -90,7 +90,8 @@ def _problems(part: Part, shapes: dict[str, tuple[int, ...]], grown: dict[str, i
         if info.dtype is None:
             unreadable.append(key)
         first = shapes[uses[0].target]
-        needed = (grown.get(uses[0].target, first[0]) * len(uses), *first[1:])
+        # Some models have single numbers as tensors, which have no first axis.
+        needed = (grown.get(uses[0].target, first[0]) * len(uses), *first[1:]) if first else ()
         if info.shape != needed:
             wrong.append(f"{key} is {list(info.shape)}, needed is {list(needed)}")
         for use in uses:

@@ -1,11 +1,15 @@
 """What the model must look like for its parts to fit: each part's configuration, read or derived from its tensors."""
 
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import timm
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 from ..configuration_finecaption import FineCaptionConvNextConfig
 from ..hub.checkpoint import read_json
@@ -13,6 +17,7 @@ from .errors import AssemblyError
 from .key_maps import alpha_clip_name
 from .sources import Source
 from .tensors import TensorInfo
+from .trial import try_language_model
 from .writer import DTYPES
 
 Tensors = dict[str, TensorInfo]
@@ -20,10 +25,12 @@ Tensors = dict[str, TensorInfo]
 # Models that change their logits behind the output layer, which a FineCaption does not: field -> value without effect.
 _LOGIT_FIELDS = {
     "final_logit_softcapping": None,
+    "logits_soft_cap": None,
     "logits_scaling": 1.0,
     "logit_scale": 1.0,
     "lm_head_multiplier": 1.0,
 }
+_OTHERS = "Give a dense language model such as Llama, Qwen2, Qwen3, Mistral or SmolLM."
 
 
 def clip_config(source: Source) -> PreTrainedConfig:
@@ -150,8 +157,25 @@ def _original_sam_config(source: Source, tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def language_config(source: Source) -> tuple[PreTrainedConfig, str, str]:
-    """Configuration of a causal language model, the prefix of its body's tensors and the name of its output layer.
+class Language(NamedTuple):
+    """A causal language model: its configuration, the prefix of its body's tensors, the name of its output layer.
+
+    `is_inside` says that it is the language model of a multimodal checkpoint, `note` what it cannot do.
+    """
+
+    config: PreTrainedConfig
+    base: str
+    head: str
+    is_inside: bool = False
+    note: str | None = None
+
+
+def language_config(source: Source, tensors: Collection[str] = ()) -> Language:
+    """Find out whether a FineCaption can hold a language model; see `try_language_model`.
+
+    Args:
+        source (`Source`): of a causal language model, or of a multimodal model that has one.
+        tensors: names in its files, by which the language model of a multimodal checkpoint is found.
 
     Raises:
         AssemblyError: If it is none that a FineCaption can hold.
@@ -166,14 +190,43 @@ def language_config(source: Source) -> tuple[PreTrainedConfig, str, str]:
     except ValueError as error:
         kind = values.get("model_type")
         raise AssemblyError(f"{where} is a model of type {kind!r}, which transformers does not know.") from error
+    except (TypeError, AttributeError, KeyError) as error:
+        raise AssemblyError(f"{where} has a configuration that transformers cannot read: {error}.") from error
+    whole = config
+    try:
+        config = whole.get_text_config(decoder=True)
+    except ValueError as error:
+        raise AssemblyError(f"{where} ({whole.model_type}) has several language models: {error}.") from error
+    is_inside = config is not whole
+    if is_inside:
+        config.tie_word_embeddings = bool(
+            getattr(config, "tie_word_embeddings", False) or values.get("tie_word_embeddings")
+        )
+        where = f"{where}: the language model ({config.model_type}) of this {whole.model_type}"
+        values = config.to_dict()
     for name, without in _LOGIT_FIELDS.items():
         if values.get(name, getattr(config, name, without)) not in (None, without):
-            raise AssemblyError(f"{where} changes its logits ({name}), which a FineCaption does not.")
+            raise AssemblyError(f"{where} changes its logits ({name}), which a FineCaption does not. {_OTHERS}")
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise AssemblyError(
+            f"{where} has embeddings per layer, which it looks up by token (hidden_size_per_layer_input); image tokens "
+            f"have none. {_OTHERS}"
+        )
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise AssemblyError(f"{where} is no causal language model: {error}.") from error
+        raise AssemblyError(f"{where} is no causal language model: {str(error).splitlines()[0]} {_OTHERS}") from error
+    except Exception as error:  # the library's own code, on whatever the configuration says
+        raise AssemblyError(
+            f"{where} cannot be built by transformers {transformers.__version__} ({type(error).__name__}: {error}). "
+            f"{_OTHERS}"
+        ) from error
+    if any(isinstance(step, WeightConverter) for step in get_model_conversion_mapping(model)):
+        raise AssemblyError(
+            f"{where} ({config.model_type}) keeps its weights in pieces that transformers joins when it loads them, as "
+            f"mixtures of experts do. Assembling moves tensors as they are. {_OTHERS}"
+        )
     names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
     head = model.get_output_embeddings()
     body = f"{model.base_model_prefix}."
@@ -183,16 +236,45 @@ def language_config(source: Source) -> tuple[PreTrainedConfig, str, str]:
     if head is None or head.bias is not None or embeddings != f"{body}embed_tokens.weight":
         raise AssemblyError(
             f"{where} ({config.model_type}) is built differently: needed are embeddings called embed_tokens and an "
-            "output layer without bias."
+            f"output layer without bias. {_OTHERS}"
         )
+    trial = try_language_model(config)
+    if trial.refusal is not None:
+        raise AssemblyError(
+            f"{where} ({config.model_type}) cannot stand behind image tokens: {trial.refusal}. {_OTHERS}"
+        )
+    note = None
+    if trial.one_by_one is not None:
+        note = f"{where} {trial.one_by_one}: questions about a region are answered one by one, not in one pass."
     tied = model.get_input_embeddings().weight is head.weight or config.tie_word_embeddings
-    return config, model.base_model_prefix, "lm_head.weight" if tied else names[id(head.weight)]
+    if not is_inside:
+        name = "lm_head.weight" if tied else names[id(head.weight)]
+        return Language(config, model.base_model_prefix, name, note=note)
+    bodies = [name.removesuffix(".embed_tokens.weight") for name in tensors if name.endswith(".embed_tokens.weight")]
+    if len(bodies) != 1:
+        raise AssemblyError(
+            f"{where} cannot be told by its tensors: {len(bodies)} are called embed_tokens.weight. Save its language "
+            "model in a folder of its own, and give that."
+        )
+    heads = [name for name in tensors if name.endswith("lm_head.weight")]
+    if not heads:
+        config.tie_word_embeddings = True
+    return Language(config, bodies[0], heads[0] if heads else "lm_head.weight", True, note)
 
 
 def _values(config: dict[str, Any]) -> dict[str, Any]:
     """What a configuration says about the model, without what says where it came from."""
     own = ("model_type", "transformers_version", "_name_or_path", "architectures", "auto_map", "torch_dtype", "dtype")
-    return {name: value for name, value in config.items() if name not in own}
+    return {name: _number_of(value) for name, value in config.items() if name not in own}
+
+
+def _number_of(value: Any) -> Any:
+    """Infinity and the like as numbers: transformers 5 writes `{"__float__": "Infinity"}`, which JSON can hold."""
+    if isinstance(value, dict):
+        return (
+            float(value["__float__"]) if set(value) == {"__float__"} else {k: _number_of(v) for k, v in value.items()}
+        )
+    return [_number_of(item) for item in value] if isinstance(value, list) else value
 
 
 def _shape(shapes: dict[str, tuple[int, ...]], key: str, dimensions: int, where: str) -> tuple[int, ...]:
@@ -262,5 +344,17 @@ def image_processor_values(source: Source) -> dict[str, Any]:
 
 def part_dtype(values: dict[str, Any]) -> str | None:
     """The precision that a configuration states, where it is one of those that can be written."""
-    stated = values.get("dtype") or values.get("torch_dtype") or (values.get("text_config") or {}).get("torch_dtype")
+    stated = (
+        values.get("dtype")
+        or values.get("torch_dtype")
+        or next(
+            (
+                text[name]
+                for text in [values.get("text_config") or {}]
+                for name in ("dtype", "torch_dtype")
+                if text.get(name)
+            ),
+            None,
+        )
+    )
     return stated if stated in DTYPES else None

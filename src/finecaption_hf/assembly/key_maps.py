@@ -23,6 +23,7 @@ CLASSIFIER = "the classifier or projection: features are taken before it"
 PROMPTS = "SAM's prompt encoder and mask decoder: only its image encoder is used"
 NECK = "SAM's neck: sam_feature_layer takes features from a block"
 TIED = "the output layer, which repeats the embeddings (checked) and stays tied to them"
+OTHER_PARTS = "the towers and adapter of a multimodal checkpoint, of which only the language model is used"
 REPLACED = "CLIP's own weights, replaced by Alpha-CLIP's"
 
 
@@ -182,15 +183,20 @@ def _sam_name(key: str) -> str:
     return f"{_SAM_TOP[stem]}.{last}" if stem in _SAM_TOP else key
 
 
-def language_map(base: str, head: str, tied: bool) -> KeyMap:
-    """A causal language model: `base.` before the names of its body, `head` the name of its output layer."""
+def language_map(base: str, head: str, tied: bool, rest: bool = False) -> KeyMap:
+    """A causal language model: `base.` before the names of its body, `head` the name of its output layer.
+
+    With `rest`, what else the files hold is left out: the language model is that of a multimodal checkpoint.
+    """
 
     def route(key: str) -> list[Use] | str | None:
         if key.endswith("rotary_emb.inv_freq"):
             return BUFFER
         if key == head:
             return TIED if tied else [Use(HEAD)]
-        return [Use(LANGUAGE + key.removeprefix(f"{base}."))] if key.startswith(f"{base}.") else None
+        if key.startswith(f"{base}."):
+            return [Use(LANGUAGE + key.removeprefix(f"{base}."))]
+        return OTHER_PARTS if rest else None
 
     return route
 

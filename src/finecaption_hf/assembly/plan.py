@@ -138,9 +138,10 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
     fields = _tower_fields(options, sources, tensors)
     language_source = sources.get("from_llava") or sources.get("llm") or sources["tokenizer"]
     tokenizer = load_tokenizer(language_source)
-    base, head = "model", HEAD
+    language = None
     if "llm" in sources:
-        text, base, head = configs.language_config(sources["llm"])
+        language = configs.language_config(sources["llm"], tensors["llm"])
+        text = language.config
     elif "from_llava" in sources:
         text = fields["text_config"]
     else:
@@ -155,7 +156,7 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
     return Plan(
         config=config,
         all_parts=[
-            _part(option, source, listed, config, base, head, "alpha_clip" in found)
+            _part(option, source, listed, config, language, "alpha_clip" in found)
             for option, (source, listed) in found.items()
         ],
         tokenizer=tokenizer,
@@ -164,7 +165,10 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
         template_note=note,
         dtype=_dtype(language_source) if "tokenizer" not in sources else "float32",
         generation=_generation(language_source) if "tokenizer" not in sources else {},
-        notes=_without_statistics(sources, fields),
+        notes=[
+            *_without_statistics(sources, fields),
+            *([language.note] if language is not None and language.note is not None else []),
+        ],
     )
 
 
@@ -250,8 +254,7 @@ def _part(
     source: Source,
     tensors: dict[str, TensorInfo],
     config: FineCaptionConfig,
-    base: str,
-    head: str,
+    found: configs.Language | None,
     has_alpha: bool,
 ) -> Part:
     layers, tied = config.vision_num_layers, config.tie_word_embeddings
@@ -272,7 +275,11 @@ def _part(
         chosen, all_layers = config.sam_feature_layer, config.sam_config.num_hidden_layers
         used = all_layers if chosen is None else chosen % all_layers + 1
         return route(Part(option, source, tensors, (SAM,)), sam_map(used, chosen is None))
-    return route(Part(option, source, tensors, language), language_map(base, head, tied))
+    if found is None:  # a tokenizer alone, without tensors
+        return Part(option, source, tensors, language)
+    return route(
+        Part(option, source, tensors, language), language_map(found.base, found.head, tied, rest=found.is_inside)
+    )
 
 
 def _dtype(source: Source) -> str:
