@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CLIPImageProcessor,
     CLIPVisionModel,
     LlavaForConditionalGeneration,
     SamModel,
@@ -232,7 +233,11 @@ def test_image_statistics_are_read_from_either_file_and_their_lack_is_said(folde
     parts_given = {"from_llava": str(given)} if option == "from_llava" else options(folder, **{option: str(given)})
     prefix = "sam_image" if option == "sam" else "image"
     summary = assemble(tmp_path / "without", **parts_given)
-    notes = [note for note in summary["notes"] if f"--{option.replace('_', '-')} part does not say how" in note]
+    notes = [
+        note
+        for note in summary["notes"]
+        if f"--{option.replace('_', '-')} part does not say how its pictures are" in note
+    ]
     assert len(notes) == 1 and f"{prefix}_mean and {prefix}_std" in notes[0]
     assert any(line == f"note: {notes[0]}" for line in print_lines(summary))
 
@@ -242,7 +247,9 @@ def test_image_statistics_are_read_from_either_file_and_their_lack_is_said(folde
     if file == "processor_config.json":  # transformers prefers what is in the processor's
         (given / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.9] * 3, "image_std": [0.9] * 3}))
     summary = assemble(tmp_path / "out", **parts_given)
-    assert not any(f"--{option.replace('_', '-')} part" in note for note in summary["notes"])
+    assert not any(
+        f"--{option.replace('_', '-')} part does not say how its pictures are" in note for note in summary["notes"]
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config[f"{prefix}_mean"], config[f"{prefix}_std"]) == ([0.1, 0.2, 0.3], [0.5] * 3)
 
@@ -352,6 +359,39 @@ def test_llava_gives_its_own_logits_for_any_mask_while_alpha_is_zero(folder, tmp
     assert processor.apply_chat_template(chat, add_generation_prompt=True) == "USER: <image>\nwhat color ASSISTANT:"
     chat = [{"role": "user", "content": "what color"}]
     assert processor.apply_chat_template(chat, add_generation_prompt=True) == "USER: what color ASSISTANT:"
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash", "unknown"])
+def test_llava_sees_its_own_pictures_as_its_own_processor_shows_them(folder, tmp_path, fit):
+    given = Path(shutil.copytree(folder / "llava", tmp_path / "llava"))
+    theirs = CLIPImageProcessor(size={"shortest_edge": 84}, crop_size={"height": 84, "width": 84})
+    if fit == "squash":
+        theirs = CLIPImageProcessor(size={"height": 84, "width": 84}, do_center_crop=False)
+    if fit in ("crop", "squash"):
+        theirs.save_pretrained(given)
+    elif fit == "pad":
+        (given / "preprocessor_config.json").write_text(json.dumps({"do_pad": True, "do_center_crop": True}))
+    summary = assemble(tmp_path / "out", from_llava=str(given))
+    assert any("become 84 px squares" in note for note in summary["notes"]) == (fit == "unknown")
+    model, processor = load(tmp_path / "out", device="cpu")
+    assert (processor.image_processor.do_center_crop, processor.image_processor.do_pad) == (
+        fit == "crop",
+        fit != "squash",
+    )
+    if fit not in ("crop", "squash"):
+        return
+    picture = torch.randint(0, 256, (60, 100, 3), generator=torch.Generator().manual_seed(8), dtype=torch.uint8).numpy()
+    inputs = llava_inputs(model)
+    inputs = {name: tensor[:1] for name, tensor in inputs.items()}
+    original = LlavaForConditionalGeneration.from_pretrained(folder / "llava").eval()
+    with torch.inference_mode():
+        shown = theirs(picture, return_tensors="pt")["pixel_values"]
+        wanted = original(input_ids=inputs["input_ids"], pixel_values=shown).logits
+        mine = processor.image_processor(picture, return_tensors="pt")
+        found = model(input_ids=inputs["input_ids"], **mine).logits
+        assert (found - wanted).abs().max() < 1e-4
+        padded = processor.image_processor(picture, do_center_crop=False, do_pad=True)["pixel_values"]
+        assert (model(input_ids=inputs["input_ids"], pixel_values=padded).logits - wanted).abs().max() > 1e-2
 
 
 def test_llava_with_alpha_clip_is_the_mask_aware_baseline(folder, tmp_path):

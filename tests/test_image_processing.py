@@ -12,7 +12,7 @@ from conftest import RealRegion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessor
 from transformers.utils import logging
 
 from finecaption_hf import FineCaptionImageProcessor, MaskError, encode_mask, image_processing_finecaption
@@ -82,6 +82,37 @@ def reference_alpha(mask: np.ndarray, size: int, pad: bool) -> torch.Tensor:
 
 
 # --- geometry --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("picture", [(60, 90), (91, 50), (84, 84), (500, 333), (37, 41), (84, 85), (3, 300)])
+def test_centre_crop_is_that_of_clips_own_processor(picture: tuple[int, int]) -> None:
+    image = noise(*picture)
+    theirs = CLIPImageProcessor(size={"shortest_edge": 84}, crop_size={"height": 84, "width": 84})
+    wanted = theirs(image, return_tensors="pt")["pixel_values"]
+    processor = FineCaptionImageProcessor(**{**SMALL, "high_res_size": None}, do_center_crop=True)
+    # The same whole grey levels; one subtraction and division instead of two.
+    assert torch.allclose(processor(image)["pixel_values"], wanted, atol=1e-5)
+    again = FineCaptionImageProcessor.from_dict(processor.to_dict())
+    assert torch.equal(again(image)["pixel_values"], processor(image)["pixel_values"])
+
+
+def test_regions_are_cropped_as_their_picture_is_and_never_lost() -> None:
+    size = SMALL["size"]["height"]
+    processor = FineCaptionImageProcessor(**{**SMALL, "high_res_size": None}, do_center_crop=True)
+    picture = np.zeros((60, 120, 3), np.uint8)
+    picture[10:30, 50:70] = 255  # in the middle
+    mask = picture[:, :, 0] > 0
+    seen = processor(picture, masks=mask, image_mean=[0.0] * 3, image_std=[1.0] * 3, resample=2)
+    alpha = seen["mask_values"][0, 0] * 0.26 + 0.5
+    # Twice rounded grey levels against floats.
+    assert (alpha - seen["pixel_values"][0, 0]).abs().max() < 0.01 and alpha.amax() > 0.99
+    assert alpha.shape == (size, size)
+    whole = processor(picture)["mask_values"]
+    assert torch.allclose(whole, torch.full_like(whole, 0.5 / 0.26))
+    at_the_edge = np.zeros((60, 120), bool)
+    at_the_edge[:, :10] = True
+    with pytest.raises(MaskError, match=r"Region 1 \(of image 0\).*outside of the middle .*do_center_crop"):
+        processor(picture, masks=[mask, at_the_edge])
 
 
 @pytest.mark.parametrize(
@@ -645,7 +676,7 @@ def test_bad_region_is_named(processor: FineCaptionImageProcessor) -> None:
         processor(images[0], masks=np.ones((40, 30), bool))
 
 
-@pytest.mark.parametrize("setting", [{"do_resize": False}, {"do_center_crop": True, "crop_size": 84}])
+@pytest.mark.parametrize("setting", [{"do_resize": False}, {"do_center_crop": True, "crop_size": 42}])
 def test_settings_without_one_geometry_raise(setting: dict[str, Any], processor: FineCaptionImageProcessor) -> None:
     with pytest.raises(ValueError, match="one geometry"):
         processor(noise(30, 40), **setting)

@@ -35,7 +35,8 @@ logger = logging.get_logger(__name__)
 
 
 class Geometry(NamedTuple):
-    """Where a picture lies in a model input, in pixels of that input: its size there and the offset of its top left."""
+    """Where a picture lies in a model input, in pixels of that input: its size there and the offset of its top left,
+    which is negative where the input shows the middle of it only."""
 
     height: int
     width: int
@@ -43,13 +44,16 @@ class Geometry(NamedTuple):
     left: int
 
 
-def fit_within(height: int, width: int, target_height: int, target_width: int, pad: bool) -> Geometry:
+def fit_within(
+    height: int, width: int, target_height: int, target_width: int, pad: bool, crop: bool = False
+) -> Geometry:
     """Place a picture in a model input. Image and region masks both go by this function.
 
     Args:
         height, width (`int`): size of the picture.
         target_height, target_width (`int`): size of the model input.
         pad (`bool`): keep the proportions and centre the picture; otherwise squash it to the whole input.
+        crop (`bool`): keep the proportions and fill the input with the middle of the picture, as CLIP's processor does.
 
     Returns:
         `Geometry`: at least one pixel high and wide. An odd padding has its extra pixel at the bottom or right.
@@ -62,6 +66,14 @@ def fit_within(height: int, width: int, target_height: int, target_width: int, p
             f"A picture of {height}x{width} (height x width) cannot be placed in an input of "
             f"{target_height}x{target_width}. All sides must be at least one pixel."
         )
+    if crop:
+        # The longer side is rounded down, the smaller half is cut off at the top: as in the library's own processors.
+        if target_height * width >= target_width * height:
+            fitted_height, fitted_width = target_height, target_height * width // height
+        else:
+            fitted_height, fitted_width = target_width * height // width, target_width
+        top, left = (fitted_height - target_height) // 2, (fitted_width - target_width) // 2
+        return Geometry(fitted_height, fitted_width, -top, -left)
     if not pad:
         return Geometry(target_height, target_width, 0, 0)
     # Rounds halves up in integers: floats would round some exact halves down, and differently for the two input sizes.
@@ -81,6 +93,7 @@ def region_alpha(
     mean: float = 0.5,
     std: float = 0.26,
     device: str | torch.device | None = None,
+    crop: bool = False,
 ) -> torch.Tensor:
     """Resize region masks to the low-resolution input and normalise them.
 
@@ -90,7 +103,7 @@ def region_alpha(
     Args:
         masks (`torch.Tensor` of shape `(B, 1, H, W)`): True or non-zero inside the region, False or 0 outside.
         size (`tuple[int, int]`): target (height, width) in pixels.
-        pad (`bool`): as in `fit_within`.
+        pad, crop (`bool`): as in `fit_within`.
         mean, std (`float`): alpha in [0, 1] becomes `(alpha - mean) / std`.
         device: where to resize; `None` means where the masks are.
 
@@ -98,7 +111,7 @@ def region_alpha(
         `torch.Tensor` of shape `(B, 1, *size)`, float32.
 
     Raises:
-        ValueError: If a mask is empty, or `masks` have another shape.
+        ValueError: If a mask is empty, has no pixel in the part that `crop` keeps, or `masks` have another shape.
 
     Alpha-CLIP, section 3.2 (arXiv 2312.03818).
     """
@@ -106,12 +119,22 @@ def region_alpha(
         raise ValueError(f"Region masks of shape {tuple(masks.shape)} arrived; needed is (regions, 1, height, width).")
     # Reductions over bool are slow in torch, over uint8 they are fast.
     inside = (masks if masks.dtype == torch.bool else masks != 0).view(torch.uint8)
-    height, width, top, left = fit_within(masks.shape[2], masks.shape[3], *size, pad)
+    height, width, top, left = fit_within(masks.shape[2], masks.shape[3], *size, pad, crop)
     alpha = torch.zeros((len(masks), 1, *size), dtype=torch.float32, device=device or masks.device)
     for number, mask in enumerate(inside[:, 0]):
         rows, columns = mask.amax(1).nonzero(), mask.amax(0).nonzero()
         if len(rows) == 0:
             raise ValueError(f"Region mask {number} is empty. Give masks with at least one pixel.")
+        if crop:
+            whole = mask.to(alpha.device).to(torch.float32)[None, None]
+            soft = _resize_bilinearly(whole, height, width)[0, 0, -top : size[0] - top, -left : size[1] - left]
+            if not soft.amax() > 0:
+                raise ValueError(
+                    f"Region mask {number} lies outside of the middle of the picture, which is all that this model "
+                    "sees (do_center_crop). Give a region in it, or do_center_crop=False."
+                )
+            alpha[number, 0] = (soft / soft.amax().clamp(max=1)).clamp_(0, 1)
+            continue
         placed = alpha[number, 0, top : top + height, left : left + width]
         if mask.amin() == 1:
             placed.fill_(1)
@@ -252,6 +275,8 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         high_res_size (`dict[str, int]`): height and width of `high_res_pixel_values`; `None` leaves them out.
         do_mask (`bool`): whether to return `mask_values`.
         do_pad (`bool`): keep the proportions and pad to the input size, centred, in the mean colour; otherwise squash.
+        do_center_crop (`bool`): keep the proportions and fill the input with the middle of the picture, as CLIP's and
+            LLaVA's processors do, instead of either. A region that has no pixel there is an error.
         resample (`int`): filter for images. Regions are always resized bilinearly.
         image_mean, image_std, high_res_image_mean, high_res_image_std (`list[float]`): normalisation per channel.
         mask_mean, mask_std (`float`): normalisation of `mask_values`.
@@ -264,6 +289,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
     high_res_size: Any = {"height": 1024, "width": 1024}
     do_resize = True
     do_pad = True
+    do_center_crop = False
     do_mask = True
     do_convert_rgb = True
     do_rescale = True
@@ -282,6 +308,8 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         return ["pixel_values", *high_res, *(["mask_values"] if self.do_mask else []), "image_indices"]
 
     def _standardize_kwargs(self, high_res_size: Any = None, **kwargs: Any) -> dict[str, Any]:
+        if kwargs.get("do_center_crop") and kwargs.get("crop_size") is None:
+            kwargs["crop_size"] = kwargs.get("size")
         if high_res_size is not None and not isinstance(high_res_size, SizeDict):
             high_res_size = SizeDict(**get_size_dict(high_res_size, param_name="high_res_size"))
         return {**super()._standardize_kwargs(**kwargs), "high_res_size": high_res_size}
@@ -386,6 +414,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         *,
         do_resize: bool,
         do_center_crop: bool | None,
+        crop_size: Any,
         do_pad: bool,
         do_mask: bool,
         do_rescale: bool,
@@ -405,10 +434,11 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         return_tensors: str | TensorType | None,
         **kwargs: Any,
     ) -> BatchFeature:
-        if not do_resize or do_center_crop:
+        crop = bool(do_center_crop)
+        if not do_resize or (crop and (crop_size.height, crop_size.width) != (size.height, size.width)):
             raise ValueError(
-                "FineCaption's inputs have fixed sizes and one geometry, so do_resize=False and do_center_crop=True do "
-                "not work. Choose `size`, `high_res_size` and `do_pad` instead."
+                "FineCaption's inputs have fixed sizes and one geometry, so do_resize=False and a crop_size other than "
+                "`size` do not work. Choose `size`, `high_res_size`, `do_pad` and `do_center_crop` instead."
             )
         is_list = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         images = _flatten_images(self.fetch_images(images))
@@ -434,9 +464,13 @@ class FineCaptionImageProcessor(TorchvisionBackend):
             for name, (target, _, _) in inputs.items():
                 canvas = data[name][number]
                 shift, spread, padding = statistics[name]
-                height, width, top, left = fit_within(*picture_sizes[-1], target.height, target.width, do_pad)
+                height, width, top, left = fit_within(*picture_sizes[-1], target.height, target.width, do_pad, crop)
+                resized = self.resize(picture, SizeDict(height=height, width=width), resample)
+                if crop:
+                    resized = resized[:, -top : target.height - top, -left : target.width - left]
+                    height, width, top, left = target.height, target.width, 0, 0
                 placed = canvas[:, top : top + height, left : left + width]
-                placed.copy_(self.resize(picture, SizeDict(height=height, width=width), resample))
+                placed.copy_(resized)
                 placed.sub_(shift).div_(spread)
                 # Only the margins: filling the whole canvas first would cost as much as normalising it.
                 canvas[:, :top] = canvas[:, top + height :] = padding
@@ -444,6 +478,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
 
         if do_mask:
             options = {"size": (size.height, size.width), "pad": do_pad, "mean": mask_mean, "std": mask_std}
+            options["crop"] = crop
             data["mask_values"] = _mask_values(references, indices, picture_sizes, device=device, **options)
         elif any(reference is not None for reference in references):
             logger.warning_once("masks have no effect: this image processor is set to do_mask=False.")
@@ -461,9 +496,9 @@ def _mask_values(
         if key not in alphas:
             try:
                 mask = as_mask(reference, *picture_sizes[key[0]])
-            except MaskError as error:
+                alphas[key] = region_alpha(torch.from_numpy(mask)[None, None], **options)
+            except ValueError as error:  # MaskError is one, too
                 raise MaskError(f"Region {number} (of image {key[0]}): {error}") from error
-            alphas[key] = region_alpha(torch.from_numpy(mask)[None, None], **options)
     return torch.cat([alphas[key] for key in keys])
 
 

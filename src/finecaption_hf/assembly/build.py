@@ -194,7 +194,7 @@ def _write_processor(folder: Path, plan: Plan) -> None:
     tokenizer.chat_template = None  # kept by the processor, in a file of its own
     tokenizer.name_or_path = ""
     FineCaptionProcessor(
-        FineCaptionImageProcessor(**plan.config.image_processor_kwargs()),
+        FineCaptionImageProcessor(**plan.config.image_processor_kwargs(), **plan.image_processor),
         tokenizer,
         chat_template=plan.chat_template,
         image_seq_length=plan.config.image_seq_length,

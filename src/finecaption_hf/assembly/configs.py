@@ -342,6 +342,30 @@ def image_processor_values(source: Source) -> dict[str, Any]:
     return {}
 
 
+def llava_geometry(source: Source, side: int) -> tuple[dict[str, Any], str | None]:
+    """How a LLaVA's pictures become square: arguments of `FineCaptionImageProcessor`, and a note where it is unknown.
+
+    Args:
+        source (`Source`): of the LLaVA.
+        side (`int`): pixels of its vision tower's input.
+    """
+    values = image_processor_values(source)
+    fields = {"resample": values["resample"]} if isinstance(values.get("resample"), int) else {}
+    size, crop = values.get("size"), values.get("crop_size")
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+    cropped = crop.get("height") if isinstance(crop, dict) else crop
+    if values.get("do_pad"):
+        return fields, None
+    if values.get("do_center_crop") and (shortest, cropped) == (side, side):
+        return {**fields, "do_center_crop": True}, None
+    if values and not values.get("do_center_crop") and isinstance(size, dict) and size.get("height") == side:
+        return {**fields, "do_pad": False}, None
+    return fields, (
+        f"--from-llava {source.name} does not say how its pictures become {side} px squares in a way that is known "
+        "here; they are padded. Set do_center_crop or do_pad in processor_config.json if it was trained otherwise."
+    )
+
+
 def part_dtype(values: dict[str, Any]) -> str | None:
     """The precision that a configuration states, where it is one of those that can be written."""
     stated = (

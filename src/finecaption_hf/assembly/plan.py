@@ -109,6 +109,7 @@ class Plan:
     dtype: str
     generation: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    image_processor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[Part]:
@@ -152,6 +153,13 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
     fields |= {"text_config": text, "image_token_id": vocabulary.image_token_id}
     fields["tie_word_embeddings"] = bool(fields.get("tie_word_embeddings") or text.tie_word_embeddings)
     config = FineCaptionConfig(**fields)
+    notes = _without_statistics(sources, fields)
+    geometry: dict[str, Any] = {}
+    if language is not None and language.note is not None:
+        notes.append(language.note)
+    if "from_llava" in sources:
+        geometry, unknown = configs.llava_geometry(sources["from_llava"], config.vision_config.image_size)
+        notes += [] if unknown is None else [unknown]
 
     return Plan(
         config=config,
@@ -165,10 +173,8 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
         template_note=note,
         dtype=_dtype(language_source) if "tokenizer" not in sources else "float32",
         generation=_generation(language_source) if "tokenizer" not in sources else {},
-        notes=[
-            *_without_statistics(sources, fields),
-            *([language.note] if language is not None and language.note is not None else []),
-        ],
+        notes=notes,
+        image_processor=geometry,
     )
 
 

@@ -49,6 +49,11 @@ class SharedSegmenter(Segmenter):
                 f"The SAM tower is not the encoder of this SAM: {len(changed)} tensors differ, such as {changed[0]}. "
                 "Open the SAM by itself, with open_segmenter."
             )
+        if processor.image_processor.do_center_crop:
+            raise SegmentationError(
+                "The captioning model sees the middle of a picture only (do_center_crop), a segmenter needs all of it. "
+                "Open the SAM by itself, with open_segmenter."
+            )
         sam.vision_encoder = torch.nn.Identity()
         parameter = next(model.model.sam_tower.parameters())
         self.sam = sam.eval().to(parameter.device, parameter.dtype)
