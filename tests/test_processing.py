@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast, ProcessorMixin, pipeline
+from transformers.utils import logging
 
 from finecaption_hf import EMBEDDED_CHECKPOINT, FineCaptionImageProcessor, FineCaptionProcessor
 from finecaption_hf.data.encoding import encode_rle
@@ -304,6 +305,80 @@ def test_another_image_token_works(image: Image.Image) -> None:
     )
     inputs = processor(images=image, text="<img><image>", return_tensors="pt")
     assert processor.decode(inputs["input_ids"][0]) == "<s><img><img><img><image>"
+
+
+# --- images that hold their region -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["one", "list", "lists", "nested text"])
+def test_image_with_its_region_equals_image_and_masks(
+    shape: str, processor: FineCaptionProcessor, image: Image.Image, other: Image.Image
+) -> None:
+    mask, box = box_mask(image, 3, 3, 20, 20), [0, 0, 9, 30]
+    first, second = {"image": image, "mask": mask}, {"image": other, "box_xyxy": box}
+    images, pictures, masks, text = {
+        "one": (first, image, [mask], "<image>x"),
+        "list": ([first, second, other], [image, other, other], [[mask], [box], None], ["<image>x", "<image><image>"]),
+        "lists": (
+            [[first, first], [second]],
+            [image, image, other],
+            [[mask], [mask], [box]],
+            ["<image>" * 2, "<image>"],
+        ),
+        "nested text": ([first, second], [image, other], [[mask], [box]], [["<image>a"], [["<image>b", "<image>c"]]]),
+    }[shape]
+    inputs = processor(images=images, text=text, return_tensors="pt")
+    assert_same(inputs, processor(images=pictures, masks=masks, text=text, return_tensors="pt"))
+    assert not inputs["mask_values"].equal(processor(images=pictures, text=text, return_tensors="pt")["mask_values"])
+
+
+def test_image_with_its_region_stands_in_a_chat(processor: FineCaptionProcessor, image: Image.Image) -> None:
+    chat = processor.conversation({"image": image, "box_xyxy": [3, 3, 20, 20]}, "color")
+    assert_same(
+        to_inputs(processor, chat), to_inputs(processor, processor.conversation(image, "color", [3, 3, 20, 20]))
+    )
+    chat = processor.conversation({"image": image, "mask": [3, 3, 20, 20]}, "color", [0, 0, 9, 9])
+    with pytest.raises(ValueError, match="has a region of its own, and 'mask' beside it"):
+        to_inputs(processor, chat)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": [{"image": 0, "mask": [0, 0, 9, 9]}], "masks": [[[0, 0, 9, 9]]]}, "Regions were given beside"),
+        ({"images": {"image": 0, "mask": [0, 0, 9, 9], "box_xyxy": [0, 0, 9, 9]}}, "more than one region"),
+        ({"images": {"image": 0, "bbox": [0, 0, 9, 9]}}, "Say which"),
+        ({"images": [{"image": 0, "caption": "a dog"}]}, "'caption' means nothing here"),
+        ({"images": [{"mask": [0, 0, 9, 9]}]}, "without an image"),
+        ({"images": [{}]}, "Entry 0 of images holds none"),
+    ],
+)
+def test_region_of_an_image_is_read_as_strictly_as_in_a_chat(
+    given: dict[str, Any], message: str, processor: FineCaptionProcessor
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor(text="<image>", **given)
+
+
+def test_chat_with_a_region_that_becomes_text_alone_warns_once(
+    processor: FineCaptionProcessor,
+    image: Image.Image,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    logging.get_logger("transformers").warning_once.cache_clear()
+    silent = [
+        processor.conversation(image, "color"),
+        processor.conversation({"image": image, "mask": [3, 3, 20, 20]}, "color"),
+    ]
+    processor.apply_chat_template(silent)
+    to_inputs(processor, processor.conversation(image, "color", [3, 3, 20, 20]))
+    assert not caplog.records
+    for _ in range(2):
+        processor.apply_chat_template(processor.conversation(image, "color", [3, 3, 20, 20]))
+    assert len(caplog.records) == 1
+    assert "give each as {'image': ..., 'mask': ...}" in caplog.text
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------

@@ -5,17 +5,20 @@ Dimension letters: B regions, I images, S prompts, T tokens. A region reference 
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
 
 # isort: split
-from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
+from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin, logging
 from transformers.processing_utils import MultiModalData, Unpack
 
 from .image_processing_finecaption import FineCaptionImageProcessorKwargs
-from .masks_finecaption import read_region
+from .masks_finecaption import REGION_KEYS, read_region
 from .prompts_finecaption import ATTRIBUTES, TASKS, find_question, resolve_question
+
+logger = logging.get_logger(__name__)
 
 
 class ImageRegion:
@@ -142,7 +145,8 @@ class FineCaptionProcessor(ProcessorMixin):
         """Prepare prompts, images and regions. Text alone and images alone are fine, too.
 
         Args:
-            images, masks, image_indices: as for `FineCaptionImageProcessor.preprocess`.
+            images, masks, image_indices: as for `FineCaptionImageProcessor.preprocess`. Wherever an image may stand,
+                `{"image": ..., "mask": ...}` may, too, with the keys of a chat's image item, instead of `masks`.
             text: one prompt or a list of S prompts, with one image token per region, in the order of the regions. Or
                 nested: `text[i][r]` is the prompt, or the list of prompts, about region r of image i; each of them has
                 one image token, and a region is repeated for each of its prompts.
@@ -156,7 +160,7 @@ class FineCaptionProcessor(ProcessorMixin):
             are no `image_indices` where each region has a picture of its own.
 
         Raises:
-            ValueError: If image tokens and regions differ in number, or nothing was given.
+            ValueError: If image tokens and regions differ in number, a region was given twice, or nothing was given.
         """
         for name in ("videos", "audio"):
             if kwargs.pop(name, None) is not None:
@@ -291,9 +295,14 @@ class FineCaptionProcessor(ProcessorMixin):
         own = inspect.signature(super().apply_chat_template).parameters
         flat = {name: kwargs.pop(name) for name in _CALL_KWARGS & kwargs.keys() - own.keys()}
         is_batch = isinstance(conversation[0], (list, tuple))
-        chats = [
-            [_with_regions(message) for message in chat] for chat in (conversation if is_batch else [conversation])
-        ]
+        given = conversation if is_batch else [conversation]
+        chats = [[_with_regions(message) for message in chat] for chat in given]
+        if not (kwargs.get("tokenize") and kwargs.get("return_dict")) and _hold_regions(given):
+            logger.warning_once(
+                "A chat with a region was turned into text or tokens alone, which do not hold the region. If images "
+                "are given to the processor next (as some trainers do), give each as {'image': ..., 'mask': ...} and "
+                "leave the region out of the chat."
+            )
         return super().apply_chat_template(
             chats if is_batch else chats[0],
             chat_template=chat_template,
@@ -348,46 +357,78 @@ def _with_regions(message: Any) -> Any:
 def _with_region(part: Any) -> Any:
     if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
         return part
-    key, region = read_region(part, ("type", *_SOURCES), closed=True)
-    source = next((part[name] for name in _SOURCES if part.get(name) is not None), None)
-    if isinstance(source, dict):  # OpenAI's {"type": "image_url", "image_url": {"url": ...}}
-        source = source.get("url")
-    if source is not None:
-        return {"type": "image", "image": ImageRegion(source, region)}
-    if key is not None:
+    region = _image_region(part)
+    # Without one it is a bare placeholder, whose image comes beside the chat.
+    return part if region is None else {"type": "image", "image": region}
+
+
+def _hold_regions(chats: Any) -> bool:
+    """Whether a region stands in a part of a message; not one in an image itself, which arrives with that image."""
+    contents = [message.get("content") for chat in chats for message in chat if isinstance(message, Mapping)]
+    parts = [part for content in contents if isinstance(content, (list, tuple)) for part in content]
+    images = [part for part in parts if isinstance(part, Mapping) and part.get("type") in ("image", "image_url")]
+    return any(part.get(key) is not None for part in images for key in REGION_KEYS)
+
+
+def _image_region(entry: Mapping[Any, Any]) -> ImageRegion | None:
+    """`{"image": .., "mask": ..}`, where the image may be such an entry again (a trainer puts those into messages) or
+    OpenAI's `{"url": ..}`. `None` if there is neither an image nor a region."""
+    key, region = read_region(entry, ("type", *_SOURCES), closed=True)
+    source = next((entry[name] for name in _SOURCES if entry.get(name) is not None), None)
+    inner = None
+    if isinstance(source, Mapping):
+        inner = _image_region({name: value for name, value in source.items() if name != "detail"})  # OpenAI's
+        source = None if inner is None else inner.image
+    if source is None and key is not None:
         raise ValueError(
-            f"{key!r} stands in a part of a chat without an image, so it would be lost. Put the image there, too: "
-            "{'type': 'image', 'image': ..., 'mask': ...}; or give images and masks beside the chat."
+            f"{key!r} stands in a part of a chat without an image, or in an entry of images, so it would be lost. Put "
+            "the image there, too: {'type': 'image', 'image': ..., 'mask': ...}; or give images and masks beside the "
+            "chat."
         )
-    return part  # a bare placeholder, whose image comes beside the chat
+    if inner is not None and inner.mask is not None:
+        if key is not None:
+            raise ValueError(f"An image has a region of its own, and {key!r} beside it. Give one of them.")
+        region = inner.mask
+    return None if source is None else ImageRegion(source, region)
 
 
 def _share_images(images: Any, masks: Any, image_indices: Any) -> tuple[Any, Any, Any]:
-    """The images of chats -> each different one once, the masks, and which image each mask belongs to.
+    """Images that hold their region -> images, masks, and which image each mask belongs to. Others pass unchanged.
 
-    Images that do not come from chats pass unchanged.
+    Each different image of chats comes once; `{"image": .., "mask": ..}` are as many images as there are entries.
     """
-    regions = _chat_regions(images)
-    if not regions:
+    entries = _flat(images)
+    if not any(isinstance(entry, (ImageRegion, Mapping)) for entry in entries):
         return images, masks, image_indices
     if masks is not None or image_indices is not None:
         raise ValueError(
-            "Regions were given beside a chat. Put each into its message: {'type': 'image', ..., 'mask': ...}."
+            "Regions were given beside a chat, or beside images that hold theirs. Put each into its message, "
+            "{'type': 'image', ..., 'mask': ...}, or to its image: {'image': ..., 'mask': ...}."
         )
     positions: dict[Any, int] = {}
     different: list[Any] = []
+    regions = []
     indices = []
-    for region in regions:
-        is_path = isinstance(region.image, (str, os.PathLike))
-        key = os.fspath(region.image) if is_path else id(region.image)
+    for number, entry in enumerate(entries):
+        key: Any = ("entry", number)
+        region: ImageRegion | None = ImageRegion(entry, None)
+        if isinstance(entry, ImageRegion):
+            region = entry
+            is_path = isinstance(entry.image, (str, os.PathLike))
+            key = os.fspath(entry.image) if is_path else id(entry.image)
+        elif isinstance(entry, Mapping):
+            region = _image_region(entry)
+        if region is None:
+            raise ValueError(f"Entry {number} of images holds none. Give {{'image': ..., 'mask': ...}}.")
         if key not in positions:
             positions[key] = len(different)
             different.append(region.image)
+        regions.append(region.mask)
         indices.append(positions[key])
-    return different, [region.mask for region in regions], indices
+    return different, regions, indices
 
 
-def _chat_regions(images: Any) -> list[ImageRegion]:
+def _flat(images: Any) -> list[Any]:
     if isinstance(images, (list, tuple)):
-        return [region for entry in images for region in _chat_regions(entry)]
-    return [images] if isinstance(images, ImageRegion) else []
+        return [entry for each in images for entry in _flat(each)]
+    return [images]
