@@ -127,7 +127,7 @@ def test_what_the_package_imports_is_declared() -> None:
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "scripts"])
 def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
     paths = sorted((ROOT / folder).glob("*.py"))
-    known = declared("test", "browser", "annotation-tools") | {
+    known = declared("test", "browser", "annotation-tools", "trl") | {
         canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")
     }
     # Of one test, which is skipped without; CONTRIBUTING.md says how to install it.
