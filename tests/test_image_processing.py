@@ -574,6 +574,18 @@ def test_settings_can_change_for_one_call(processor: FineCaptionImageProcessor) 
     assert processor(image)["high_res_pixel_values"].shape == (1, 3, 256, 256)
 
 
+def test_packed_pixels_hold_all_of_each_region(processor: FineCaptionImageProcessor, tmp_path: Path) -> None:
+    images, masks = [noise(40, 60), noise(50, 30)], [[[0, 0, 9, 9], [5, 5, 20, 30]], [None]]
+    expected = processor(images, masks=masks)
+    processor.do_pack = True
+    processor.save_pretrained(tmp_path)
+    packed = FineCaptionImageProcessor.from_pretrained(tmp_path)(images, masks=masks)
+    assert set(packed) == {"pixel_values", "image_indices"} and packed["image_indices"].tolist() == [0, 1, 2]
+    for row, mask, index in zip(packed["pixel_values"], expected["mask_values"], [0, 0, 1], strict=True):
+        parts = (expected["pixel_values"][index], expected["high_res_pixel_values"][index], mask)
+        assert row.equal(torch.cat([part.flatten() for part in parts]))
+
+
 def test_without_masks_setting_leaves_them_out_and_says_so(
     processor: FineCaptionImageProcessor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The model against references: the library's own towers, plain loops, and itself in other arrangements."""
 
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -21,6 +22,7 @@ from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.utils import logging
 from waiting import LIMIT_S, start
 
+from finecaption_hf.image_processing_finecaption import pack_pixels
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionVisionModel
 from finecaption_hf.towers_finecaption import convert_normalisation
 
@@ -555,3 +557,30 @@ def test_a_mask_for_a_model_without_mask_input_warns(batch, caplog):
 def test_configuration_of_the_tests_is_the_one_that_is_described():
     config = tiny_config()
     assert (config.image_seq_length, config.fused_feature_size) == (64, 32 + 32 + 64)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_sam": False}, {"use_convnext": False, "use_sam": False}, {"use_mask": False}]
+)
+def test_packed_pixels_are_the_same_regions(changes: dict[str, Any]) -> None:
+    model = tiny_model(**changes)
+    batch = random_pixels(2, [0, 1, 0])
+    if not (model.config.use_convnext or model.config.use_sam):
+        del batch["high_res_pixel_values"]
+    if not model.config.use_mask:
+        del batch["mask_values"]
+    packed = pack_pixels(batch)
+    assert packed["pixel_values"].ndim == 2 and packed["image_indices"].tolist() == [0, 1, 2]
+    found = model.get_image_features(packed["pixel_values"]).pooler_output
+    torch.testing.assert_close(found, model.get_image_features(**batch).pooler_output)
+    with pytest.raises(ValueError, match="numbers per region where this model takes"):
+        model.get_image_features(packed["pixel_values"][:, 1:])
+
+
+def test_training_on_pixels_without_masks_is_an_error() -> None:
+    """Some trainers hand on pixel_values alone. Asking about whole images needs no masks."""
+    model = tiny_model(use_convnext=False, use_sam=False)
+    pixels, prompt = random_pixels(1, [0])["pixel_values"], random_prompts(1)
+    model(prompt, pixel_values=pixels)
+    with pytest.raises(ValueError, match="regions would be lost"):
+        model.train()(prompt, pixel_values=pixels)

@@ -350,7 +350,7 @@ def test_image_with_its_region_stands_in_a_chat(processor: FineCaptionProcessor,
         ({"images": {"image": 0, "bbox": [0, 0, 9, 9]}}, "Say which"),
         ({"images": [{"image": 0, "caption": "a dog"}]}, "'caption' means nothing here"),
         ({"images": [{"mask": [0, 0, 9, 9]}]}, "without an image"),
-        ({"images": [{}]}, "Entry 0 of images holds none"),
+        ({"images": [{}]}, "A NoneType arrived as an image"),
     ],
 )
 def test_region_of_an_image_is_read_as_strictly_as_in_a_chat(

@@ -76,3 +76,36 @@ def test_sft_sees_the_regions(form: str, options: dict[str, Any], tmp_path: Path
 def test_dpo_sees_the_regions(tmp_path: Path) -> None:
     trainer = example("trl_dpo").make_trainer(str(TINY), str(tmp_path), **OPTIONS)
     assert_arrived(trained(trainer), repeats=2)
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_rewarded_answers_are_about_the_regions(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While answers are drawn, where they are scored against a reference, and where they are learned from."""
+    module = example("trl_grpo")
+    # Rewards that differ in a group, so that there is something to learn.
+    monkeypatch.setattr(module, "names_the_color", lambda completions, **_: list(map(float, range(len(completions)))))
+    trainer = module.make_trainer(str(TINY), str(tmp_path), method, beta=0.1, **OPTIONS)
+    arrived: list[torch.Tensor] = []
+    learning = []
+
+    def look(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        arrived.append(inputs["mask_values"].detach().clone())
+        learning.append(torch.is_grad_enabled())
+
+    tower = trainer.model.model.vision_tower
+    tower.register_forward_pre_hook(look, with_kwargs=True)
+    alpha = tower.embeddings.alpha_embedding.weight
+    before = alpha.detach().clone()
+    trainer.train()
+    assert not alpha.equal(before)
+    assert sum(learning) == 2 and len(arrived) >= 4
+    for masks in arrived:
+        for mask in given_masks():
+            assert sum(bool((mask == each).all()) for each in masks) == 2
+
+
+def test_trainer_that_hands_on_some_inputs_only_is_an_error(tmp_path: Path) -> None:
+    trainer = example("trl_grpo").make_trainer(str(TINY), str(tmp_path), **OPTIONS)
+    trainer.processing_class.image_processor.do_pack = False
+    with pytest.raises(ValueError, match="do_pack"):
+        trainer.train()

@@ -280,6 +280,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         resample (`int`): filter for images. Regions are always resized bilinearly.
         image_mean, image_std, high_res_image_mean, high_res_image_std (`list[float]`): normalisation per channel.
         mask_mean, mask_std (`float`): normalisation of `mask_values`.
+        do_pack (`bool`): return `pixel_values` that hold all else, see `pack_pixels`.
         do_rescale, rescale_factor, do_normalize: as everywhere in transformers.
     """
 
@@ -301,6 +302,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
     high_res_image_std = CLIP_STD
     mask_mean = 0.5
     mask_std = 0.26
+    do_pack = False
 
     @property
     def model_input_names(self) -> list[str]:
@@ -483,7 +485,15 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         elif any(reference is not None for reference in references):
             logger.warning_once("masks have no effect: this image processor is set to do_mask=False.")
         data["image_indices"] = torch.tensor(indices, device=device)
-        return BatchFeature(data, tensor_type=return_tensors)
+        return BatchFeature(pack_pixels(data) if self.do_pack else data, tensor_type=return_tensors)
+
+
+def pack_pixels(data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All of a region in one row of `pixel_values` `(B, K)`, for trainers that hand on slices of those alone."""
+    indices = data["image_indices"]
+    parts = [part if name == "mask_values" else part[indices] for name, part in data.items() if name != "image_indices"]
+    pixel_values = torch.cat([part.flatten(1) for part in parts], dim=1)
+    return {"pixel_values": pixel_values, "image_indices": torch.arange(len(indices), device=indices.device)}
 
 
 def _mask_values(

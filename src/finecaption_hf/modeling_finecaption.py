@@ -220,7 +220,7 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         """Compute the image tokens of each region.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(I, 3, H, W)`): low-resolution images.
+            pixel_values (`torch.Tensor` of shape `(I, 3, H, W)`, or `(B, K)` of `pack_pixels`): low-resolution images.
             high_res_pixel_values (`torch.Tensor` of shape `(I, 3, H', W')`, *optional*): high-resolution images.
             mask_values (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): normalised region masks; `None` means that
                 each region is its whole image.
@@ -242,6 +242,9 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
                 f"get_image_features knows no {' and no '.join(unknown)}. It gives the towers' features and the image "
                 "tokens of regions, and no states in between. Leave that out."
             )
+
+        if pixel_values.ndim == 2:
+            pixel_values, high_res_pixel_values, mask_values = self._unpacked(pixel_values)
         num_images = pixel_values.shape[0]
         image_indices = self._checked_image_indices(image_indices, num_images, mask_values)
         num_regions = num_images if image_indices is None else image_indices.shape[0]
@@ -258,6 +261,19 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         # Quantised products of serving engines take no strided view.
         features = features.flatten(2).transpose(1, 2).contiguous()
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.adapter(features))
+
+    def _unpacked(self, rows: torch.Tensor) -> list[Any]:
+        """Rows of `pack_pixels` -> pixel_values, high_res_pixel_values and mask_values, `None` where not used."""
+        config = self.config
+        low, high = config.vision_config.image_size, config.high_res_image_size
+        sizes = [3 * low**2, 3 * high**2 * (config.use_convnext or config.use_sam), low**2 * config.use_mask]
+        if rows.shape[1] != sum(sizes):
+            raise ValueError(
+                f"Packed pixel_values hold {rows.shape[1]} numbers per region where this model takes {sum(sizes)}. "
+                "Prepare images with the processor that belongs to the checkpoint."
+            )
+        parts = zip(rows.split(sizes, dim=1), (low, high, low))
+        return [part.unflatten(1, (-1, side, side)) if part.shape[1] else None for part, side in parts]
 
     def _to_grid(self, patches: torch.Tensor) -> torch.Tensor:
         """CLIP patches `(B, n, C)` to the common grid `(B, C, h, w)`, bilinearly where their own grid differs."""
@@ -299,6 +315,11 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
             if mask_values is not None:
                 logger.warning_once("mask_values have no effect: this FineCaption has no mask input (use_mask=False).")
             return None
+        if mask_values is None and self.training:
+            raise ValueError(
+                "pixel_values without mask_values in training: the trainer hands on some inputs only, so that regions "
+                "would be lost. Set processor.image_processor.do_pack = True: pixel_values hold the regions then."
+            )
         if mask_values is None:
             inside = (1.0 - config.mask_mean) / config.mask_std
             return pixel_values.new_full((num_regions, 1, *pixel_values.shape[-2:]), inside)
@@ -316,7 +337,7 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         if given is None:
             raise ValueError(
                 "This FineCaption has high-resolution towers: give high_res_pixel_values, or high_res_features from "
-                "get_high_res_features."
+                "get_high_res_features. A trainer that hands on pixel_values alone needs the image processor's do_pack."
             )
         if high_res_features is not None and high_res_pixel_values is not None:
             raise ValueError("Give either high_res_pixel_values or high_res_features, not both.")

@@ -297,11 +297,12 @@ class FineCaptionProcessor(ProcessorMixin):
         is_batch = isinstance(conversation[0], (list, tuple))
         given = conversation if is_batch else [conversation]
         chats = [[_with_regions(message) for message in chat] for chat in given]
-        if not (kwargs.get("tokenize") and kwargs.get("return_dict")) and _hold_regions(given):
+        parts = [part for chat in given for message in chat for part in message.get("content") or ()]
+        lost = any(isinstance(part, dict) and part.get(key) is not None for part in parts for key in REGION_KEYS)
+        if lost and not (kwargs.get("tokenize") and kwargs.get("return_dict")):
             logger.warning_once(
-                "A chat with a region was turned into text or tokens alone, which do not hold the region. If images "
-                "are given to the processor next (as some trainers do), give each as {'image': ..., 'mask': ...} and "
-                "leave the region out of the chat."
+                "A chat with a region became text or tokens alone, which do not hold it. Where images are given to the "
+                "processor next (as some trainers do), give each as {'image': ..., 'mask': ...}, and the chat without."
             )
         return super().apply_chat_template(
             chats if is_batch else chats[0],
@@ -358,77 +359,53 @@ def _with_region(part: Any) -> Any:
     if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
         return part
     region = _image_region(part)
-    # Without one it is a bare placeholder, whose image comes beside the chat.
-    return part if region is None else {"type": "image", "image": region}
-
-
-def _hold_regions(chats: Any) -> bool:
-    """Whether a region stands in a part of a message; not one in an image itself, which arrives with that image."""
-    contents = [message.get("content") for chat in chats for message in chat if isinstance(message, Mapping)]
-    parts = [part for content in contents if isinstance(content, (list, tuple)) for part in content]
-    images = [part for part in parts if isinstance(part, Mapping) and part.get("type") in ("image", "image_url")]
-    return any(part.get(key) is not None for part in images for key in REGION_KEYS)
+    return part if region is None else {"type": "image", "image": region}  # a bare placeholder's comes beside the chat
 
 
 def _image_region(entry: Mapping[Any, Any]) -> ImageRegion | None:
-    """`{"image": .., "mask": ..}`, where the image may be such an entry again (a trainer puts those into messages) or
-    OpenAI's `{"url": ..}`. `None` if there is neither an image nor a region."""
+    """`{"image": .., "mask": ..}`, whose image may be such an entry again, as trainers put it, or OpenAI's."""
     key, region = read_region(entry, ("type", *_SOURCES), closed=True)
     source = next((entry[name] for name in _SOURCES if entry.get(name) is not None), None)
-    inner = None
     if isinstance(source, Mapping):
-        inner = _image_region({name: value for name, value in source.items() if name != "detail"})  # OpenAI's
+        inner = _image_region({name: value for name, value in source.items() if name != "detail"})
         source = None if inner is None else inner.image
+        if inner is not None and inner.mask is not None:
+            if key is not None:
+                raise ValueError(f"An image has a region of its own, and {key!r} beside it. Give one of them.")
+            region = inner.mask
     if source is None and key is not None:
         raise ValueError(
-            f"{key!r} stands in a part of a chat without an image, or in an entry of images, so it would be lost. Put "
-            "the image there, too: {'type': 'image', 'image': ..., 'mask': ...}; or give images and masks beside the "
-            "chat."
+            f"{key!r} stands in a part of a chat without an image, so it would be lost. Put the image there, too: "
+            "{'type': 'image', 'image': ..., 'mask': ...}; or give images and masks beside the chat."
         )
-    if inner is not None and inner.mask is not None:
-        if key is not None:
-            raise ValueError(f"An image has a region of its own, and {key!r} beside it. Give one of them.")
-        region = inner.mask
     return None if source is None else ImageRegion(source, region)
 
 
 def _share_images(images: Any, masks: Any, image_indices: Any) -> tuple[Any, Any, Any]:
-    """Images that hold their region -> images, masks, and which image each mask belongs to. Others pass unchanged.
-
-    Each different image of chats comes once; `{"image": .., "mask": ..}` are as many images as there are entries.
-    """
+    """Images that hold their region -> images (of chats, each once), masks, whose each is; others pass unchanged."""
     entries = _flat(images)
     if not any(isinstance(entry, (ImageRegion, Mapping)) for entry in entries):
         return images, masks, image_indices
     if masks is not None or image_indices is not None:
         raise ValueError(
-            "Regions were given beside a chat, or beside images that hold theirs. Put each into its message, "
-            "{'type': 'image', ..., 'mask': ...}, or to its image: {'image': ..., 'mask': ...}."
+            "Regions were given beside a chat, or beside images that hold theirs. Put each into its message or image."
         )
     positions: dict[Any, int] = {}
     different: list[Any] = []
-    regions = []
-    indices = []
+    regions, indices = [], []
     for number, entry in enumerate(entries):
         key: Any = ("entry", number)
-        region: ImageRegion | None = ImageRegion(entry, None)
         if isinstance(entry, ImageRegion):
-            region = entry
-            is_path = isinstance(entry.image, (str, os.PathLike))
-            key = os.fspath(entry.image) if is_path else id(entry.image)
-        elif isinstance(entry, Mapping):
-            region = _image_region(entry)
-        if region is None:
-            raise ValueError(f"Entry {number} of images holds none. Give {{'image': ..., 'mask': ...}}.")
-        if key not in positions:
-            positions[key] = len(different)
-            different.append(region.image)
-        regions.append(region.mask)
-        indices.append(positions[key])
+            key = os.fspath(entry.image) if isinstance(entry.image, (str, os.PathLike)) else id(entry.image)
+        else:
+            found = _image_region(entry if isinstance(entry, Mapping) else {"image": entry})
+            entry = found or ImageRegion(None, None)  # which is refused as any other None
+        indices.append(positions.setdefault(key, len(different)))
+        if indices[-1] == len(different):
+            different.append(entry.image)
+        regions.append(entry.mask)
     return different, regions, indices
 
 
 def _flat(images: Any) -> list[Any]:
-    if isinstance(images, (list, tuple)):
-        return [entry for each in images for entry in _flat(each)]
-    return [images]
+    return [each for entry in images for each in _flat(entry)] if isinstance(images, (list, tuple)) else [images]
