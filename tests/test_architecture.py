@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "asking": {"data", "resuming"},  # regions as other libraries hold them; a model's fingerprint is in the settings
     "drawing": set(),
     "hub": {"resuming"},
+    "exporting": {"hub"},  # reads the small files of a checkpoint
     "segmentation": {"asking", "data", "resuming"},
     "scenes": {"asking", "data", "resuming"},
     "describing": {"asking", "data", "resuming", "drawing"},  # its pages show outlined regions

