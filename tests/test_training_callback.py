@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import checkpoint_activations, checkpointing_option, random_pixels, random_prompts, tiny_model
 from torch import nn
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
@@ -14,6 +15,8 @@ from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
 from finecaption_hf.resuming import ResumeError
 from finecaption_hf.training import STAGES, Stage, StageCallback, StageError, StageTrainer, apply_stage
+from finecaption_hf.training.checkpoints import check_weights
+from finecaption_hf.training.runner import _write_final
 
 TOWERS = ("vision_tower", "convnext_tower", "sam_tower")
 ALPHA = "model.vision_tower.embeddings.alpha_embedding.weight"
@@ -360,3 +363,33 @@ def test_next_stage_starts_from_the_weights_of_the_one_before(tmp_path: Path) ->
 def test_two_whole_checkpoints_are_kept_at_least(tmp_path: Path) -> None:
     trainer_of(tiny_model(), tmp_path, StageCallback(STAGES[1]), max_steps=3, save_total_limit=1).train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+@pytest.mark.parametrize("stage", [STAGES[1], LORA], ids=lambda stage: stage.name)
+def test_checkpoint_that_lacks_a_tensor_is_not_declared_whole(stage: Stage, tmp_path: Path) -> None:
+    """As DeepSpeed ZeRO-3 leaves one: no file of weights, or tensors of which another process holds all."""
+    model, callback = tiny_model(), StageCallback(stage)
+    trainer = trainer_of(model, tmp_path, callback)
+    whole = tmp_path / "whole"
+    trainer.save_model(str(whole))
+    callback.complete(model, whole)
+    path = whole / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.convnext_tower.encoder.stem.0.weight"
+    for kept in ({key: value for key, value in tensors.items() if key != name}, {**tensors, name: torch.empty(0)}):
+        save_file(kept, path, metadata={"format": "pt"})
+        with pytest.raises(StageError, match=f"lacks 1 of .*{name}.*stage3_gather_16bit"):
+            check_weights(whole, callback._weights)
+    path.unlink()
+    with pytest.raises(StageError, match=f"lacks {len(tensors)} of {len(tensors)}"):
+        check_weights(whole, callback._weights)
+
+    def save_without_weights(folder: str, *_: Any, **__: Any) -> None:
+        shutil.copytree(whole, folder)
+
+    trainer.save_model = save_without_weights
+    stage_folder = tmp_path / "run"
+    if stage is not LORA:  # whose merged weights are written anew
+        with pytest.raises(StageError, match="lacks"):
+            _write_final(trainer, callback, stage, stage_folder)
+        assert not (stage_folder / "final").exists()

@@ -78,6 +78,7 @@ def load(
     """
     register()
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     name = os.fspath(EMBEDDED_CHECKPOINT if model is None else model)
     # A folder needs no network, and without one the library would wait for it.
@@ -106,10 +107,12 @@ def load(
     cached = None if os.path.isdir(name) else try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         source["revision"] = os.path.basename(os.path.dirname(cached))
+    if not is_deepspeed_zero3_enabled():  # which deals the weights out to its processes as they are loaded
+        options["device_map"] = {"": device}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     loaded = AutoModelForImageTextToText.from_pretrained(
-        name, config=config, dtype=dtype or "auto", device_map={"": device}, **source, **options
+        name, config=config, dtype=dtype or "auto", **source, **options
     )
     parts = loaded.eval(), AutoProcessor.from_pretrained(name, **source)
     return parts if adapter is None else _with_adapter(*parts, os.fspath(adapter), {})

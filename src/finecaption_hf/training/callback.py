@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..resuming import SEAL, ResumeError, read_seal
 from .adapters import ADAPTER_FOLDER, add_adapters, has_adapters, load_adapters, save_adapters, save_merged
-from .checkpoints import check_same_stage, seal_checkpoint
+from .checkpoints import check_same_stage, check_weights, seal_checkpoint
 from .stages import Stage, StageError
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class StageCallback(TrainerCallback, ExportableState):
         self.stage = stage if isinstance(stage, Stage) else Stage.from_dict(stage)
         self.table: list[TrainableRow] = []
         self._names: set[str] | None = None
+        self._weights: list[str] = []  # what a checkpoint holds: parameters before adapters and shards rename them
         self._resumed: Path | None = None
         self._use_cache: dict[str, Any] = {}  # of the configuration and of the language model's, before training
 
@@ -137,6 +138,7 @@ class StageCallback(TrainerCallback, ExportableState):
             )
         if self.stage.peft is not None and args.load_best_model_at_end:
             raise StageError("load_best_model_at_end cannot take adapters out of merged weights. Leave it out.")
+        self._weights = [name for name, _ in model.named_parameters()]
         self.table = apply_stage(model, self.stage)
         self._names = _trainable_names(model)
         logger.info("Stage %r trains:\n%s", self.stage.name, format_table(self.table))
@@ -199,10 +201,15 @@ class StageCallback(TrainerCallback, ExportableState):
             seal_checkpoint(folder, self.stage, args.learning_rate, state.global_step, args.world_size)
 
     def complete(self, model: Any, folder: Path) -> None:
-        """Make what `Trainer.save_model` wrote a folder that loads and generates like any other checkpoint."""
+        """Make what `Trainer.save_model` wrote a folder that loads and generates like any other checkpoint.
+
+        Raises:
+            StageError: If it lacks weights.
+        """
         if self.stage.peft is not None:
             save_merged(model, folder)
             save_adapters(model, self.stage, folder / ADAPTER_FOLDER)
+        check_weights(folder, self._weights)
         path = folder / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
         # Training goes without the cache of keys and values; a checkpoint generates as the model did before.

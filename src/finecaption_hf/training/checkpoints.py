@@ -2,12 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from ..resuming import ResumeError, check_same, read_seal, seal
-from .stages import Stage
+from .stages import Stage, StageError
 
 
 def seal_checkpoint(folder: Path, stage: Stage, learning_rate: float, step: int, num_processes: int) -> None:
@@ -17,6 +19,30 @@ def seal_checkpoint(folder: Path, stage: Stage, learning_rate: float, step: int,
     """
     about = {"stage": stage.to_dict(), "learning_rate": learning_rate, "global_step": step}
     seal(folder, {**about, "num_processes": num_processes})
+
+
+def check_weights(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to declare a checkpoint whole that lacks weights.
+
+    Args:
+        names: of the parameters that it must hold.
+
+    Raises:
+        StageError: If one is missing or empty.
+    """
+    saved = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            saved |= {name for name in file.keys() if 0 not in file.get_slice(name).get_shape()}  # noqa: SIM118
+    wanted = sorted(names)
+    missing = [name for name in wanted if name not in saved]
+    if missing:
+        raise StageError(
+            f"{folder} lacks {len(missing)} of {len(wanted)} tensors, such as {missing[0]}, so it was not declared "
+            "whole. Where processes hold parts of the weights, they have to be gathered: set "
+            "stage3_gather_16bit_weights_on_model_save: true for DeepSpeed ZeRO-3, state_dict_type: FULL_STATE_DICT "
+            "for FSDP."
+        )
 
 
 def check_same_stage(written: dict[str, Any], stage: Stage, place: Path | str) -> None:

@@ -106,6 +106,8 @@ def _train_stage(
     if args.fsdp and args.device.type == "cpu":
         # accelerate would leave the model whole in each process (DDP) and say nothing.
         raise StageError("FSDP needs GPUs: accelerate does not shard on the CPU. Leave fsdp out.")
+    if args.deepspeed and args.hf_deepspeed_config.is_zero3():
+        _check_zero3(stage, args.hf_deepspeed_config)
     description = _description(recipe, stage, origin)
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +141,15 @@ def _train_stage(
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     _write_final(trainer, callback, stage, folder)
+
+
+def _check_zero3(stage: Stage, config: Any) -> None:
+    """Refuse at once what would end at the first checkpoint: each process holds a part of every tensor only."""
+    if stage.peft is not None:
+        raise StageError(f"Stage {stage.name!r}: adapters are not merged under ZeRO-3. Use zero_optimization stage 2.")
+    option = "stage3_gather_16bit_weights_on_model_save"
+    if not config.get_value(f"zero_optimization.{option}", False):
+        raise StageError(f"ZeRO-3 would write checkpoints without weights. Set {option}: true under zero_optimization.")
 
 
 def _write_final(trainer: StageTrainer, callback: StageCallback, stage: Stage, folder: Path) -> None:
