@@ -338,6 +338,18 @@ def test_results_find_names_in_the_only_coco_file_beside_them(tmp_path: Path) ->
     assert open_regions(path, image_list=source).num_regions == 2
 
 
+def test_pictures_of_the_folder_beside_annotations_are_found(tmp_path: Path) -> None:
+    """As COCO is unpacked: annotations/instances_val2017.json, val2017/000000000005.jpg."""
+    for name in ("annotations", "val2017", "train2017"):
+        (tmp_path / name).mkdir()
+    shown = image(5)
+    Image.new("RGB", (shown["width"], shown["height"]), "red").save(tmp_path / "val2017" / shown["file_name"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "train2017" / "other.jpg")
+    region = {"id": 1, "image_id": 5, "category_id": 1, "segmentation": [], "bbox": [1, 1, 4, 4]}
+    path = write(tmp_path / "annotations" / "instances_val2017.json", [shown], [region])
+    assert open_regions(path)[0].load().size == (shown["width"], shown["height"])
+
+
 # --- texts back ------------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,11 @@ class CocoInstances(AnnotationFile):
             where, row, _ = self._row(index, images, annotations, Counter())
             return where, row
 
+    def where_images_lie(self) -> Path:
+        """The folder of the file; of COCO's own `annotations/`, the one around it, in which `val2017/` lies."""
+        folder = super().where_images_lie()
+        return folder.parent if folder.name == "annotations" else folder
+
     def write_back(self, answers: Iterator[Mapping[str, str] | None], target: Path) -> None:
         number_of = len(self._annotations)
         starts, lengths = np.zeros(number_of, np.int64), np.zeros(number_of, np.int64)
