@@ -339,6 +339,8 @@ def model_inputs(images: torch.Tensor, config: FineCaptionConfig) -> dict[str, t
     return {
         "pixel_values": normalise(low, config.image_mean, config.image_std),
         "high_res_pixel_values": normalise(images, config.high_res_image_mean, config.high_res_image_std),
+        # Every region is the whole picture.
+        "mask_values": torch.full((len(low), 1, LOW_RES, LOW_RES), (1.0 - config.mask_mean) / config.mask_std),
     }
 
 
