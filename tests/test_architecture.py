@@ -27,7 +27,6 @@ ARROWS: dict[str, set[str]] = {
     "asking": {"data", "resuming"},  # regions as other libraries hold them; a model's fingerprint is in the settings
     "drawing": set(),
     "hub": {"resuming"},
-    "exporting": {"hub"},  # reads the small files of a checkpoint
     "segmentation": {"asking", "data", "resuming"},
     "scenes": {"asking", "data", "resuming"},
     "describing": {"asking", "data", "resuming", "drawing"},  # its pages show outlined regions
@@ -76,6 +75,11 @@ def _room(module: str) -> str:
 
 def test_every_room_is_drawn() -> None:
     assert {_room(module) for module in MODULES} == set(ARROWS)
+
+
+def test_what_travels_and_the_public_names_stand_alone_at_the_root() -> None:
+    files = {file.stem for file in PACKAGE.glob("*.py")}
+    assert {name for name in files if not name.endswith("_finecaption")} <= {"__init__", "__main__"}
 
 
 @pytest.mark.parametrize("room", ARROWS)

@@ -8,8 +8,8 @@ import torch
 from tiny import tiny_config
 from typer.testing import CliRunner
 
+from finecaption_hf.assembly.exporting import VisionToTokens, load_vision
 from finecaption_hf.cli import app
-from finecaption_hf.exporting import VisionToTokens, load_vision
 from finecaption_hf.modeling_finecaption import FineCaptionVisionModel
 
 MISSING = "{} is not installed: pip install .[onnx]"

@@ -27,7 +27,7 @@ def onnx(
     The language model stays out: it decodes with a cache, for which engines have their own formats.
     """
     with errors_in_one_line():
-        from ..exporting import export_onnx
+        from ..assembly.exporting import export_onnx
 
         done = export_onnx(model, out)
     if as_json:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from . import EMBEDDED_CHECKPOINT, register
-from .hub.checkpoint import read_json
-from .modeling_finecaption import FineCaptionVisionModel
+from .. import EMBEDDED_CHECKPOINT, register
+from ..hub.checkpoint import read_json
+from ..modeling_finecaption import FineCaptionVisionModel
 
 INPUTS = ("pixel_values", "high_res_pixel_values", "mask_values")
 OUTPUT = "image_features"
