@@ -80,7 +80,7 @@ def test_slivers_that_pycocotools_draws_nothing_of_still_mark_a_pixel_and_no_are
 
 def test_regions_for_a_picture_of_another_size_are_refused_with_both_sizes() -> None:
     region = CocoRegion((H, W), (STAR,))
-    with pytest.raises(MaskError, match=r"picture of 40x60, but this one is 80x120 .*Give the pictures"):
+    with pytest.raises(MaskError, match=r"of 40x60 \(height x width\), but the picture is 80x120\. Give the pictures"):
         as_mask(region, 2 * H, 2 * W)
     with pytest.raises(MaskError, match=r"sides are swapped.*--stored-orientation"):
         as_mask(region, W, H)

@@ -35,7 +35,7 @@ def test_panoptic_segments_are_the_pixels_of_their_colour(tmp_path: Path) -> Non
         assert region["label"] == "cat"
     with pytest.raises(MaskError, match=r"No pixel of .5\.png. is of segment 77"):
         pixels(missing)
-    with pytest.raises(MaskError, match="40x60, but this one is 10x10"):
+    with pytest.raises(MaskError, match=r"40x60 \(height x width\), but the picture is 10x10"):
         pixels(first, 10, 10)
     # As COCO packs it: a .zip with a folder of the same name.
     with zipfile.ZipFile(tmp_path / "panoptic_val.zip", "w") as archive:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...mask_codecs_finecaption import BoolArray, MaskError, numbers
 from ...masks_finecaption import as_mask
+from .shapes import check_picture
 
 # COCO draws at five times the size of the picture.
 _SCALE = 5
@@ -41,30 +42,10 @@ class CocoRegion:
         Raises:
             MaskError: If the picture is of another size than the file states, or the region has no pixel.
         """
-        check_file_size(self.size, height, width)
+        check_picture(self.size, height, width)
         drawn = coco_polygons(self.polygons, height, width)
         # What is too thin for COCO's library still marks a pixel, or there is an error that says why not.
         return drawn if drawn.any() else as_mask({"polygon": list(self.polygons)}, height, width)
-
-
-def check_file_size(size: tuple[int, int] | None, height: int, width: int) -> None:
-    """Compare the size that a file of annotations states with that of the picture.
-
-    Raises:
-        MaskError: If they differ.
-    """
-    if size is None or size == (height, width):
-        return
-    remedy = "Give the pictures that were annotated, or annotations for these."
-    if size == (width, height):
-        remedy = (
-            "Its sides are swapped: where the picture has an EXIF orientation, regions were probably drawn on the "
-            "pixels as stored. Then give --stored-orientation."
-        )
-    raise MaskError(
-        f"The annotations are for a picture of {size[0]}x{size[1]}, but this one is {height}x{width} (height x width). "
-        f"{remedy}"
-    )
 
 
 def coco_polygons(parts: Any, height: int, width: int) -> BoolArray:

@@ -17,7 +17,7 @@ from ..examples import kind
 from ..images import ImageStore, open_images, open_picture
 from .base import ReadOptions, Seen
 from .coco import CocoInstances, first_annotation, id_of, name_of
-from .coco_pixels import check_file_size
+from .shapes import check_picture
 from .writing import with_texts
 
 
@@ -136,8 +136,8 @@ class PanopticSegment:
         Raises:
             MaskError: If the file is missing, damaged or of another size, or has no pixel of the segment.
         """
-        check_file_size(self.size, height, width)
-        check_file_size((self.png.picture.height, self.png.picture.width), height, width)
+        check_picture(self.size, height, width)
+        check_picture((self.png.picture.height, self.png.picture.width), height, width)
         region: BoolArray = self.png.ids == self.number
         if not region.any():
             raise MaskError(
