@@ -24,8 +24,9 @@ ARROWS: dict[str, set[str]] = {
     ROOT: set(),
     "resuming": set(),
     "data": set(),
-    "asking": {"data", "resuming"},  # regions as other libraries hold them; a model's fingerprint is in the settings
     "drawing": set(),
+    # Regions as other libraries hold them; a model's fingerprint; regions drawn for models that take no mask.
+    "asking": {"data", "resuming", "drawing"},
     "hub": {"resuming"},
     "segmentation": {"asking", "data", "resuming"},
     "scenes": {"asking", "data", "resuming"},

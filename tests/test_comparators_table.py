@@ -11,17 +11,19 @@ from other_models import random_model
 from PIL import Image
 from typer.testing import CliRunner
 
+from finecaption_hf.asking.describers import (
+    EndpointDescriber,
+    FilledBoxDescriber,
+    RegionModelDescriber,
+    TransformersDescriber,
+)
 from finecaption_hf.cli import app
 from finecaption_hf.data.examples import Branch, Example, Region
 from finecaption_hf.evaluation import EvaluationError
 from finecaption_hf.evaluation.comparators import (
     PAPER_TABLE_2,
-    EndpointDescriber,
-    FilledBoxDescriber,
-    RegionModelDescriber,
     Row,
     RowResult,
-    TransformersDescriber,
     cited_row,
     read_table,
     report_table,

@@ -8,7 +8,17 @@
 
 from .asker import ask, check_questions, stream
 from .describer import Describer
+from .errors import DescriberError
 from .finecaption import FineCaptionDescriber
 from .loading import load, load_describer
 
-__all__ = ["Describer", "FineCaptionDescriber", "ask", "check_questions", "load", "load_describer", "stream"]
+__all__ = [
+    "Describer",
+    "DescriberError",
+    "FineCaptionDescriber",
+    "ask",
+    "check_questions",
+    "load",
+    "load_describer",
+    "stream",
+]

@@ -13,19 +13,26 @@ from typing import Any
 import torch
 
 from ...asking import Describer, load, load_describer
+from ...asking.describers import (
+    BOX_FORMATS,
+    DescribeAnything,
+    EndpointDescriber,
+    FilledBoxDescriber,
+    PromptTemplates,
+    Referral,
+    RegionModelDescriber,
+    TransformersDescriber,
+)
+from ...asking.describers.referral import WITH_MASK, read_referral
+from ...asking.describers.referring import describe_error
+from ...asking.describers.settings import check_options, options_of
+from ...asking.describers.templates import read_templates
 from ...data.examples import Example
 from ...resuming import ResumeError, differences, read_manifest, write_json
 from ..errors import EvaluationError
 from ..predicting import describe_data, run_predictions
 from ..predictions import read_predictions
-from .endpoint import EndpointDescriber
-from .models import FilledBoxDescriber, TransformersDescriber
-from .options import check_options, options_of
 from .paper import CitedRow, cited_row
-from .referral import BOX_FORMATS, WITH_MASK, Referral, read_referral
-from .referring import describe_error
-from .region_models import DescribeAnything, RegionModelDescriber
-from .templates import PromptTemplates, read_templates
 
 TABLES = Path(__file__).parent / "tables"
 """Folder of the tables that come with the package; they are found by name."""

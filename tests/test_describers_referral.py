@@ -12,23 +12,20 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
-from finecaption_hf.evaluation import EvaluationError
-from finecaption_hf.evaluation.comparators.referral import (
-    BOX_FORMATS,
+from finecaption_hf.asking import DescriberError
+from finecaption_hf.asking.describers.boxes import BOX_FORMATS, CONVENTIONS, grid_cells, write_box
+from finecaption_hf.asking.describers.referral import (
     COLORS,
-    CONVENTIONS,
     KINDS,
     Marked,
     Referral,
     box_mask,
     crop_window,
-    grid_cells,
     line_width,
     pad_to_square,
     read_referral,
-    write_box,
 )
-from finecaption_hf.evaluation.comparators.templates import PromptTemplates, read_templates
+from finecaption_hf.asking.describers.templates import PromptTemplates, read_templates
 from finecaption_hf.masks_finecaption import RegionMask
 
 RED = COLORS["red"]
@@ -252,12 +249,12 @@ def test_every_convention_has_a_format() -> None:
 
 
 def test_pixels_after_resizing_need_their_size() -> None:
-    with pytest.raises(EvaluationError, match="needs the size of the picture after resizing"):
+    with pytest.raises(DescriberError, match="needs the size of the picture after resizing"):
         write_box((0, 0, 1, 1), (10, 10), "qwen2_5_vl")
 
 
 def test_unknown_box_format_lists_the_known() -> None:
-    with pytest.raises(EvaluationError, match=r"no box format 'yolo'.*pixels, unit, qwen2_vl"):
+    with pytest.raises(DescriberError, match=r"no box format 'yolo'.*pixels, unit, qwen2_vl"):
         write_box((0, 0, 1, 1), (10, 10), "yolo")
 
 
@@ -301,7 +298,7 @@ def test_settings_are_those_that_matter() -> None:
     ],
 )
 def test_referral_that_cannot_be_meant_says_why(value: Any, message: str) -> None:
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(DescriberError, match=message):
         read_referral(value)
 
 
@@ -340,5 +337,5 @@ def test_braces_in_a_question_stay() -> None:
     ],
 )
 def test_prompts_that_cannot_be_meant_say_why(value: Any, message: str) -> None:
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(DescriberError, match=message):
         read_templates(value)

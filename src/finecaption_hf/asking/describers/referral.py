@@ -14,10 +14,10 @@ from PIL import Image
 
 from ...drawing import grow
 from ...masks_finecaption import RegionMask
-from ..errors import EvaluationError
-from .options import check_options, options_of
+from ..errors import DescriberError
+from .boxes import Box
+from .settings import check_options, options_of
 
-Box = tuple[int, int, int, int]
 Color = tuple[int, int, int]
 
 COLORS: dict[str, Color] = {
@@ -83,7 +83,7 @@ class Referral:
             model gets) filled in; `None` means that of `SENTENCES`.
 
     Raises:
-        EvaluationError: If a setting cannot be meant.
+        DescriberError: If a setting cannot be meant.
     """
 
     kind: str
@@ -95,15 +95,15 @@ class Referral:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise EvaluationError(f"There is no referral {self.kind!r}. Give one of {', '.join(KINDS)}.")
+            raise DescriberError(f"There is no referral {self.kind!r}. Give one of {', '.join(KINDS)}.")
         if self.color not in COLORS:
-            raise EvaluationError(f"There is no color {self.color!r}. Give one of {', '.join(COLORS)}.")
+            raise DescriberError(f"There is no color {self.color!r}. Give one of {', '.join(COLORS)}.")
         if not 0 < self.opacity <= 1:
-            raise EvaluationError(f"opacity is {self.opacity}. Give a number above 0 and up to 1.")
+            raise DescriberError(f"opacity is {self.opacity}. Give a number above 0 and up to 1.")
         if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise EvaluationError(f"margin is {self.margin}. Give a share of the box's sides, such as 0.5.")
+            raise DescriberError(f"margin is {self.margin}. Give a share of the box's sides, such as 0.5.")
         if self.min_side < 1:
-            raise EvaluationError(f"min_side is {self.min_side}. Give 1 or more pixels.")
+            raise DescriberError(f"min_side is {self.min_side}. Give 1 or more pixels.")
         check_fields(self._sentence, ("box", "color", "width", "height"), "sentence")
 
     @property
@@ -160,12 +160,12 @@ def read_referral(value: Any) -> Referral:
     """A referral from a name, or from a mapping with `kind` and settings.
 
     Raises:
-        EvaluationError: If it cannot be meant.
+        DescriberError: If it cannot be meant.
     """
     if isinstance(value, str):
         return Referral(value)
     if not isinstance(value, Mapping) or "kind" not in value:
-        raise EvaluationError(
+        raise DescriberError(
             f"{value!r} is no referral. Give a name ({', '.join(KINDS)}) or a mapping such as "
             "{kind: box_drawn, color: red}."
         )
@@ -177,12 +177,12 @@ def check_fields(template: str, known: tuple[str, ...], what: str) -> None:
     """Refuse a template that names what is not there.
 
     Raises:
-        EvaluationError: If a field is unknown, or a brace has no partner.
+        DescriberError: If a field is unknown, or a brace has no partner.
     """
     try:
         template.format(**dict.fromkeys(known, ""))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise EvaluationError(
+        raise DescriberError(
             f"{what} is {template!r}, which cannot be filled in ({error}). It may use "
             f"{', '.join('{' + name + '}' for name in known)}; write a brace itself twice."
         ) from error
@@ -277,117 +277,3 @@ def _edge_width(width: int) -> int:
 def _edge_color(color: Color) -> Color:
     red, green, blue = (value / 255 for value in color)
     return _INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _LIGHT else _WHITE
-
-
-# --- in the text -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BoxFormat:
-    """How a model writes a box.
-
-    Attributes:
-        template: the box as text, with `{x1}`, `{y1}`, `{x2}`, `{y2}`, or `{first}` and `{last}` for a grid's cells.
-        units: `"pixels"` of the picture that is handed over; `"seen"`, pixels of the picture after the processor has
-            resized it; `"unit"`, shares of width and height with two decimals; `"thousandths"` of them, rounded;
-            `"thousandths_down"`, rounded down; `"grid"`, the first and the last of 32 x 32 cells.
-        source: where the convention is written down.
-    """
-
-    template: str
-    units: str
-    source: str
-
-
-_PIXELS = "[{x1}, {y1}, {x2}, {y2}]"
-
-BOX_FORMATS: dict[str, BoxFormat] = {
-    "pixels": BoxFormat(
-        _PIXELS + " (x1, y1, x2, y2 in pixels; the image is {width} wide and {height} high)",
-        "pixels",
-        "no convention is published; the text says what the numbers are",
-    ),
-    "unit": BoxFormat(_PIXELS, "unit", "LLaVA-1.5's and ViP-LLaVA's instruction data"),
-    "qwen2_vl": BoxFormat(
-        "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>", "thousandths", "Qwen2-VL, arXiv 2409.12191, section 2.2"
-    ),
-    "qwen2_5_vl": BoxFormat('{{"bbox_2d": ' + _PIXELS + "}}", "seen", "Qwen2.5-VL's cookbook on spatial understanding"),
-    "qwen3_vl": BoxFormat('{{"bbox_2d": ' + _PIXELS + "}}", "thousandths", "Qwen3-VL's cookbook on 2D grounding"),
-    "internvl": BoxFormat(
-        "<ref>region</ref><box>[[{x1}, {y1}, {x2}, {y2}]]</box>",
-        "thousandths_down",
-        "InternVL's chat data format, grounding",
-    ),
-    "kosmos2": BoxFormat(
-        "<phrase> it</phrase><object><patch_index_{first:04d}><patch_index_{last:04d}></object>",
-        "grid",
-        "Kosmos-2, arXiv 2306.14824, section 2",
-    ),
-}
-"""Name -> how a box is written. `box_format` of a row of a table chooses one by name."""
-
-CONVENTIONS: dict[str, str] = {
-    "kosmos-2": "kosmos2",
-    "llava": "unit",
-    "llava_next": "unit",
-    "llava_onevision": "unit",
-    "vipllava": "unit",
-    "qwen2_vl": "qwen2_vl",
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "qwen3_vl_moe": "qwen3_vl",
-    "internvl": "internvl",
-}
-"""`config.model_type` -> name in `BOX_FORMATS`: each model's own convention. Others, such as Llama-3.2-Vision (mllama)
-and GPT-4o, have none that is published and get `"pixels"`."""
-
-SQUARE = ("llava", "vipllava")
-"""Model types whose pictures are padded to a square first: their boxes count from the square's corner, and the image
-processors of their checkpoints would otherwise cut off both ends of the longer side."""
-
-_GRID = 32
-
-
-def write_box(box: Box, size: tuple[int, int], box_format: str, seen: tuple[int, int] | None = None) -> str:
-    """A box in a model's own convention.
-
-    Args:
-        box: in the pixels of the picture that is handed over, ends exclusive.
-        size: (height, width) of that picture.
-        box_format: a name of `BOX_FORMATS`.
-        seen: (height, width) after the processor has resized it; needed for units `"seen"` only.
-
-    Raises:
-        EvaluationError: If there is no such format, or `seen` is missing.
-    """
-    if box_format not in BOX_FORMATS:
-        raise EvaluationError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
-    chosen = BOX_FORMATS[box_format]
-    height, width = size
-    shares = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
-    if chosen.units == "grid":
-        first, last = grid_cells(box, size)
-        return chosen.template.format(first=first, last=last)
-    if chosen.units == "pixels":
-        numbers: list[Any] = list(box)
-    elif chosen.units == "seen":
-        if seen is None:
-            raise EvaluationError(f"The box format {box_format!r} needs the size of the picture after resizing.")
-        numbers = [round(share * seen[1 - index % 2]) for index, share in enumerate(shares)]
-    elif chosen.units == "unit":
-        numbers = [round(share, 2) for share in shares]
-    else:
-        # In whole numbers: 0.29 * 1000 is 290, but not in floating point.
-        exact = [(box[index] * 1000, size[1 - index % 2]) for index in range(4)]
-        down = chosen.units == "thousandths_down"
-        numbers = [value // side if down else (2 * value + side) // (2 * side) for value, side in exact]
-    x1, y1, x2, y2 = numbers
-    return chosen.template.format(x1=x1, y1=y1, x2=x2, y2=y2, width=width, height=height)
-
-
-def grid_cells(box: Box, size: tuple[int, int]) -> tuple[int, int]:
-    """First (upper left) and last (lower right) of the 32 x 32 cells that a box touches, numbered row by row from 0."""
-    height, width = size
-    first = (box[1] * _GRID // height) * _GRID + box[0] * _GRID // width
-    last = ((box[3] * _GRID - 1) // height) * _GRID + (box[2] * _GRID - 1) // width
-    return first, last

@@ -18,9 +18,9 @@ from conftest import free_port
 from describers import Request, Told, describe, unmarkable
 from PIL import Image
 
+from finecaption_hf.asking import DescriberError
+from finecaption_hf.asking.describers import EndpointDescriber, EndpointError, PromptTemplates, Referral
 from finecaption_hf.data.examples import Branch, Example, Region
-from finecaption_hf.evaluation import EvaluationError
-from finecaption_hf.evaluation.comparators import EndpointDescriber, EndpointError, PromptTemplates, Referral
 from finecaption_hf.evaluation.predicting import run_predictions
 from finecaption_hf.evaluation.predictions import read_predictions
 
@@ -276,7 +276,7 @@ def test_server_that_drips_ends_in_a_time_out(stub: Stub) -> None:
 def test_answer_of_any_size_is_read_up_to_a_bound(
     headers: dict[str, str], stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finecaption_hf.evaluation.comparators.endpoint._MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr("finecaption_hf.asking.describers.endpoint._MAX_ANSWER_BYTES", 10_000)
     stub.replies = [(200, answer("x" * 10_000), headers)] * 3
     text, error = one(stub)
     reason = "compressed, which was not asked for" if headers else "larger than 10000 bytes"
@@ -462,7 +462,7 @@ def test_setting_that_cannot_be_meant_says_why(options: dict[str, Any], message:
 
 
 def test_endpoint_takes_no_mask(stub: Stub) -> None:
-    with pytest.raises(EvaluationError, match="takes no mask"):
+    with pytest.raises(DescriberError, match="takes no mask"):
         describer(stub, "mask")
 
 

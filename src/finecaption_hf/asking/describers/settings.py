@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from ..errors import EvaluationError
+from ..errors import DescriberError
 
 _WORDS: dict[Any, str] = {
     str: "text",
@@ -39,16 +39,16 @@ def check_options(given: Mapping[Any, Any], known: Mapping[str, tuple[type, ...]
         owner: what has the options, for the error.
 
     Raises:
-        EvaluationError: If there is no option of a name, or a value is of another kind.
+        DescriberError: If there is no option of a name, or a value is of another kind.
     """
     for name, value in given.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             meant = f" Did you mean {close[0]}?" if close else ""
-            raise EvaluationError(f"{owner} has no {name}.{meant} There are {', '.join(known)}.")
+            raise DescriberError(f"{owner} has no {name}.{meant} There are {', '.join(known)}.")
         kinds = known[name]
         fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
         if kinds and (not fits or (isinstance(value, bool) and bool not in kinds)):
             wanted = next(_WORDS[kind] for kind in kinds if kind in _WORDS)
             quotes = " Put it in quotes." if str in kinds and isinstance(value, (int, float)) else ""
-            raise EvaluationError(f"{name} of {owner} is {value!r}; {wanted} is needed.{quotes}")
+            raise DescriberError(f"{name} of {owner} is {value!r}; {wanted} is needed.{quotes}")

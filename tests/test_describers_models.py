@@ -10,8 +10,8 @@ from other_models import FAMILIES, llava_without_template, random_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from finecaption_hf.evaluation import EvaluationError
-from finecaption_hf.evaluation.comparators import (
+from finecaption_hf.asking import DescriberError
+from finecaption_hf.asking.describers import (
     DescribeAnything,
     FilledBoxDescriber,
     PromptTemplates,
@@ -19,7 +19,7 @@ from finecaption_hf.evaluation.comparators import (
     RegionModelDescriber,
     TransformersDescriber,
 )
-from finecaption_hf.evaluation.comparators.referral import CONVENTIONS
+from finecaption_hf.asking.describers.boxes import CONVENTIONS
 from finecaption_hf.masks_finecaption import RegionMask
 
 
@@ -165,7 +165,7 @@ def test_picture_of_an_image_processor_that_cuts_is_padded_and_a_tiled_one_is_no
     cutting = TransformersDescriber(*models["llava"], Referral("crop"), name="it", square=None)
     tiled = TransformersDescriber(*models["llava_next"], Referral("crop"), name="it")
     assert (cutting.settings["square"], tiled.settings["square"]) == (True, False)
-    from finecaption_hf.evaluation.comparators.models import _cuts
+    from finecaption_hf.asking.describers.transformers_models import _cuts
 
     assert _cuts(models["llava"][1].image_processor)
     assert not any(_cuts(models[family][1].image_processor) for family in FAMILIES if "lava" not in family)
@@ -243,7 +243,7 @@ def test_descriptions_come_as_soon_as_they_are_there(models: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("kind", ["mask", "filled_box"])
 def test_model_without_mask_input_refuses_a_mask(kind: str, models: dict[str, Any]) -> None:
-    with pytest.raises(EvaluationError, match="takes no mask"):
+    with pytest.raises(DescriberError, match="takes no mask"):
         TransformersDescriber(*models["llava"], Referral(kind), name="it")
 
 
@@ -366,7 +366,7 @@ def test_region_model_without_masks_gets_the_text_instead() -> None:
     [(DescribeAnything(StandIn()), "crop", "takes a mask, so"), (Texter(), "mask", "takes no mask, so")],
 )
 def test_region_model_refuses_a_referral_that_it_cannot_follow(model: Any, kind: str, message: str) -> None:
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(DescriberError, match=message):
         RegionModelDescriber(model, Referral(kind), name="it")
 
 

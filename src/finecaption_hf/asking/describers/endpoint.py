@@ -67,7 +67,7 @@ class EndpointDescriber(ReferringDescriber):
 
     Raises:
         ImportError: If openai is not installed.
-        EvaluationError: If the model cannot be referred to in this way.
+        DescriberError: If the model cannot be referred to in this way.
         ValueError: If a setting makes no sense, or the variable of the key is not set.
     """
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...prompts_finecaption import find_question
-from ..errors import EvaluationError
-from .options import check_options, options_of
+from ..errors import DescriberError
 from .referral import check_fields
+from .settings import check_options, options_of
 
 _FIELDS = ("question", "referral", "box", "name")
 
@@ -24,7 +24,7 @@ class PromptTemplates:
         system: a system message; `None` leaves it out.
 
     Raises:
-        EvaluationError: If a template cannot be filled in.
+        DescriberError: If a template cannot be filled in.
     """
 
     default: str = "{referral} {question}"
@@ -57,14 +57,14 @@ def read_templates(value: Any) -> PromptTemplates:
     """Templates from one for all questions, or from a mapping with `default`, `whole`, `by_name` and `system`.
 
     Raises:
-        EvaluationError: If they cannot be meant.
+        DescriberError: If they cannot be meant.
     """
     if value is None:
         return PromptTemplates()
     if isinstance(value, str):
         return PromptTemplates(default=value)
     if not isinstance(value, Mapping):
-        raise EvaluationError(
+        raise DescriberError(
             f"{value!r} are no prompts. Give a template, or a mapping such as {{default: .., system: ..}}."
         )
     given = {name: entry for name, entry in value.items() if entry is not None}

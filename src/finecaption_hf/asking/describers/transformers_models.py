@@ -1,31 +1,26 @@
 """Any image-text-to-text model of transformers, asked about regions."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from PIL import Image
 
-from ...asking import Describer
 from ...masks_finecaption import RegionMask
 from ...prompts_finecaption import BranchUpdate
-from ..errors import EvaluationError
-from .referral import (
-    BOX_FORMATS,
-    CONVENTIONS,
-    SQUARE,
-    Color,
-    Marked,
-    Referral,
-    pad_to_square,
-    write_box,
-)
+from ..errors import DescriberError
+from .boxes import BOX_FORMATS, CONVENTIONS, write_box
+from .referral import Color, Marked, Referral, pad_to_square
 from .referring import Job, ReferringDescriber, describe_error
 from .templates import PromptTemplates
 
 _GREY = (127, 127, 127)
+
+SQUARE = ("llava", "vipllava")
+"""Model types whose pictures are padded to a square first: their boxes count from the square's corner, and the image
+processors of their checkpoints would otherwise cut off both ends of the longer side."""
 
 _ONE_BY_ONE = ("kosmos-2",)
 """Model types whose generation counts the padding of a batch as positions (transformers 5.19 to 5.23), so that an
@@ -51,7 +46,7 @@ class TransformersDescriber(ReferringDescriber):
         settings: more of what decides the answers, for reports, such as the revision.
 
     Raises:
-        EvaluationError: If the model cannot be referred to in this way.
+        DescriberError: If the model cannot be referred to in this way.
     """
 
     tells_size = True  # by the patches, see `_seen_size`
@@ -234,35 +229,13 @@ class TransformersDescriber(ReferringDescriber):
             blank = Image.new("RGB", (size[1], size[0]))
             grid = image_processor(images=[blank], return_tensors="pt").get("image_grid_thw")
             if grid is None:
-                raise EvaluationError(
+                raise DescriberError(
                     f"The image processor of {self.name} does not tell the size to which it resizes, which the box "
                     f"format {self._box_format!r} needs. Give another box_format, such as 'pixels'."
                 )
             _, rows, columns = grid[0].tolist()
             self._seen[size] = (rows * image_processor.patch_size, columns * image_processor.patch_size)
         return self._seen[size]
-
-
-class FilledBoxDescriber:
-    """A model that takes masks, given the filled box of each in its place: what the mask is worth.
-
-    Args:
-        describer: of the model.
-    """
-
-    def __init__(self, describer: Describer) -> None:
-        self._describer = describer
-        self.name = describer.name
-        self.independent = describer.independent
-        self.questions = describer.questions
-        self.settings: Mapping[str, Any] = {**describer.settings, "referral": Referral("filled_box").settings}
-        self.refusal, self.stream = describer.refusal, describer.stream
-
-    def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> Any:
-        """See `Describer`."""
-        size = (picture.height, picture.width)
-        boxes = [it if it.is_whole else RegionMask({"box_xyxy": it.box_xyxy}, *size) for it in regions]
-        return self._describer.prepare(picture, boxes)
 
 
 def _cuts(image_processor: Any) -> bool:

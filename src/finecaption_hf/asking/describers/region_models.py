@@ -49,7 +49,7 @@ class RegionModelDescriber(ReferringDescriber):
         box_format: a name of `BOX_FORMATS`, for boxes in the text.
 
     Raises:
-        EvaluationError: If the model takes masks and the referral gives none, or the other way round.
+        DescriberError: If the model takes masks and the referral gives none, or the other way round.
     """
 
     def __init__(

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ...masks_finecaption import RegionMask
 from ...prompts_finecaption import ATTRIBUTES, TASKS, BranchAnswer, BranchRequest, BranchUpdate
-from ..errors import EvaluationError
-from .referral import BOX_FORMATS, WITH_MASK, Marked, Referral, write_box
+from ..errors import DescriberError
+from .boxes import BOX_FORMATS, write_box
+from .referral import WITH_MASK, Marked, Referral
 from .templates import PromptTemplates
 
 
@@ -42,7 +43,7 @@ class ReferringDescriber(ABC):
         tells_size: whether it is known to which size the model resizes a picture.
 
     Raises:
-        EvaluationError: If the model cannot be referred to in this way.
+        DescriberError: If the model cannot be referred to in this way.
     """
 
     settings: Mapping[str, Any]
@@ -54,14 +55,14 @@ class ReferringDescriber(ABC):
     def __init__(self, name: str, referral: Referral, templates: PromptTemplates | None, box_format: str) -> None:
         if (referral.kind in WITH_MASK) != self.takes_mask:
             takes, wanted = ("a mask", WITH_MASK) if self.takes_mask else ("no mask", ("contour_drawn", "box_text"))
-            raise EvaluationError(
+            raise DescriberError(
                 f"{name} takes {takes}, so it cannot be referred to by {referral.kind!r}. Give a referral such as "
                 f"{' or '.join(map(repr, wanted))}."
             )
         if box_format not in BOX_FORMATS:
-            raise EvaluationError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+            raise DescriberError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
         if BOX_FORMATS[box_format].units == "seen" and not self.tells_size:
-            raise EvaluationError(
+            raise DescriberError(
                 f"The box format {box_format!r} cannot be used with {name}, which does not tell what it makes of a "
                 "picture. Give 'pixels', or one with shares, such as 'qwen3_vl'."
             )

@@ -1,0 +1,27 @@
+"""Models beside FineCaption that answer questions about regions: of transformers, behind endpoints, with own code.
+
+>>> from finecaption_hf.asking.describers import Referral, TransformersDescriber
+>>> describer = TransformersDescriber.from_pretrained("HuggingFaceTB/SmolVLM-Instruct", Referral("contour_drawn"))
+"""
+
+from .boxes import BOX_FORMATS, BoxFormat
+from .endpoint import EndpointDescriber, EndpointError
+from .filled_box import FilledBoxDescriber
+from .referral import Referral
+from .region_models import DescribeAnything, RegionModel, RegionModelDescriber
+from .templates import PromptTemplates
+from .transformers_models import TransformersDescriber
+
+__all__ = [
+    "BOX_FORMATS",
+    "BoxFormat",
+    "DescribeAnything",
+    "EndpointDescriber",
+    "EndpointError",
+    "FilledBoxDescriber",
+    "PromptTemplates",
+    "Referral",
+    "RegionModel",
+    "RegionModelDescriber",
+    "TransformersDescriber",
+]
