@@ -82,10 +82,11 @@ class AskedRegion:
         if self.error is not None:
             return {**self.head, "error": self.error}
         record: dict[str, Any] = {**self.head, "box_xyxy": list(self.box_xyxy or ()), "area": self.area, "answers": {}}
-        if log_probs:
-            record["log_probs"] = {}
+        record |= {"log_probs": {}} if log_probs else {}
         for number, answer in sorted(self.answers.items()):
             name = self.requests[number].name or self.requests[number].question
+            if answer.sent is not None:
+                record.setdefault("sent", {})[name] = dict(answer.sent)
             if why_not := self.why_not(number):
                 record.setdefault("errors", {})[name] = why_not
                 continue

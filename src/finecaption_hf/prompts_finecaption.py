@@ -210,6 +210,7 @@ class BranchAnswer:
             (before temperature, top_p and penalty).
         finish_reason: `"end"`, `"stop_string"`, `"length"` or `"error"`; `None` while the answer goes on.
         error: why there is no answer.
+        sent: where kept, what a model was sent to ask it, as JSON.
     """
 
     text: str
@@ -217,6 +218,7 @@ class BranchAnswer:
     log_probs: tuple[float, ...] | None = None
     finish_reason: str | None = None
     error: str | None = None
+    sent: Mapping[str, Any] | None = None
 
 
 class BranchUpdate(NamedTuple):

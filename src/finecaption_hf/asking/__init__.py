@@ -1,7 +1,7 @@
 """Ask a model about regions of pictures.
 
 >>> from finecaption_hf.asking import ask, load_describer
->>> describer = load_describer()  # the embedded checkpoint; or a folder, or a Hub id
+>>> describer = load_describer()  # the embedded checkpoint; or any model: docs/describers.md
 >>> ask(describer, "photo.jpg", [{"box_xyxy": [40, 60, 200, 180]}], ["color", "shape"])
 [{'region_index': 0, 'box_xyxy': [40, 60, 200, 180], 'area': 19200, 'answers': {'Color': ..., 'Shape': ...}}]
 """
@@ -10,7 +10,8 @@ from .asker import ask, check_questions, stream
 from .describer import Describer
 from .errors import DescriberError
 from .finecaption import FineCaptionDescriber
-from .loading import load, load_describer
+from .kinds import load_describer
+from .loading import load
 
 __all__ = [
     "Describer",

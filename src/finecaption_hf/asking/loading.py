@@ -1,4 +1,4 @@
-"""Load what answers questions about regions."""
+"""Load a FineCaption checkpoint."""
 
 import json
 import os
@@ -12,37 +12,10 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .. import EMBEDDED_CHECKPOINT, register
-from .finecaption import FineCaptionDescriber
 
 if TYPE_CHECKING:
     from ..modeling_finecaption import FineCaptionForConditionalGeneration
     from ..processing_finecaption import FineCaptionProcessor
-
-
-def load_describer(
-    model: str | os.PathLike[str] | None = None,
-    *,
-    name: str | None = None,
-    max_batch_tokens: int | None = None,
-    max_new_tokens: int | None = None,
-    **options: Any,
-) -> FineCaptionDescriber:
-    """Load a model that answers questions about regions.
-
-    Args:
-        model: a FineCaption checkpoint, see `load`.
-        name: of the model, for reports; `None` means that of the folder or repository.
-        max_batch_tokens, max_new_tokens: see `FineCaptionDescriber`.
-        **options: further ones of `load`.
-
-    Raises:
-        ImportError, OSError, ValueError: As `load`.
-    """
-    loaded, processor = load(model, **options)
-    called = EMBEDDED_CHECKPOINT.name if model is None else os.fspath(model)
-    return FineCaptionDescriber(
-        loaded, processor, name=name or called, max_batch_tokens=max_batch_tokens, max_new_tokens=max_new_tokens
-    )
 
 
 def load(
@@ -83,8 +56,7 @@ def load(
     name = os.fspath(EMBEDDED_CHECKPOINT if model is None else model)
     # A folder needs no network, and without one the library would wait for it.
     source: dict[str, Any] = {"revision": revision, "local_files_only": os.path.isdir(name)}
-    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise FileNotFoundError(f"{name} is neither a folder nor the id of a Hub repository (owner/name).")
+    _check_name(name)
     if (base := _base_of(name, source)) is not None:
         options |= {"device": device, "dtype": dtype, "attn_implementation": attn_implementation}
         parts = _with_adapter(*load(base[0], revision=base[1], **options), name, source)
@@ -126,6 +98,30 @@ def load_processor(model: str | os.PathLike[str] | None = None) -> Any:
     name = os.fspath(EMBEDDED_CHECKPOINT if model is None else model)
     base = None if _has(name, "processor_config.json", {}) else _base_of(name, {})
     return AutoProcessor.from_pretrained(name) if base is None else load_processor(base[0])
+
+
+def read_config(model: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any]:
+    """What the config.json of a checkpoint says; for an adapter, that of its checkpoint. No code is run.
+
+    Raises:
+        OSError: If there is no such folder or repository, or no config.json in it.
+    """
+    from transformers import PretrainedConfig
+
+    name = os.fspath(model)
+    _check_name(name)
+    source: dict[str, Any] = {"revision": revision, "local_files_only": os.path.isdir(name)}
+    if (base := _base_of(name, source)) is not None:
+        return read_config(*base)
+    config = PretrainedConfig.get_config_dict(name, **source)[0]
+    if "model_type" not in config and "auto_map" not in config:
+        raise FileNotFoundError(f"{name} has no config.json that tells the type of its model.")
+    return config
+
+
+def _check_name(name: str) -> None:
+    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise FileNotFoundError(f"{name} is neither a folder nor the id of a Hub repository (owner/name).")
 
 
 def _has(name: str, file: str, source: dict[str, Any]) -> bool:

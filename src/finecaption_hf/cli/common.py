@@ -6,16 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from .. import EMBEDDED_CHECKPOINT
 from ..prompts_finecaption import FineCaptionError
-
-if TYPE_CHECKING:
-    from ..asking import FineCaptionDescriber
 
 
 class Dtype(str, Enum):
@@ -134,9 +131,7 @@ def _where_to_write() -> str:
     return f" (Files of the Hub go to {home}, which cannot be written to. Set HF_HOME to a folder that can.)"
 
 
-def load_describer(
-    model: str | None, device: str | None, dtype: Dtype | None, **options: Any
-) -> "FineCaptionDescriber":
+def load_describer(model: str | None, device: str | None, dtype: Dtype | None, **options: Any) -> Any:
     """What answers questions; `options` are those of `asking.load_describer`."""
     from .. import asking
 

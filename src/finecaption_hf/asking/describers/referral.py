@@ -157,11 +157,13 @@ class Referral:
 
 
 def read_referral(value: Any) -> Referral:
-    """A referral from a name, or from a mapping with `kind` and settings.
+    """A referral from a name, or from a mapping with `kind` and settings; one that is there already stays.
 
     Raises:
         DescriberError: If it cannot be meant.
     """
+    if isinstance(value, Referral):
+        return value
     if isinstance(value, str):
         return Referral(value)
     if not isinstance(value, Mapping) or "kind" not in value:

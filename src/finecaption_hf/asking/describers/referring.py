@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class ReferringDescriber(ABC):
     questions: Mapping[str, str] = {**TASKS, **ATTRIBUTES}
     takes_mask = False
     tells_size = False
+    _keeps_sent = False
 
     def __init__(self, name: str, referral: Referral, templates: PromptTemplates | None, box_format: str) -> None:
         if (referral.kind in WITH_MASK) != self.takes_mask:
@@ -88,7 +90,35 @@ class ReferringDescriber(ABC):
         self, prepared: Sequence[Any], requests: Sequence[Sequence[BranchRequest]], **options: Any
     ) -> Iterator[BranchUpdate]:
         """See `Describer`. Answers come whole, without log-probabilities."""
-        return self._answer(self._jobs(chain.from_iterable(prepared), requests))
+        jobs = self._jobs(chain.from_iterable(prepared), requests)
+        return self._with_sent(jobs) if self._keeps_sent else self._answer(jobs)
+
+    def keep_sent(self) -> None:
+        """Put what is sent into the answers from now on: text, referral, and the box in the picture that is sent."""
+        self._keeps_sent = True
+        self.settings = {**self.settings, "keep_sent": True}  # records with it are others than those without
+
+    def _with_sent(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
+        sent: dict[tuple[int, int], dict[str, Any]] = {}
+
+        def noted() -> Iterator[Job | BranchUpdate]:
+            for job in jobs:
+                if isinstance(job, Job):
+                    sent[job.place] = self._sent(job)
+                yield job
+
+        for region, branch, answer in self._answer(noted()):
+            yield BranchUpdate(region, branch, replace(answer, sent=sent.get((region, branch))))
+
+    def _sent(self, job: Job) -> dict[str, Any]:
+        image, box = job.marked.image, job.marked.box_xyxy
+        return {
+            "text": job.text,
+            **({} if self._templates.system is None else {"system": self._templates.system}),
+            "referral": "whole image" if box is None else self._referral.kind,
+            "image_size": [image.height, image.width],
+            "box_xyxy": None if box is None else list(box),
+        }
 
     @abstractmethod
     def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:

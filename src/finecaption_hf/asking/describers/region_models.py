@@ -1,6 +1,6 @@
 """Models whose code comes from elsewhere, such as Describe Anything: a small class each makes them comparable."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -157,3 +157,7 @@ class DescribeAnything:
         picture = Image.fromarray(mask.astype(np.uint8) * 255)
         answer = self._model.get_description(image, picture, f"<image>\n{prompt}", streaming=False, **self._options)
         return answer if isinstance(answer, str) else "".join(answer)
+
+
+REGION_MODELS: dict[str, Callable[..., RegionModel]] = {"describe_anything": DescribeAnything.from_pretrained}
+"""Name -> what makes a `RegionModel` of a model's name, with revision, device and further arguments by name."""

@@ -1,7 +1,9 @@
 """What other models are asked: a template around each question."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...prompts_finecaption import find_question
@@ -70,3 +72,25 @@ def read_templates(value: Any) -> PromptTemplates:
     given = {name: entry for name, entry in value.items() if entry is not None}
     check_options(given, options_of(PromptTemplates), "prompts")
     return PromptTemplates(**given)
+
+
+def read_prompts(value: Any) -> PromptTemplates:
+    """Templates as `read_templates` takes them, or from a YAML file with them.
+
+    Args:
+        value: a file, where it is a path and no text.
+
+    Raises:
+        DescriberError: If they cannot be meant.
+        OSError: If there is no such file.
+    """
+    if isinstance(value, PromptTemplates):
+        return value
+    if not isinstance(value, os.PathLike):
+        return read_templates(value)
+    import yaml
+
+    try:
+        return read_templates(yaml.safe_load(Path(value).read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, DescriberError) as error:
+        raise DescriberError(f"{os.fspath(value)} has no prompts: {error}") from error

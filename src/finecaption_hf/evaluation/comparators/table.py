@@ -1,7 +1,6 @@
 """A table of models from one YAML file, row by row: each row's predictions are a file that a later run goes on with."""
 
 import gc
-import importlib
 import json
 import os
 import re
@@ -12,21 +11,17 @@ from typing import Any
 
 import torch
 
-from ...asking import Describer, load, load_describer
+from ...asking import Describer, load_describer
 from ...asking.describers import (
     BOX_FORMATS,
-    DescribeAnything,
-    EndpointDescriber,
-    FilledBoxDescriber,
     PromptTemplates,
     Referral,
-    RegionModelDescriber,
-    TransformersDescriber,
 )
 from ...asking.describers.referral import WITH_MASK, read_referral
 from ...asking.describers.referring import describe_error
 from ...asking.describers.settings import check_options, options_of
 from ...asking.describers.templates import read_templates
+from ...asking.kinds import options_of_kind
 from ...data.examples import Example
 from ...resuming import ResumeError, differences, read_manifest, write_json
 from ..errors import EvaluationError
@@ -40,19 +35,8 @@ TABLES = Path(__file__).parent / "tables"
 PREDICTIONS, ROW = "predictions.jsonl", "row.json"
 
 
-_BY_THE_ROW = ("model", "processor", "referral", "templates", "name", "revision", "device", "settings")
-_OPTIONS = {
-    "finecaption": options_of(load, load_describer, without=_BY_THE_ROW),
-    "transformers": options_of(TransformersDescriber, TransformersDescriber.from_pretrained, without=_BY_THE_ROW),
-    "endpoint": options_of(EndpointDescriber, without=_BY_THE_ROW),
-    "describer": {
-        "describer": (str,),
-        "trust_remote_code": (bool,),
-        "arguments": (Mapping,),
-        **options_of(RegionModelDescriber, without=_BY_THE_ROW),
-    },
-}
-KINDS = tuple(_OPTIONS)
+KINDS = ("finecaption", "transformers", "endpoint", "describer")
+_BY_THE_ROW = ("referral", "prompts", "name", "revision", "device", "keep_sent")
 
 
 @dataclass(frozen=True)
@@ -114,32 +98,16 @@ class Row:
             ValueError, OSError: If it cannot be loaded, or referred to as the row says.
         """
         options = dict(self.options)
-        if self.kind == "finecaption":
-            describer = load_describer(self.model, name=self.name, device=device, revision=self.revision, **options)
-            return FilledBoxDescriber(describer) if self.referral.kind == "filled_box" else describer
-        assert self.model is not None
-        if self.kind == "transformers":
-            return TransformersDescriber.from_pretrained(
-                self.model,
-                self.referral,
-                self.prompts,
-                name=self.name,
-                revision=self.revision,
-                device=device,
-                **options,
-            )
-        if self.kind == "endpoint":
-            return EndpointDescriber(self.model, self.referral, self.prompts, name=self.name, **options)
-        make = _region_model(options.pop("describer"))
-        given = {
-            "revision": self.revision,
-            "device": device,
-            "trust_remote_code": options.pop("trust_remote_code", None),
-            **options.pop("arguments", {}),
-        }
-        # What is not said need not be taken: a model of one's own may know neither revisions nor devices.
-        model = make(self.model, **{name: value for name, value in given.items() if value is not None})
-        return RegionModelDescriber(model, self.referral, self.prompts, name=self.name, **options)
+        return load_describer(
+            self.model,
+            describer=options.pop("describer") if self.kind == "describer" else self.kind,
+            name=self.name,
+            referral=self.referral,
+            prompts=None if self.kind == "finecaption" else self.prompts,
+            revision=self.revision,
+            device=None if self.kind == "endpoint" else device,
+            **options,
+        )
 
 
 def read_table(source: str | os.PathLike[str]) -> list[Row]:
@@ -207,7 +175,7 @@ def _read_row(value: Any) -> Row:
         raise EvaluationError(f"a model of kind {kind!r} takes no mask, so its referral cannot be {referral.kind!r}.")
     if kind == "endpoint" and "api_key" in options:
         raise EvaluationError("the key is read from the environment variable that the option api_key_env names.")
-    check_options(options, _OPTIONS[kind], f"the kind {kind!r}")
+    check_options(options, _options_of(kind), f"the kind {kind!r}")
     if options.get("box_format", "pixels") not in BOX_FORMATS:
         raise EvaluationError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
     if kind == "describer" and not re.fullmatch(r"describe_anything|[\w.]+:\w+", options.get("describer", "")):
@@ -221,15 +189,11 @@ def _read_row(value: Any) -> Row:
     return row
 
 
-def _region_model(name: str) -> Callable[..., Any]:
-    """What makes a `RegionModel` from a model's name, revision, device and the row's arguments."""
-    if name == "describe_anything":
-        return DescribeAnything.from_pretrained
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"The describer {name} cannot be imported: {error}") from error
+def _options_of(kind: str) -> dict[str, tuple[type, ...]]:
+    """The options of a row; what it has keys of its own for is none."""
+    known = options_of_kind("describe_anything" if kind == "describer" else kind)
+    options = {name: kinds for name, kinds in known.items() if name not in _BY_THE_ROW}
+    return {"describer": (str,), **options} if kind == "describer" else options
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
