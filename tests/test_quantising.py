@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import EXAMPLE_PICTURE
 from tiny import random_pixels, random_prompts, tiny_model
 from torch import nn
 
+from finecaption_hf.asking import FineCaptionDescriber, ask, load
 from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionVisionModel
 
-# bitsandbytes computes on the CPU with inputs in blocks of 64 and outputs in blocks of 32.
+# Layers that bitsandbytes packs anew on CPUs with AVX512-BF16: inputs in blocks of 64 and outputs in blocks of 32.
 PARTS: dict[str, Any] = {
     "vision_config": {"hidden_size": 64, "intermediate_size": 128},
     "convnext_config": {"model_args": {"depths": [1, 1, 1, 1], "dims": [64, 64, 64, 64]}, "hidden_size": 64},
@@ -67,6 +69,25 @@ def test_bitsandbytes_model_answers_like_its_dequantised_weights(folder: Path, b
     assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.98
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_4_bit_weights_of_any_width_answer(embedded: Any, double: bool) -> None:
+    """Widths of the embedded checkpoint are no multiples of what a CPU with AVX512-BF16 takes."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, of the extra train")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    model, _ = load(device="cpu", dtype="bfloat16", quantization_config=config)
+    layer = model.model.language_model.layers[0].mlp.up_proj
+    weight = layer.weight
+    assert isinstance(layer, bitsandbytes.nn.Linear4bit)
+    features = torch.randn(3, layer.in_features, dtype=torch.bfloat16)
+    expected = features @ bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).T
+    with torch.no_grad():
+        assert torch.allclose(layer(features), expected, atol=2**-5, rtol=2**-6)  # one rounding to bfloat16, in sums
+    describer = FineCaptionDescriber(model, embedded[1])
+    assert ask(describer, EXAMPLE_PICTURE, [[178, 25, 249, 96]], "color")[0]["answers"] == {"Color": "it is pink"}
+
+
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize("kind", [FineCaptionForConditionalGeneration, FineCaptionVisionModel])
 def test_skipped_modules_are_named_with_or_without_prefix(folder: Path, prefix: str, kind: Any) -> None:
@@ -79,6 +100,79 @@ def test_skipped_modules_are_named_with_or_without_prefix(folder: Path, prefix: 
     packed = {name.removeprefix("model.").partition(".")[0] for name in packed_layers(model)}
     assert packed == {"adapter"} | ({"language_model"} if kind is FineCaptionForConditionalGeneration else set())
     assert config.llm_int8_skip_modules == [*names, "lm_head"]
+
+
+def torchao_config(scheme: str) -> Any:
+    """int4 has kernels for GPUs alone; `Intx` holds 4 bit values in bytes, and runs anywhere."""
+    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao, which no extra has")
+    granularity = quantization.PerGroup(32)
+    configs = {
+        "int8 weights": lambda: quantization.Int8WeightOnlyConfig(),
+        "int8 weights and features": lambda: quantization.Int8DynamicActivationInt8WeightConfig(),
+        "int4 weights": lambda: quantization.IntxWeightOnlyConfig(torch.int4, granularity),
+        "int4 weights, int8 features": lambda: quantization.Int8DynamicActivationIntxWeightConfig(
+            torch.int4, granularity
+        ),
+    }
+    return configs[scheme]()
+
+
+def torchao_weights(model: nn.Module) -> dict[str, Any]:
+    return {
+        name: value for name, value in model.named_parameters() if type(value).__module__.partition(".")[0] == "torchao"
+    }
+
+
+TORCHAO = ["int8 weights", "int8 weights and features", "int4 weights", "int4 weights, int8 features"]
+
+
+@pytest.mark.parametrize("scheme", TORCHAO)
+def test_torchao_model_answers_like_its_dequantised_weights(folder: Path, scheme: str, tmp_path: Path) -> None:
+    config = torchao_config(scheme)
+    from transformers import TorchAoConfig
+
+    model = FineCaptionForConditionalGeneration.from_pretrained(
+        folder, quantization_config=TorchAoConfig(config), dtype="bfloat16", device_map="cpu"
+    )
+    weights = torchao_weights(model)
+    assert {"model.adapter.linear_1.weight", "model.language_model.layers.0.mlp.up_proj.weight"} < weights.keys()
+    plain = FineCaptionForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            plain.get_parameter(name).copy_(weight.dequantize())
+    found = answers(model)
+    assert torch.nn.functional.cosine_similarity(found, answers(plain), dim=-1).min() > 0.98
+    model.save_pretrained(tmp_path)
+    again = FineCaptionForConditionalGeneration.from_pretrained(tmp_path)
+    assert torchao_weights(again).keys() == weights.keys()
+    assert torch.equal(answers(again), found)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_torchao_skips_modules_named_with_or_without_prefix(folder: Path, prefix: str) -> None:
+    config = torchao_config("int8 weights")
+    from transformers import TorchAoConfig
+
+    names = [prefix + name for name in ("vision_tower", *TOWERS)]
+    model = FineCaptionForConditionalGeneration.from_pretrained(
+        folder, quantization_config=TorchAoConfig(config, modules_to_not_convert=[*names, "lm_head"]), device_map="cpu"
+    )
+    packed = {name.removeprefix("model.").partition(".")[0] for name in torchao_weights(model)}
+    assert packed == {"adapter", "language_model"}
+
+
+def test_torchao_models_are_told_apart_by_their_weights() -> None:
+    """Work on data sets is gone on with by the same model only."""
+    config = torchao_config("int8 weights")
+    from transformers import TorchAoConfig
+
+    fingerprints = set()
+    for scale in (1, 1, 2):
+        model, processor = load(device="cpu", quantization_config=TorchAoConfig(config))
+        weight = model.model.language_model.layers[0].mlp.up_proj.weight
+        weight.scale.mul_(scale)
+        fingerprints.add(FineCaptionDescriber(model, processor).settings["fingerprint"])
+    assert len(fingerprints) == 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -24,11 +24,7 @@ from transformers import (
     logging,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .branches_finecaption import packed_branch_inputs
@@ -123,7 +119,12 @@ class FineCaptionPreTrainedModel(PreTrainedModel):
             for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
                 if names := [name.removeprefix("model.") for name in values.get(field) or ()]:
                     values[field] = [*names, *(f"model.{name}" for name in names)]
-        return super().from_pretrained(*args, **kwargs)
+        loaded = super().from_pretrained(*args, **kwargs)
+        for layer in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            # bitsandbytes packs 4 bit weights anew where the CPU has AVX512-BF16, which takes blocks of 32 x 64 only.
+            if hasattr(layer, "support_avx512bf16_for_cpu") and (layer.out_features % 32 or layer.in_features % 64):
+                layer.support_avx512bf16_for_cpu = False
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -281,8 +282,7 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         features = patches.transpose(1, 2).unflatten(2, (side, side))
         if side == self.config.grid_size:
             return features
-        size = (self.config.grid_size, self.config.grid_size)
-        return nn.functional.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        return nn.functional.interpolate(features, (self.config.grid_size,) * 2, mode="bilinear", align_corners=False)
 
     def _checked_image_indices(
         self, image_indices: torch.Tensor | None, num_images: int, mask_values: torch.Tensor | None

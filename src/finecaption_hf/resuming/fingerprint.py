@@ -22,6 +22,8 @@ def model_fingerprint(model: Any, processor: Any) -> str:
     ]
     digest.update(json.dumps(_lasting(settings), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if type(tensor).__module__.startswith("torchao."):  # which has no views
+            tensor = tensor.dequantize()
         flat = tensor.detach().reshape(-1)
         values = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + values.numpy().tobytes())
