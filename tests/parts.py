@@ -17,8 +17,11 @@ from transformers import (
     AutoModelForCausalLM,
     CLIPConfig,
     CLIPModel,
-    LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
     PreTrainedTokenizerFast,
     SamConfig,
     SamModel,
@@ -99,6 +102,17 @@ TEMPLATES = {
 {% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}\
 {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}\
 {% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}""",
+    "llava_next": """\
+{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}\
+{{ '[/INST]' }}{% else %}{{ ' ' + message['content'][0]['text'] + '</s> ' }}{% endif %}{% endfor %}""",
+    "llava_onevision": """\
+{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
+{{ '\\n' + content['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
 }
 _WORDS = ("what color is this region describe the marked in one sentence red blue QUESTION ANSWER AGAIN hello").split()  # noqa: SIM905
 
@@ -225,18 +239,51 @@ def language_model(
 def llava(folder: Path) -> Path:
     """With its template where processors of that time kept it."""
     tokenizer = make_tokenizer(TEMPLATES["llava"], image_token=True)
-    rows = len(tokenizer) + 6  # LLaVA's vocabulary is padded
-    config = LlavaConfig(
-        vision_config={**VISION, "model_type": "clip_vision_model"},
-        text_config={**TEXT, "model_type": "llama", "vocab_size": rows},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=36,
-    )
-    randomise(LlavaForConditionalGeneration(config), seed=6).save_pretrained(folder)
+    _llava(folder, LlavaForConditionalGeneration, tokenizer, image_seq_length=36)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": tokenizer.chat_template}))
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     return folder
+
+
+TILED = {
+    "llava_next": (LlavaNextForConditionalGeneration, LlavaNextImageProcessor, "mistral", -2),
+    "llava_onevision": (LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor, "qwen2", -1),
+}
+"""LLaVAs that cut pictures into tiles: their classes, the language model, the layer of the features."""
+
+
+def llava_with_tiles(folder: Path, family: str, tower: str = "clip_vision_model", extra_rows: int = 6) -> Path:
+    """One of `TILED`, as `_llava` makes it, with its image processor."""
+    model_class, image_processor_class, text, layer = TILED[family]
+    pinpoints = [[84, 168], [168, 84], [168, 168]]
+    tokenizer = make_tokenizer(TEMPLATES[family], image_token=True)
+    fields = {"vision_feature_layer": layer, "vision_feature_select_strategy": "default"}
+    _llava(folder, model_class, tokenizer, text, tower, extra_rows, image_grid_pinpoints=pinpoints, **fields)
+    sizes = {"size": {"height": 84, "width": 84}}
+    if family == "llava_next":
+        sizes = {"size": {"shortest_edge": 84}, "crop_size": {"height": 84, "width": 84}}
+    image_processor_class(**sizes, image_grid_pinpoints=pinpoints).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _llava(
+    folder: Path,
+    model_class: Any,
+    tokenizer: Any,
+    text: str = "llama",
+    tower: str = "clip_vision_model",
+    extra_rows: int = 6,  # LLaVA's vocabulary is padded
+    **fields: Any,
+) -> None:
+    config = model_class.config_class(
+        vision_config={**VISION, "model_type": tower},
+        text_config={**TEXT, "model_type": text, "vocab_size": len(tokenizer) + extra_rows},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        **fields,
+    )
+    randomise(model_class(config), seed=6).save_pretrained(folder)
 
 
 def changed(source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:

@@ -18,17 +18,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import (
+    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
-    CLIPImageProcessor,
     CLIPVisionModel,
     LlavaForConditionalGeneration,
+    LlavaImageProcessor,
     SamModel,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from finecaption_hf.asking import load
 from finecaption_hf.assembly import assemble
 from finecaption_hf.assembly.summary import print_lines
+from finecaption_hf.prompts_finecaption import PromptEncoder
 from finecaption_hf.towers_finecaption import convert_normalisation
 
 pytestmark = pytest.mark.hub
@@ -364,23 +368,25 @@ def test_llava_gives_its_own_logits_for_any_mask_while_alpha_is_zero(folder, tmp
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash", "unknown"])
 def test_llava_sees_its_own_pictures_as_its_own_processor_shows_them(folder, tmp_path, fit):
     given = Path(shutil.copytree(folder / "llava", tmp_path / "llava"))
-    theirs = CLIPImageProcessor(size={"shortest_edge": 84}, crop_size={"height": 84, "width": 84})
+    square = {"height": 84, "width": 84}
+    theirs = LlavaImageProcessor(size={"shortest_edge": 84}, crop_size=square, do_pad=fit == "pad")
     if fit == "squash":
-        theirs = CLIPImageProcessor(size={"height": 84, "width": 84}, do_center_crop=False)
-    if fit in ("crop", "squash"):
+        theirs = LlavaImageProcessor(size=square, do_center_crop=False)
+    if fit != "unknown":
         theirs.save_pretrained(given)
-    elif fit == "pad":
-        (given / "preprocessor_config.json").write_text(json.dumps({"do_pad": True, "do_center_crop": True}))
     summary = assemble(tmp_path / "out", from_llava=str(given))
     assert any("become 84 px squares" in note for note in summary["notes"]) == (fit == "unknown")
+    assert any("near the original's, not equal" in note for note in summary["notes"]) == (fit == "pad")
     model, processor = load(tmp_path / "out", device="cpu")
     assert (processor.image_processor.do_center_crop, processor.image_processor.do_pad) == (
         fit == "crop",
         fit != "squash",
     )
-    if fit not in ("crop", "squash"):
+    if fit == "unknown":
         return
-    picture = torch.randint(0, 256, (60, 100, 3), generator=torch.Generator().manual_seed(8), dtype=torch.uint8).numpy()
+    height = 100 if fit == "pad" else 60  # padding is the original's for square pictures, else moved by part of a pixel
+    generator = torch.Generator().manual_seed(8)
+    picture = torch.randint(0, 256, (height, 100, 3), generator=generator, dtype=torch.uint8).numpy()
     inputs = llava_inputs(model)
     inputs = {name: tensor[:1] for name, tensor in inputs.items()}
     original = LlavaForConditionalGeneration.from_pretrained(folder / "llava").eval()
@@ -390,24 +396,98 @@ def test_llava_sees_its_own_pictures_as_its_own_processor_shows_them(folder, tmp
         mine = processor.image_processor(picture, return_tensors="pt")
         found = model(input_ids=inputs["input_ids"], **mine).logits
         assert (found - wanted).abs().max() < 1e-4
-        padded = processor.image_processor(picture, do_center_crop=False, do_pad=True)["pixel_values"]
-        assert (model(input_ids=inputs["input_ids"], pixel_values=padded).logits - wanted).abs().max() > 1e-2
+        if fit != "pad":
+            padded = processor.image_processor(picture, do_center_crop=False, do_pad=True)["pixel_values"]
+            assert (model(input_ids=inputs["input_ids"], pixel_values=padded).logits - wanted).abs().max() > 1e-2
 
 
-def test_llava_with_alpha_clip_is_the_mask_aware_baseline(folder, tmp_path):
-    summary = assemble(tmp_path / "out", from_llava=str(folder / "llava"), alpha_clip=str(folder / "alpha.pth"))
+@pytest.fixture(scope="module", params=[(family, rows) for family in parts.TILED for rows in (6, 0)], ids=str)
+def tiled(request, tmp_path_factory) -> tuple[Path, Path]:
+    """Folders of a LLaVA with tiles, whose vocabulary has room for a token or not, and of what is assembled of it."""
+    family, extra_rows = request.param
+    folder = tmp_path_factory.mktemp(family)
+    given = parts.llava_with_tiles(folder / "given", family, extra_rows=extra_rows)
+    assemble(folder / "out", **{f"from_{family}": str(given)})
+    return given, folder / "out"
+
+
+@pytest.mark.parametrize("height, width", [(60, 100), (100, 60), (90, 90)])
+def test_llava_with_tiles_gives_its_own_logits_for_its_view_of_the_whole(tiled, height, width):
+    given, out = tiled
+    model, processor = load(out, device="cpu")
+    original = AutoModelForImageTextToText.from_pretrained(given).eval()
+    tokenizer = AutoTokenizer.from_pretrained(given)
+    generator = torch.Generator().manual_seed(8)
+    picture = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy()
+    chat = processor.conversation(picture, "what color", {"box_xyxy": [30, 30, 60, 60]})
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    # The original, asked with the first of the views that its image processor makes, and no tile.
+    views = AutoImageProcessor.from_pretrained(given)(picture, return_tensors="pt")
+    assert views["pixel_values"].shape[1] > 2
+    original.config.image_grid_pinpoints = [[0, 0]]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text.replace("<image>", "<image>" * 37), return_tensors="pt")["input_ids"]
+    rows = original.config.text_config.vocab_size
+    with torch.inference_mode():
+        wanted = original(
+            input_ids=ids, pixel_values=views["pixel_values"][:, :1], image_sizes=views["image_sizes"]
+        ).logits
+        found = model(**inputs).logits
+    assert (found[..., :rows] - wanted).abs().max() < 1e-4
+
+
+def test_llava_with_tiles_keeps_its_prompt_with_the_newline_as_a_token(tiled):
+    given, out = tiled
+    summary = json.loads((out / "assembly.json").read_text())
+    model, processor = load(out, device="cpu")
+    tokenizer, state = AutoTokenizer.from_pretrained(given), load_file(given / "model.safetensors")
+    image, question = {"type": "image"}, {"type": "text", "text": "what color"}
+    chat = [{"role": "user", "content": [image, question]}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    shown = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert text.count("<image>") == 1 and shown == text.replace("<image>", "<image><image_newline>")
+    newline, embeddings = processor.tokenizer.convert_tokens_to_ids("<image_newline>"), model.get_input_embeddings()
+    assert PromptEncoder(processor).question_ids("what color")[0] == newline
+    [name] = [name for name in state if name.endswith("image_newline")]
+    assert torch.equal(embeddings.weight[newline], state[name])
+
+    rows = next(len(tensor) for name, tensor in state.items() if name.endswith("embed_tokens.weight"))
+    assert newline == len(tokenizer) and len(embeddings.weight) == max(rows, newline + 1)
+    # Of a row that is new, the embedding is given; that of the output layer is the mean of the others.
+    grown = [entry["parameters"] for entry in summary["initialised"] if "new row" in entry["what"]]
+    assert grown == ([] if newline < rows else [32])
+    tensors = summary["parts"][0]["tensors"]
+    assert tensors["used"] + tensors["ignored"] == tensors["in_files"] == len(state)
+    assert any("no tile. Its logits are the original's for that view" in note for note in summary["notes"])
+
+
+@pytest.mark.parametrize("family", ["llava", *parts.TILED])
+def test_llava_with_alpha_clip_gives_the_logits_of_llava_on_features_of_alpha_clip(folder, tmp_path, family):
+    """The baseline Alpha-CLIP of the paper, at full size with LLaVA-13B."""
+    given = folder / "llava" if family == "llava" else parts.llava_with_tiles(tmp_path / "given", family)
+    summary = assemble(tmp_path / "out", **{f"from_{family}": str(given)}, alpha_clip=str(folder / "alpha.pth"))
     assert summary["initialised"] == []
-    model = load(tmp_path / "out", device="cpu")[0]
+    model, processor = load(tmp_path / "out", device="cpu")
+    original = AutoModelForImageTextToText.from_pretrained(given).eval()
     state = torch.load(folder / "alpha.pth", weights_only=True)
     inputs = llava_inputs(model)
+    ids, newline = inputs["input_ids"], processor.tokenizer.convert_tokens_to_ids("<image_newline>")
+    if family != "llava":
+        inputs["input_ids"] = torch.cat([ids[:, :38], torch.full((2, 1), newline), ids[:, 38:]], 1)
+        ids = torch.cat([ids[:, :38], ids[:, 37:]], 1)
     with torch.inference_mode():
-        seen = alpha_clip_by_formula(state, inputs["pixel_values"], masks(), layers=2)
+        seen = alpha_clip_by_formula(state, inputs["pixel_values"], masks(), layers=model.config.vision_num_layers)
         assert torch.allclose(model.model.vision_tower(inputs["pixel_values"], masks()), seen, atol=2e-5, rtol=1e-5)
+        tokens = original.model.multi_modal_projector(seen[:, 1:])
+        if family != "llava":
+            tokens = torch.cat([tokens, original.model.image_newline.expand(2, 1, -1)], 1)
+        image = BaseModelOutputWithPooling(pooler_output=list(tokens))
+        wanted = original(input_ids=ids, mm_encoder_outputs={"image": image}).logits
         one, two = (model(**inputs, mask_values=masks(seed)).logits for seed in (1, 2))
+        assert (one - wanted).abs().max() < 1e-4
         assert not torch.allclose(one, two, atol=1e-3)
-        # The adapter is LLaVA's.
-        projector = LlavaForConditionalGeneration.from_pretrained(folder / "llava").model.multi_modal_projector
-        assert torch.allclose(model.model.adapter(seen[:, 1:]), projector(seen[:, 1:]), atol=1e-5)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -315,6 +315,7 @@ def test_full_size_parts_meet_on_the_grid_of_the_paper():
         ({"convnext": "x", "without": ["convnext"]}, "contradict each other"),
         ({"config": {"use_sam": False}}, "--sam and --without sam contradict each other"),
         ({"from_llava": "x"}, "one-tower model with its own language model"),
+        ({"from_llava": "x", "from_llava_next": "x"}, "--from-llava-next has no place in it"),
         ({"without": ["clip"]}, "only mask, convnext and sam"),
         ({"config": {"vision_config": {}}}, "--clip decides vision_config"),
         ({"config": {"no_such": 1}}, "no field no_such"),
@@ -327,6 +328,41 @@ def test_options_that_contradict_end_in_an_error(folder, tmp_path, given, messag
     with pytest.raises(AssemblyError, match=message):
         assemble(tmp_path / "out", **{**options(folder), **given})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option, family, tower, message",
+    [
+        ("from_llava", "llava_next", "clip_vision_model", "not 'llava'. Give it as --from-llava-next."),
+        ("from_llava_next", "llava_onevision", "clip_vision_model", "Give it as --from-llava-onevision."),
+        ("from_llava_onevision", "llava_onevision", "siglip_vision_model", "Alpha-CLIP is published for CLIP alone"),
+    ],
+)
+def test_llavas_that_cannot_be_assembled_are_refused_with_what_to_do(tmp_path, option, family, tower, message):
+    given = parts.llava_with_tiles(tmp_path / "given", family, tower)
+    (given / "model.safetensors").unlink()  # its weights are not asked for
+    with pytest.raises(AssemblyError, match=re.escape(message)) as caught:
+        assemble(tmp_path / "out", **{option: str(given)})
+    if tower.startswith("siglip"):
+        assert "sees with siglip_vision_model" in str(caught.value) and "--model given --referral" in str(caught.value)
+    command = ["assemble", "--out", str(tmp_path / "out"), f"--{option.replace('_', '-')}", str(given)]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 2 and message in found.stderr
+
+
+@pytest.mark.parametrize("fault, message", [("missing", "lacks: image_newline."), ("shape", "needed is [32]")])
+def test_newline_that_is_missing_or_wrongly_shaped_is_an_error(tmp_path, fault, message):
+    given = parts.llava_with_tiles(tmp_path / "given", "llava_next")
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        [name] = [name for name in state if name.endswith("image_newline")]
+        newline = state.pop(name)
+        if fault == "shape":
+            state[name] = newline[:8].clone()
+
+    parts.changed(given, tmp_path / "changed", change)
+    with pytest.raises(AssemblyError, match=re.escape(message)):
+        assemble(tmp_path / "out", from_llava_next=str(tmp_path / "changed"))
 
 
 # --- safety ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class Part:
         owes (`tuple[str, ...]`): prefixes of the model's tensors that it must give.
         exempt (`tuple[str, ...]`): of those, the ones that it cannot have.
         uses (`dict[str, list[Use]]`): name in the file -> tensors of the model.
+        rows (`dict[str, Use]`): name in the file -> a row of a tensor of the model, over what `uses` gives there.
         ignored (`dict[str, list[str]]`): reason -> names in the file.
         unexpected (`list[str]`): names that are neither.
     """
@@ -34,6 +35,7 @@ class Part:
     owes: tuple[str, ...]
     exempt: tuple[str, ...] = ()
     uses: dict[str, list[Use]] = field(default_factory=dict)
+    rows: dict[str, Use] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
 
@@ -54,6 +56,8 @@ def route(part: Part, key_map: KeyMap) -> Part:
         way = key_map(key)
         if isinstance(way, str):
             part.ignored.setdefault(way, []).append(key)
+        elif way and way[0].row is not None:
+            part.rows[key] = way[0]
         elif way:
             part.uses[key] = way
         else:
@@ -96,6 +100,9 @@ def _problems(part: Part, shapes: dict[str, tuple[int, ...]], grown: dict[str, i
             wrong.append(f"{key} is {list(info.shape)}, needed is {list(needed)}")
         for use in uses:
             givers[use.target].append(key)
+    for key, row in part.rows.items():
+        if part.tensors[key].shape != shapes[row.target][1:]:
+            wrong.append(f"{key} is {list(part.tensors[key].shape)}, needed is {list(shapes[row.target][1:])}")
     twice = [f"{target} by {' and '.join(keys)}" for target, keys in givers.items() if len(keys) > 1]
     missing = sorted(f"{name} {list(shapes[name])}" for name in owed - givers.keys())
     where = f"--{part.option.replace('_', '-')} {part.source.name}"

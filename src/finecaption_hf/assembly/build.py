@@ -18,7 +18,7 @@ from ..processing_finecaption import FineCaptionProcessor
 from .accounting import Part, check, tied_head
 from .errors import AssemblyError
 from .initialise import initialised, initialised_order
-from .key_maps import EMBEDDINGS, HEAD
+from .key_maps import EMBEDDINGS, HEAD, Use
 from .plan import AssemblyOptions, Plan, make_plan
 from .sources import sha256
 from .summary import summarise, write_summary
@@ -37,6 +37,8 @@ def assemble(
     sam: str | None = None,
     llm: str | None = None,
     from_llava: str | None = None,
+    from_llava_next: str | None = None,
+    from_llava_onevision: str | None = None,
     tokenizer: str | None = None,
     without: tuple[str, ...] | list[str] = (),
     config: Mapping[str, Any] | None = None,
@@ -62,6 +64,8 @@ def assemble(
         sam: SAM of the Hub, or the .pth of its authors.
         llm: a causal language model with its tokenizer.
         from_llava: a LLaVA-1.5 of the Hub: CLIP, adapter and language model of a one-tower FineCaption.
+        from_llava_next, from_llava_onevision: a LLaVA-NeXT or LLaVA-OneVision that sees with CLIP: as above, with its
+            view of the whole picture and without tiles.
         tokenizer: for a language model that is left out.
         without: `"mask"`, `"convnext"`, `"sam"`: what the model is built without.
         config: fields of `FineCaptionConfig` that no part decides; configurations of parts that are left out.
@@ -91,6 +95,8 @@ def assemble(
         sam=sam,
         llm=llm,
         from_llava=from_llava,
+        from_llava_next=from_llava_next,
+        from_llava_onevision=from_llava_onevision,
         tokenizer=tokenizer,
         without=frozenset(without),
         config=dict(config or {}),
@@ -145,6 +151,7 @@ def _tensors_of(
     part: Part, shapes: dict[str, tuple[int, ...]], grown: dict[str, int], tokens: int, dtype: torch.dtype, tell: Tell
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's tensors that a part gives, with one of its files open at a time."""
+    rows = list(_rows_of(part))
     for path, keys in part.by_file().items():
         tell(f"reading {len(keys)} tensors of {path.name}")
         with open_tensors(path) as file:
@@ -154,9 +161,20 @@ def _tensors_of(
                     piece = tensor.chunk(use.pieces)[use.piece] if use.pieces > 1 else tensor
                     if grown.get(use.target, 0) and piece.shape[0] < shapes[use.target][0]:
                         piece = grow(piece, shapes[use.target][0], tokens, dtype)
+                    for place, values in rows:
+                        if place.target == use.target:
+                            piece = piece.clone()
+                            piece[place.row] = values
                     yield use.target, piece
                     del piece
                 del tensor  # or its file stayed mapped while the next is read
+
+
+def _rows_of(part: Part) -> Iterator[tuple[Use, torch.Tensor]]:
+    """Rows of the model's tensors that a part keeps as tensors of their own."""
+    for key, place in part.rows.items():
+        with open_tensors(part.tensors[key].file) as file:
+            yield place, file.read(key).clone()
 
 
 def grow(rows: torch.Tensor, needed: int, tokens: int, dtype: torch.dtype) -> torch.Tensor:

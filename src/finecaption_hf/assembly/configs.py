@@ -40,7 +40,7 @@ def clip_config(source: Source) -> PreTrainedConfig:
         config = config.get("vision_config") or {}
     elif config.get("model_type") != "clip_vision_model":
         raise AssemblyError(f"--clip {source.name} is a model of type {config.get('model_type')!r}, not CLIP.")
-    return AutoConfig.for_model("clip_vision_model", **_values(config))
+    return AutoConfig.for_model("clip_vision_model", **model_values(config))
 
 
 def alpha_clip_config(source: Source, tensors: Tensors) -> PreTrainedConfig:
@@ -128,7 +128,7 @@ def sam_config(source: Source, tensors: Tensors) -> PreTrainedConfig:
         elif config.get("model_type") != "sam_vision_model":
             raise AssemblyError(f"--sam {source.name} is a model of type {config.get('model_type')!r}, not SAM.")
     # The library's own initializer_range of SAM, 1e-10, is none from which anything could train.
-    return AutoConfig.for_model("sam_vision_model", **{**_values(config), "initializer_range": 0.02})
+    return AutoConfig.for_model("sam_vision_model", **{**model_values(config), "initializer_range": 0.02})
 
 
 def _original_sam_config(source: Source, tensors: Tensors) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def language_config(source: Source, tensors: Collection[str] = ()) -> Language:
         if values.get(name):
             raise AssemblyError(f"{where} is quantised ({name}). Give the original weights.")
     try:
-        config = AutoConfig.for_model(values.get("model_type") or "", **_values(values))
+        config = AutoConfig.for_model(values.get("model_type") or "", **model_values(values))
     except ValueError as error:
         kind = values.get("model_type")
         raise AssemblyError(f"{where} is a model of type {kind!r}, which transformers does not know.") from error
@@ -262,7 +262,7 @@ def language_config(source: Source, tensors: Collection[str] = ()) -> Language:
     return Language(config, bodies[0], heads[0] if heads else "lm_head.weight", True, note)
 
 
-def _values(config: dict[str, Any]) -> dict[str, Any]:
+def model_values(config: dict[str, Any]) -> dict[str, Any]:
     """What a configuration says about the model, without what says where it came from."""
     own = ("model_type", "transformers_version", "_name_or_path", "architectures", "auto_map", "torch_dtype", "dtype")
     return {name: _number_of(value) for name, value in config.items() if name not in own}
@@ -290,32 +290,6 @@ def _count(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def llava_fields(source: Source) -> dict[str, Any]:
-    """Fields of `FineCaptionConfig` that make a one-tower model of a LLaVA-1.5."""
-    where = f"--from-llava {source.name}"
-    if source.config.get("model_type") != "llava":
-        raise AssemblyError(f"{where} is a model of type {source.config.get('model_type')!r}, not 'llava'.")
-    config = AutoConfig.for_model("llava", **_values(source.config))
-    if config.vision_config.model_type != "clip_vision_model":
-        raise AssemblyError(f"{where} sees with {config.vision_config.model_type}, not with CLIP.")
-    if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
-        raise AssemblyError(
-            f"{where} uses the features {config.vision_feature_select_strategy!r} of layer "
-            f"{config.vision_feature_layer}; needed are those of the patches ('default') of one layer."
-        )
-    return {
-        "vision_config": config.vision_config,
-        "text_config": config.text_config,
-        "vision_feature_layer": config.vision_feature_layer,
-        "adapter_hidden_act": config.projector_hidden_act,
-        "adapter_bias": config.multimodal_projector_bias,
-        "image_token_id": config.image_token_id,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "use_convnext": False,
-        "use_sam": False,
-    }
-
-
 def image_statistics(source: Source, prefix: str) -> dict[str, list[float]]:
     """Mean and standard deviation that a part's own image processor uses, where it says so."""
     values = image_processor_values(source)
@@ -340,30 +314,6 @@ def image_processor_values(source: Source) -> dict[str, Any]:
         if values:
             return values
     return {}
-
-
-def llava_geometry(source: Source, side: int) -> tuple[dict[str, Any], str | None]:
-    """How a LLaVA's pictures become square: arguments of `FineCaptionImageProcessor`, and a note where it is unknown.
-
-    Args:
-        source (`Source`): of the LLaVA.
-        side (`int`): pixels of its vision tower's input.
-    """
-    values = image_processor_values(source)
-    fields = {"resample": values["resample"]} if isinstance(values.get("resample"), int) else {}
-    size, crop = values.get("size"), values.get("crop_size")
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
-    cropped = crop.get("height") if isinstance(crop, dict) else crop
-    if values.get("do_pad"):
-        return fields, None
-    if values.get("do_center_crop") and (shortest, cropped) == (side, side):
-        return {**fields, "do_center_crop": True}, None
-    if values and not values.get("do_center_crop") and isinstance(size, dict) and size.get("height") == side:
-        return {**fields, "do_pad": False}, None
-    return fields, (
-        f"--from-llava {source.name} does not say how its pictures become {side} px squares in a way that is known "
-        "here; they are padded. Set do_center_crop or do_pad in processor_config.json if it was trained otherwise."
-    )
 
 
 def part_dtype(values: dict[str, Any]) -> str | None:

@@ -28,11 +28,13 @@ REPLACED = "CLIP's own weights, replaced by Alpha-CLIP's"
 
 
 class Use(NamedTuple):
-    """A tensor of the model, and which of so many equal pieces along the first axis it is (all of it: `(0, 1)`)."""
+    """A tensor of the model, and which of so many equal pieces along the first axis it is (all of it: `(0, 1)`); with
+    `row`, a single row of it, which another tensor of the part gives."""
 
     target: str
     piece: int = 0
     pieces: int = 1
+    row: int | None = None
 
 
 KeyMap = Callable[[str], list[Use] | str | None]
@@ -201,14 +203,19 @@ def language_map(base: str, head: str, tied: bool, rest: bool = False) -> KeyMap
     return route
 
 
-def llava_map(num_layers: int, tied: bool, replaced: bool) -> KeyMap:
-    """LLaVA-1.5 as the Hub has it, with the names of before and after `model.` came to stand in front."""
+def llava_map(num_layers: int, tied: bool, replaced: bool, newline: int | None) -> KeyMap:
+    """LLaVA as the Hub has it, with the names of before and after `model.` came to stand in front.
+
+    `newline` is the token of LLaVA-NeXT's newline, whose embedding is a tensor of its own there.
+    """
     vision, language = clip_map(num_layers), language_map("model", "lm_head.weight", tied)
 
     def route(key: str) -> list[Use] | str | None:
         match = re.fullmatch(r"(?:language_model\.)?(lm_head\.weight)", key)
         if match:
             return language(match[1])
+        if newline is not None and key.removeprefix("model.") == "image_newline":
+            return [Use(EMBEDDINGS, row=newline)]
         match = re.fullmatch(r"(?:model\.)?(vision_tower|multi_modal_projector|language_model)\.(.+)", key)
         if match is None:
             return None

@@ -61,7 +61,8 @@ _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|endo
 
 
 class Vocabulary(NamedTuple):
-    """Sizes around the image token: tokens before it, rows of the part's embeddings, rows needed now."""
+    """Sizes around the image token: tokens before it, rows of the part's embeddings, rows needed now; and the token
+    that stands behind it, where there is one."""
 
     tokens: int
     rows: int
@@ -69,6 +70,7 @@ class Vocabulary(NamedTuple):
     image_token: str
     image_token_id: int
     is_new: bool
+    newline_id: int | None = None
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -92,7 +94,9 @@ def _existing(folder: Path | None, name: str) -> Path:
     return folder
 
 
-def add_image_token(tokenizer: Any, rows: int, image_token: str, image_token_id: int | None = None) -> Vocabulary:
+def add_image_token(
+    tokenizer: Any, rows: int, image_token: str, image_token_id: int | None = None, newline: str | None = None
+) -> Vocabulary:
     """Make the image token one special token, and choose a padding token where there is none.
 
     Args:
@@ -100,6 +104,7 @@ def add_image_token(tokenizer: Any, rows: int, image_token: str, image_token_id:
         rows (`int`): embeddings that the language model has; those beyond the tokenizer's are room for new tokens.
         image_token (`str`): the token to add, or to reuse where the tokenizer has it.
         image_token_id (`int`, *optional*): the id of a token to reuse, whatever its name.
+        newline (`str`, *optional*): a second token to add, which stands behind the image.
 
     Raises:
         AssemblyError: If there is no token of that id.
@@ -113,18 +118,21 @@ def add_image_token(tokenizer: Any, rows: int, image_token: str, image_token_id:
             )
         image_token = known
     is_new = image_token not in tokenizer.get_vocab()
-    tokenizer.add_tokens([image_token], special_tokens=True)
+    tokenizer.add_tokens([image_token] if newline is None else [image_token, newline], special_tokens=True)
     found = tokenizer.convert_tokens_to_ids(image_token)
     if tokenizer.pad_token_id is None:
         vocabulary = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in _PAD_TOKENS if token in vocabulary), tokenizer.eos_token)
         if tokenizer.pad_token is None:
             raise AssemblyError("The tokenizer has no padding token and none that could be one. Set its pad_token.")
-    return Vocabulary(tokens, rows, max(rows, len(tokenizer), found + 1), image_token, found, is_new)
+    newline_id = None if newline is None else tokenizer.convert_tokens_to_ids(newline)
+    return Vocabulary(tokens, rows, max(rows, len(tokenizer), found + 1), image_token, found, is_new, newline_id)
 
 
-def chat_template(tokenizer: Any, image_token: str) -> tuple[str, str]:
+def chat_template(tokenizer: Any, image_token: str, newline: str = "") -> tuple[str, str]:
     """The language model's own chat template, with images before the question, and what was done to it.
+
+    `newline` is put behind every image token.
 
     Raises:
         AssemblyError: If the template cannot take a question about an image.
@@ -132,25 +140,27 @@ def chat_template(tokenizer: Any, image_token: str) -> tuple[str, str]:
     own = tokenizer.chat_template
     if isinstance(own, dict):
         own = own.get("default")
+    shown = image_token + newline
     if not own:
-        return DEFAULT_CHAT_TEMPLATE.replace("<image>", image_token), "the default of FineCaption: it has none"
+        return DEFAULT_CHAT_TEMPLATE.replace("<image>", shown), "the default of FineCaption: it has none"
+    own = own.replace(image_token, shown)
     candidates = {
         "its own, images before the text": _TO_LISTS + own,
         "its own, with lists of content turned to strings, images before the text": (
-            _TO_STRINGS.replace("IMAGE_TOKEN", repr(image_token)) + own
+            _TO_STRINGS.replace("IMAGE_TOKEN", repr(shown)) + own
         ),
     }
     reasons = []
     for done, template in candidates.items():
-        reason = _fault(tokenizer, template, image_token)
+        reason = _fault(tokenizer, template, image_token, shown)
         if reason is None:
             return template, done
         reasons.append(reason)
     raise AssemblyError(f"The language model's chat template cannot be used: {reasons[-1]}")
 
 
-def _fault(tokenizer: Any, template: str, image_token: str) -> str | None:
-    """Why a template does not serve, seen on samples; `None` where it does."""
+def _fault(tokenizer: Any, template: str, image_token: str, shown: str) -> str | None:
+    """Why a template does not serve, seen on samples; `None` where it does. An image has to become `shown`."""
     image, question = {"type": "image"}, {"type": "text", "text": "QUESTION"}
     chat: list[dict[str, Any]] = [
         {"role": "user", "content": [question, image]},
@@ -164,7 +174,7 @@ def _fault(tokenizer: Any, template: str, image_token: str) -> str | None:
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             return f"it fails ({error})."
-        places = [text.find(word) for word in (image_token, *words)]
+        places = [text.find(word) for word in (shown, *words)]
         if text.count(image_token) != 1 or -1 in places or places != sorted(places):
             return f"a question about an image becomes {text!r}."
     return None

@@ -28,6 +28,7 @@ from .key_maps import (
     sam_map,
 )
 from .language import Vocabulary, add_image_token, chat_template, load_tokenizer
+from .llava import FAMILIES, NEWLINE, llava_fields, llava_geometry
 from .sources import Source, find_source
 from .tensors import TensorInfo, list_tensors
 
@@ -37,7 +38,9 @@ _DECIDES = {
     "alpha_clip": ("vision_config",),
     "sam": ("sam_config",),
     "llm": ("text_config",),
-    "from_llava": ("vision_config", "text_config", "vision_feature_layer", "adapter_hidden_size", "grid_size"),
+    **dict.fromkeys(
+        FAMILIES, ("vision_config", "text_config", "vision_feature_layer", "adapter_hidden_size", "grid_size")
+    ),
 }
 _OPTIONAL = ("mask", "convnext", "sam")
 
@@ -52,6 +55,8 @@ class AssemblyOptions:
     sam: str | None
     llm: str | None
     from_llava: str | None
+    from_llava_next: str | None
+    from_llava_onevision: str | None
     tokenizer: str | None
     without: frozenset[str]
     config: dict[str, Any]
@@ -71,12 +76,13 @@ class AssemblyOptions:
         for name in ("convnext", "sam"):
             if name in self.left_away and getattr(self, name):
                 raise AssemblyError(f"--{name} and --without {name} contradict each other.")
-        if self.from_llava:
-            second = [name for name in ("clip", "convnext", "sam", "llm", "tokenizer") if getattr(self, name)]
+        if llavas := [name for name in FAMILIES if getattr(self, name)]:
+            others = (*llavas[1:], "clip", "convnext", "sam", "llm", "tokenizer")
+            second = [name.replace("_", "-") for name in others if getattr(self, name)]
             if second:
                 raise AssemblyError(
-                    f"--from-llava gives a one-tower model with its own language model; --{second[0]} has no place in "
-                    "it. --alpha-clip has."
+                    f"--{llavas[0].replace('_', '-')} gives a one-tower model with its own language model; "
+                    f"--{second[0]} has no place in it. --alpha-clip has."
                 )
         elif not (self.llm or self.tokenizer):
             raise AssemblyError("Give --llm, or --tokenizer for a language model that starts from random weights.")
@@ -117,13 +123,13 @@ class Plan:
 
     @property
     def language_is_given(self) -> bool:
-        return any(part.option in ("llm", "from_llava") for part in self.parts)
+        return any(part.option in ("llm", *FAMILIES) for part in self.parts)
 
 
 def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
     """Find the parts, settle the configuration and route every tensor."""
     found: dict[str, tuple[Source, dict[str, TensorInfo]]] = {}
-    for option in ("from_llava", "clip", "alpha_clip", "convnext", "sam", "llm", "tokenizer"):
+    for option in (*FAMILIES, "clip", "alpha_clip", "convnext", "sam", "llm", "tokenizer"):
         given = getattr(options, option)
         if given:
             tell(f"finding {given}")
@@ -131,24 +137,28 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
             wanted = option != "tokenizer" and not (option == "clip" and options.alpha_clip)
             if option == "convnext" and "/" not in given and "." in given:
                 given = _timm_id(given)
+            if option in FAMILIES:  # refused, if at all, before its weights are fetched
+                llava_fields(option, find_source(given, need_weights=False))
             source = find_source(given, need_weights=wanted)
             found[option] = (source, list_tensors(source.weights))
     sources = {option: source for option, (source, _) in found.items()}
     tensors = {option: listed for option, (_, listed) in found.items()}
 
     fields = _tower_fields(options, sources, tensors)
-    language_source = sources.get("from_llava") or sources.get("llm") or sources["tokenizer"]
+    llava = next((option for option in FAMILIES if option in sources), None)
+    language_source = sources.get(llava or "llm") or sources["tokenizer"]
     tokenizer = load_tokenizer(language_source)
     language = None
     if "llm" in sources:
         language = configs.language_config(sources["llm"], tensors["llm"])
         text = language.config
-    elif "from_llava" in sources:
+    elif llava is not None:
         text = fields["text_config"]
     else:
         text = _fresh_language_config(options.config.get("text_config"), tokenizer)
-    vocabulary = add_image_token(tokenizer, text.vocab_size, options.image_token, fields.get("image_token_id"))
-    template, note = chat_template(tokenizer, vocabulary.image_token)
+    newline = NEWLINE if llava is not None and FAMILIES[llava].has_tiles else None
+    vocabulary = add_image_token(tokenizer, text.vocab_size, options.image_token, fields.get("image_token_id"), newline)
+    template, note = chat_template(tokenizer, vocabulary.image_token, newline or "")
     text.vocab_size = vocabulary.needed
     fields |= {"text_config": text, "image_token_id": vocabulary.image_token_id}
     fields["tie_word_embeddings"] = bool(fields.get("tie_word_embeddings") or text.tie_word_embeddings)
@@ -157,14 +167,14 @@ def make_plan(options: AssemblyOptions, tell: Callable[[str], None]) -> Plan:
     geometry: dict[str, Any] = {}
     if language is not None and language.note is not None:
         notes.append(language.note)
-    if "from_llava" in sources:
-        geometry, unknown = configs.llava_geometry(sources["from_llava"], config.vision_config.image_size)
-        notes += [] if unknown is None else [unknown]
+    if llava is not None:
+        geometry, differences = llava_geometry(llava, sources[llava], config.vision_config.image_size)
+        notes += differences
 
     return Plan(
         config=config,
         all_parts=[
-            _part(option, source, listed, config, language, "alpha_clip" in found)
+            _part(option, source, listed, config, language, vocabulary, "alpha_clip" in found)
             for option, (source, listed) in found.items()
         ],
         tokenizer=tokenizer,
@@ -189,9 +199,9 @@ def _tower_fields(
     fields = dict(options.config)
     for name in options.left_away:
         fields[f"use_{name}"] = False
-    if "from_llava" in sources:
-        fields |= configs.llava_fields(sources["from_llava"])
-        fields |= configs.image_statistics(sources["from_llava"], "image")
+    if llavas := [option for option in FAMILIES if option in sources]:
+        fields |= llava_fields(llavas[0], sources[llavas[0]])
+        fields |= configs.image_statistics(sources[llavas[0]], "image")
     elif "clip" in sources:
         fields["vision_config"] = configs.clip_config(sources["clip"])
         fields |= configs.image_statistics(sources["clip"], "image")
@@ -209,7 +219,7 @@ def _tower_fields(
 
 def _without_statistics(sources: dict[str, Source], fields: dict[str, Any]) -> list[str]:
     """Which towers' parts do not say how their pictures are normalised, with what is used instead."""
-    clip = next((option for option in ("from_llava", "clip", "alpha_clip") if option in sources), "clip")
+    clip = next((option for option in (*FAMILIES, "clip", "alpha_clip") if option in sources), "clip")
     notes = []
     towers = ((clip, "image", "CLIP"), ("convnext", "convnext_image", "CLIP"), ("sam", "sam_image", "ImageNet"))
     for option, prefix, kind in towers:
@@ -261,14 +271,19 @@ def _part(
     tensors: dict[str, TensorInfo],
     config: FineCaptionConfig,
     found: configs.Language | None,
+    vocabulary: Vocabulary,
     has_alpha: bool,
 ) -> Part:
     layers, tied = config.vision_num_layers, config.tie_word_embeddings
     keys = list(tensors)
     language = (LANGUAGE, HEAD)
-    if option == "from_llava":
+    if option in FAMILIES:
         owes = (ADAPTER, *language) if has_alpha else (VISION, ADAPTER, *language)
-        return route(Part(option, source, tensors, owes, (ALPHA,)), llava_map(layers, tied, has_alpha))
+        newline = vocabulary.newline_id
+        part = route(Part(option, source, tensors, owes, (ALPHA,)), llava_map(layers, tied, has_alpha, newline))
+        if newline is not None and not part.rows:
+            raise AssemblyError(f"--{option.replace('_', '-')} {source.name} lacks: image_newline.")
+        return part
     if option == "clip":
         return route(Part(option, source, tensors, (VISION,), (ALPHA,)), clip_map(layers))
     if option == "alpha_clip":

@@ -11,6 +11,7 @@ import transformers
 from .. import __version__
 from .accounting import Part
 from .key_maps import EMBEDDINGS, HEAD
+from .llava import FAMILIES
 from .plan import Plan
 
 FILE = "assembly.json"
@@ -20,7 +21,7 @@ _ROLES = {
     "convnext": "ConvNeXt tower",
     "sam": "SAM tower",
     "llm": "language model",
-    "from_llava": "CLIP tower, adapter and language model",
+    **dict.fromkeys(FAMILIES, "CLIP tower, adapter and language model"),
     "tokenizer": "tokenizer",
 }
 _TOWERS: dict[str, str | tuple[str, ...]] = {
@@ -85,7 +86,7 @@ def _part(part: Part, hashes: dict[Path, str], gives_weights: bool) -> dict[str,
         "files": [{"name": path.name, "bytes": path.stat().st_size, "sha256": hashes[path]} for path in source.weights],
         "tensors": {
             "in_files": len(part.tensors),
-            "used": len(part.uses),
+            "used": len(part.uses) + len(part.rows),
             "ignored": sum(len(keys) for keys in part.ignored.values()),
         },
         "ignored": [{"reason": reason, "tensors": keys} for reason, keys in part.ignored.items()],
@@ -114,11 +115,13 @@ def _new_rows(plan: Plan, shapes: dict[str, tuple[int, ...]]) -> list[dict[str, 
     if not (plan.language_is_given and rows):
         return []
     grown = [shapes[name] for name in (EMBEDDINGS, HEAD) if name in shapes]
+    newline = plan.vocabulary.newline_id
+    given = 0 if newline is None or newline < plan.vocabulary.rows else shapes[EMBEDDINGS][1]
     return [
         {
             "what": f"language model: {rows} new row{'s' * (rows > 1)} of the vocabulary, the mean of the others",
             "tensors": len(grown),
-            "parameters": sum(rows * shape[1] for shape in grown),
+            "parameters": sum(rows * shape[1] for shape in grown) - given,
         }
     ]
 

@@ -25,6 +25,12 @@ def assemble(
         str | None,
         typer.Option(metavar="PART", help="LLaVA-1.5: CLIP, adapter and language model of a one-tower model."),
     ] = None,
+    from_llava_next: Annotated[
+        str | None, typer.Option(metavar="PART", help="LLaVA-NeXT, without its tiles: as --from-llava.")
+    ] = None,
+    from_llava_onevision: Annotated[
+        str | None, typer.Option(metavar="PART", help="LLaVA-OneVision with a CLIP: as --from-llava-next.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="PART", help="Tokenizer, where --llm is left out.")] = None,
     without: Annotated[
         list[str] | None, typer.Option(metavar="mask|convnext|sam", help="What to build without (repeatable).")
@@ -66,6 +72,8 @@ def assemble(
             sam=sam,
             llm=llm,
             from_llava=from_llava,
+            from_llava_next=from_llava_next,
+            from_llava_onevision=from_llava_onevision,
             tokenizer=tokenizer,
             without=without or (),
             config=fields,
