@@ -32,6 +32,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from finecaption_hf.asking import load
 from finecaption_hf.assembly import assemble
 from finecaption_hf.assembly.summary import print_lines
+from finecaption_hf.evaluation.comparators import read_table
 from finecaption_hf.prompts_finecaption import PromptEncoder
 from finecaption_hf.towers_finecaption import convert_normalisation
 
@@ -488,6 +489,19 @@ def test_llava_with_alpha_clip_gives_the_logits_of_llava_on_features_of_alpha_cl
         one, two = (model(**inputs, mask_values=masks(seed)).logits for seed in (1, 2))
         assert (one - wanted).abs().max() < 1e-4
         assert not torch.allclose(one, two, atol=1e-3)
+
+
+def test_row_of_the_table_asks_the_folder_that_the_recipe_makes(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    [section] = [text for text in page.split("\n## ") if text.startswith("Without training, Alpha-CLIP-13B")]
+    [out] = [line.split()[1] for line in section.splitlines() if line.strip().startswith("--out")]
+    [row] = [row for row in read_table("table2") if row.name == "Alpha-CLIP-13B"]
+    assert (row.kind, row.referral.kind) == ("finecaption", "mask")
+    with pytest.raises(FileNotFoundError, match="neither a folder nor"):
+        row.build(device="cpu")
+    assemble(out, from_llava=str(folder / "llava"), alpha_clip=str(folder / "alpha.pth"))
+    assert row.build(device="cpu").name == "Alpha-CLIP-13B"
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import typer
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from finecaption_hf.assembly.cost import ModelInfo, model_info, read_config
 from finecaption_hf.cli import app
@@ -15,7 +17,14 @@ from finecaption_hf.cli import app
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "recipes.md"
 # Recipe -> the card it is meant for, in GiB.
-CARDS = {"paper-llama-3.1-8b": 24, "llama-3.2-3b": 24, "qwen2.5-1.5b": 8, "smollm2-360m": 8}
+CARDS = {
+    "paper-llama-3.1-8b": 24,
+    "llama-3.2-3b": 24,
+    "qwen2.5-1.5b": 8,
+    "smollm2-360m": 8,
+    "llava-1.5-13b": 40,
+}
+ALL_PARTS = ("vision_tower", "convnext_tower", "sam_tower", "adapter", "language_model", "total")
 
 # Parameters as published: of safetensors files on the Hub, and of timm's models without classifier.
 LANGUAGE_MODELS = {
@@ -24,6 +33,7 @@ LANGUAGE_MODELS = {
     "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
     "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
 }
+LLAVAS = {"llava-hf/llava-1.5-13b-hf": 13_015_864_320}  # its language model, Vicuna, before 64 rows were added
 SAM_ENCODERS = {"facebook/sam-vit-large": 308_278_272, "facebook/sam-vit-base": 89_670_912}
 
 
@@ -59,7 +69,7 @@ def tables() -> dict[str, str]:
     }
     for recipe, card in CARDS.items():
         found = counted(recipe)
-        parameters = map(_millions, found.parameters.values())
+        parameters = (_millions(found.parameters.get(part, 0)) for part in ALL_PARTS)
         trainable = map(_millions, found.trainable_parameters.values())
         weights = (f"{size / 2**30:.2f}" for size in found.weight_bytes.values())
         prefix = f"{_known(found.prefix_cache_bytes['bfloat16']) / 2**20:.0f}"
@@ -113,6 +123,12 @@ def test_commands_use_options_that_exist(recipe: str) -> None:
 def test_configurations_are_those_of_the_parts_in_the_commands(recipe: str) -> None:
     found, config, parts = counted(recipe), read_config(DOCS / "recipes" / f"{recipe}.json"), commands()[recipe]
 
+    assert found.parameters["vision_tower"] == counted("paper-llama-3.1-8b").parameters["vision_tower"]
+    if llava := parts.get("--from-llava"):
+        assert found.parameters["language_model"] == LLAVAS[llava] + 2 * 64 * config.text_config.hidden_size
+        assert config.text_config.vocab_size == 32_000 + 64
+        return
+
     published = LANGUAGE_MODELS[parts["--llm"]]
     added = found.parameters["language_model"] - published
     matrices = 1 if config.tie_word_embeddings else 2
@@ -126,7 +142,18 @@ def test_configurations_are_those_of_the_parts_in_the_commands(recipe: str) -> N
     assert (list(timm_config.mean), list(timm_config.std)) == (config.convnext_image_mean, config.convnext_image_std)
 
     assert parts["--clip"] == "openai/clip-vit-large-patch14-336"
-    assert found.parameters["vision_tower"] == counted("paper-llama-3.1-8b").parameters["vision_tower"]
+
+
+def test_llava_takes_the_place_on_disk_that_the_page_says() -> None:
+    text = read_config(DOCS / "recipes" / "llava-1.5-13b.json").text_config
+    with torch.device("meta"):
+        original = LlavaForConditionalGeneration(LlavaConfig(text_config=text))
+    size = sum(parameter.numel() for parameter in original.parameters())
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert f"LLaVA's {size / 1e9:.2f} billion parameters take {2 * size / 1e9:.1f} GB" in page
+    made = counted("llava-1.5-13b")
+    assert made.weight_bytes["bfloat16"] == pytest.approx(2 * size, rel=0.002)  # CLIP's unused layer is left away
+    assert f"{made.weight_bytes['bfloat16'] / 2**30:.2f} GiB of weights in bfloat16" in page
 
 
 @pytest.mark.parametrize(("recipe", "card"), CARDS.items())
