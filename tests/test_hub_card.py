@@ -323,7 +323,7 @@ def test_front_matter_set_on_the_hub_stays_where_it_does_not_come_from_the_check
     existing = f"---\n{yaml.safe_dump(fields)}---\n{made.split('---' + chr(10), 2)[2]}"
     fields = fields_of(model_card(folder, "me/x", found, existing=existing))
     assert fields["language"] == "en" and "cats" in fields["tags"] and "finecaption" in fields["tags"]
-    assert "base_model" not in fields and "model-index" not in fields
+    assert "base_model" not in fields
 
 
 @pytest.mark.hub

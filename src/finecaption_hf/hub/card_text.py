@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from .checkpoint import read_json
-from .figures import Report, data_name, metrics_table, plain, table
+from .figures import Report, metrics_table, plain, table
 from .licences import llama_terms
 from .provenance import Provenance
 
@@ -34,13 +34,14 @@ def card_text(
     folder: Path,
     repo: str,
     provenance: Provenance,
-    evaluation: Report | None,
+    evaluation: str,
     licence: str,
     space: str | None,
     pictures: Sequence[str],
     trainer: str,
 ) -> str:
-    """The text of a card; `licence` is the one that its front matter states, `trainer` what a Trainer said of a run."""
+    """The text of a card; `evaluation` is its section, `licence` the one that its front matter states, `trainer` what a
+    Trainer said of a run."""
     config = read_json(folder / "config.json")
     paragraphs = [
         f"# {repo.rpartition('/')[2]}",
@@ -57,11 +58,11 @@ def card_text(
         "{:,} parameters, saved as {}.".format(*count_parameters(folder)),
         "## Training",
         *_training(provenance, trainer),
-        _marked("evaluation", evaluation_section(repo, evaluation)),
+        _marked("evaluation", evaluation),
         "## Licences",
         *_licences(provenance, licence),
         "## Limits",
-        "\n".join(_limits(config, evaluation)),
+        "\n".join(_limits(config)),
     ]
     return "\n\n".join(paragraphs)
 
@@ -158,14 +159,16 @@ def _training(provenance: Provenance, trainer: str) -> Iterator[str]:
             yield f"`{stage['name']}` began with {repo} at commit `{commit}`."
 
 
-def evaluation_section(repo: str, evaluation: Report | None) -> str:
-    if evaluation is None:
-        return "## Evaluation\n\nNo evaluation is recorded. Nothing is known about how good its captions are."
+NO_EVALUATION = "## Evaluation\n\nNo evaluation is recorded. Nothing is known about how good its captions are."
+
+
+def evaluation_section(repo: str, evaluation: Report) -> str:
     counts = evaluation["counts"]
     paragraphs = [
         "## Evaluation",
         f"{counts['captions']:,} captions of {counts['regions']:,} regions in {counts['images']:,} images; "
-        f"{counts['errors']:,} failed and count as empty. In brackets 95 % intervals, resampled by image.",
+        f"{counts['errors']:,} failed and count as empty. In brackets 95 % intervals, resampled by image. Other images "
+        "and questions were not measured.",
         "\n".join(metrics_table(evaluation, repo)),
         f"Signature: `{evaluation['signature']}`",
     ]
@@ -189,7 +192,7 @@ def _licences(provenance: Provenance, stated: str) -> Iterator[str]:
         yield f"{notice}The Llama community licence goes with the weights: its text, and a NOTICE, belong beside them."
 
 
-def _limits(config: Mapping[str, Any], evaluation: Report | None) -> Iterable[str]:
+def _limits(config: Mapping[str, Any]) -> Iterable[str]:
     high = config["high_res_image_size"] if config["use_convnext"] or config["use_sam"] else 0
     seen = max(high, config["vision_config"]["image_size"])
     yield f"- Images are seen at {seen} px: what is not visible at that size is guessed."
@@ -197,6 +200,3 @@ def _limits(config: Mapping[str, Any], evaluation: Report | None) -> Iterable[st
     yield "- It describes people by how they look and knows nothing about who they are. Do not use it to judge people."
     if not config["use_mask"]:
         yield "- It was built without the mask input: it cannot tell regions apart."
-    if evaluation is not None:
-        name = plain(data_name(evaluation)) or "the data above"
-        yield f"- The figures hold for {name}; other images and questions were not measured."

@@ -1,7 +1,10 @@
 """The files that a checkpoint on the Hub is made of."""
 
+import hashlib
 import json
+import mmap
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -138,6 +141,25 @@ def _code(folder: Path, config: dict[str, Any]) -> set[str]:
                 text = (folder / name).read_text(encoding="utf-8")
                 queue += [f"{module}.py" for module in re.findall(r"^\s*from \.(\w+) import", text, re.MULTILINE)]
     return needed
+
+
+def weights_digest(folder: Path, names: Iterable[str]) -> str:
+    """Tells weights apart: names, types, shapes and values of all tensors, in however many files they lie.
+
+    Args:
+        folder: of the checkpoint.
+        names: of its files, as `checkpoint_files` gives them.
+    """
+    found = {}
+    for path in (folder / name for name in names if name.endswith(".safetensors")):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            start = 8 + int.from_bytes(mapped[:8], "little")
+            for name, entry in json.loads(mapped[8:start]).items():
+                if name != "__metadata__":
+                    begin, end = (start + offset for offset in entry["data_offsets"])
+                    with memoryview(mapped) as whole, whole[begin:end] as values:
+                        found[name] = [entry["dtype"], entry["shape"], hashlib.sha256(values).hexdigest()]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, refusal: type[ValueError] = HubError) -> dict[str, Any]:

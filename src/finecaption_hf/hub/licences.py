@@ -35,6 +35,7 @@ _NONCOMMERCIAL = _ids(
 _KNOWN = _PERMISSIVE | _WITH_CONDITIONS | _NONCOMMERCIAL | {"cc", "unknown"}
 
 RESEARCH, NONCOMMERCIAL, UNKNOWN = 4, 3, 2
+UNSTATED = "not-stated-by-all-parts"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def licence_fields(terms: Sequence[Licence], given: str | None, repo: str) -> di
     names = {RESEARCH: "research-only", NONCOMMERCIAL: "noncommercial-research"}
     return {
         "license": "other",
-        "license_name": names.get(terms[0].rank, "not-stated-by-all-parts"),
+        "license_name": names.get(terms[0].rank, UNSTATED),
         "license_link": f"https://huggingface.co/{repo}#licences",
     }
 

@@ -58,8 +58,10 @@ class Provenance:
         """Names of all data sets that were trained on."""
         return list(dict.fromkeys(name for stage in self.stages for name in stage["data"]))
 
-    def to_json(self) -> str:
-        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+    def to_json(self, weights: str | None = None) -> str:
+        """What provenance.json holds; `weights` is the digest of those that it and the card beside it are about."""
+        values = {"format": _FORMAT, **({} if weights is None else {"weights": weights}), **asdict(self)}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def licences(self) -> list[Licence]:
         """The terms of parts, base model and data, the strictest first."""
@@ -102,6 +104,16 @@ def read_provenance(
         HubError: If a file of it is damaged.
     """
     return _read(Path(folder).resolve(), look, 0, repo, base_model)
+
+
+def read_pushed(path: Path) -> tuple[Provenance, str | None]:
+    """What a provenance.json says, and the digest of the weights that it was pushed with.
+
+    Raises:
+        HubError: If it is damaged.
+    """
+    values = read_json(path)
+    return _from_json(values, path), values.get("weights")
 
 
 def _read(folder: Path, look: Look, depth: int, repo: str | None, base_model: str | None = None) -> Provenance:
@@ -188,7 +200,7 @@ def _from_assembly(summary: Mapping[str, Any]) -> Provenance:
 
 
 def _from_json(values: Mapping[str, Any], path: Path) -> Provenance:
-    given = {key: value for key, value in values.items() if key != "format"}
+    given = {key: value for key, value in values.items() if key not in ("format", "weights")}
     if (
         values.get("format") != _FORMAT
         or not given.keys() <= Provenance.__dataclass_fields__.keys()

@@ -4,18 +4,19 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 
-from .card import model_card
-from .checkpoint import LICENCE_TEXT, PICTURE, checkpoint_files, is_replaced, read_json, read_text
+from .card import model_card, results_in
+from .checkpoint import LICENCE_TEXT, PICTURE, checkpoint_files, is_replaced, read_json, read_text, weights_digest
 from .errors import HubError, is_repo_id
 from .figures import Report, eval_results_file, read_report
 from .front_matter import card_fields
 from .licences import llama_terms
-from .provenance import FILE, OF_A_BASE, Provenance, read_provenance
+from .provenance import FILE, OF_A_BASE, Provenance, read_provenance, read_pushed
 from .repository import Pushed, Repository, State, Tell
 
 Evaluation = str | os.PathLike[str] | Report | None
@@ -66,7 +67,8 @@ def push_folder(
 
     After an interruption the same call goes on: files that arrived are not sent again. Weights and code of an earlier
     push that the checkpoint does not have are removed in the same commit. A card on the Hub that somebody wrote or
-    edited keeps its text.
+    edited keeps its text. Evaluation, pictures, Space, licence and origin that an earlier push was given stay until
+    others are given; evaluation and pictures go where the weights are others, and a remark says so.
 
     Args:
         folder: a checkpoint, as training, assembling and `save_pretrained` write it.
@@ -93,7 +95,9 @@ def push_folder(
         raise HubError(f"{space!r} is no Space. Give owner/name.")
     report = None if evaluation is None else read_report(evaluation)
     contents: dict[str, bytes | Path] = {name: folder / name for name in checkpoint_files(folder)}
-    contents |= _pictures(pictures)
+    weights = weights_digest(folder, contents)
+    given = _pictures(pictures)
+    contents |= given
     contents |= _eval_results(report, dataset, tell)
     target = Repository(repo, revision=revision, create_pr=create_pr, token=token)
 
@@ -104,43 +108,72 @@ def push_folder(
     for base in dict.fromkeys([*([base_model] if base_model else []), *provenance.base_models]):
         if base.partition("@")[0] != target.name:
             contents = {**_licence_texts(base, look), **contents}
-    contents[FILE] = provenance.to_json().encode()
 
-    def card(existing: str) -> str:
-        shown = [name for name in sorted(contents) if PICTURE.fullmatch(name)]
-        return model_card(
+    def add_card(existing: str, outdated: bool) -> str:
+        card = model_card(
             folder,
             target.name,
             provenance,
             evaluation=report,
             licence=licence,
             existing=existing,
+            outdated=outdated,
             tags=tags,
             space=space,
-            pictures=shown,
+            pictures=list(given),
         )
+        contents.update({_CARD: card.encode(), FILE: provenance.to_json(weights).encode()})
+        return card
 
     # Before the repository is made: what cannot be sent leaves no trace.
-    new_card = card("")
-    contents[_CARD] = new_card.encode()
+    beside = folder / _CARD
+    new_card = add_card(read_text(beside) if beside.is_file() else "", _pushed_with(folder / FILE)[1] != weights)
     target.refuse_tokens(contents)
     with target.errors():
         ModelCard(new_card).validate()
     url, state = target.create(private)
     _refuse_other_model(target, state)
     target.create_branch()
+    known, before = _pushed_with(target.download(FILE, state)) if FILE in state.files else (Provenance(), None)
+    outdated, lost = before != weights, []
+    if known.base_models and not (provenance.base_models or provenance.parts):
+        if outdated:
+            lost.append("base model")
+        else:
+            stages, said = provenance.stages or known.stages, provenance.licence or known.licence
+            provenance = replace(known, stages=stages, licence=said)
     if not state.is_private:
         for base in filter(target.is_private, provenance.base_models):
             tell(f"{base} is private, and everybody can read its name in {target.name}, which is public.")
     if _CARD in state.files:
-        contents[_CARD] = card(read_text(target.download(_CARD, state))).encode()
+        existing = read_text(target.download(_CARD, state))
+        add_card(existing, outdated)
         target.refuse_tokens({_CARD: contents[_CARD]})
-    results = [name for name in state.files if name.startswith(".eval_results/") and name not in contents]
-    if results:
-        tell(f"{', '.join(results)} stays as it is in {target.name}: remove it where the weights changed.")
-    _remark_on_llama(provenance, target.name, {*contents, *state.files}, tell)
+        earlier = results_in(existing)
+        lost += ["evaluation"] if earlier.evaluation and report is None else []
+        lost += [] if given else [name for name in earlier.pictures if name not in contents]
     stale = sorted(name for name in state.files if is_replaced(name) and name not in contents)
+    results = sorted(name for name in state.files if name.startswith(".eval_results/") and name not in contents)
+    if outdated and before is None and results:
+        tell(f"{', '.join(results)} stays as it is in {target.name}: remove it where the weights changed.")
+    elif outdated:
+        stale += results
+        lost += results
+    if outdated and lost:
+        about = "not known to be about these weights" if before is None else "about other weights"
+        tell(
+            f"Of the earlier push, {', '.join(lost)} {'is' if len(lost) == 1 else 'are'} {about}, and not kept. Give "
+            "what is about these: --report, --picture, --base-model."
+        )
+    _remark_on_llama(provenance, target.name, {*contents, *state.files}, tell)
     return target.commit(contents, stale, message, url=url)
+
+
+def _pushed_with(path: Path) -> tuple[Provenance, str | None]:
+    """What a provenance.json says and the digest of its weights; nothing where it is not there or damaged."""
+    with suppress(HubError, OSError):
+        return read_pushed(path)
+    return Provenance(), None
 
 
 def _pictures(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
