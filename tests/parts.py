@@ -108,8 +108,8 @@ TEMPLATES = {
 {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}\
 {{ '[/INST]' }}{% else %}{{ ' ' + message['content'][0]['text'] + '</s> ' }}{% endif %}{% endfor %}""",
     "llava_onevision": """\
-{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}\
-{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}\
+{% for message in messages %}{{ '<|im_start|>' + message['role'] }}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ ' <image>' }}{% endfor %}\
 {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
 {{ '\\n' + content['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import TEMPLATES
+from parts import TEMPLATES, TILED
 from PIL import Image
 from test_branching import GRADIENT, LOGITS, branch_logits, conversation_ids
 from test_processing import make_processor
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from finecaption_hf.assembly.language import chat_template
+from finecaption_hf.assembly.llava import NEWLINE
 from finecaption_hf.data.collator import RegionCollator
 from finecaption_hf.data.examples import Branch, DataError, Example, Region
 from finecaption_hf.data.packing import BranchEncoder
@@ -183,6 +184,7 @@ def test_bad_record_is_named(collator: RegionCollator, processor: Any) -> None:
 
 
 ENDS = {"llama3": "<|eot_id|>", "qwen3": "<|im_end|>", "mistral": "</s>", "smollm2": "<|im_end|>", "llava": "</s>"}
+ENDS |= {"llava_next": "</s>", "llava_onevision": "<|im_end|>"}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -193,9 +195,13 @@ def test_templates_of_published_language_models_split(name: str) -> None:
     headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
     tokenizer.add_tokens(headers, special_tokens=True)
     tokenizer.chat_template = TEMPLATES[name]
-    processor.chat_template, _ = chat_template(tokenizer, "<image>")
+    newline = NEWLINE if name in TILED else ""
+    if newline:
+        tokenizer.add_tokens([newline], special_tokens=True)
+    processor.chat_template, _ = chat_template(tokenizer, "<image>", newline)
     encoder = BranchEncoder(processor)
     ((question_ids, answer_ids),) = encoder.encode([("What color is this?", "A red one.")])
+    assert tokenizer.decode(question_ids).startswith(newline)
     prompt = [*encoder.prefix_ids, *question_ids]
     assert prompt == conversation_ids(processor, "What color is this?")
     assert tokenizer.decode(answer_ids).strip() == "A red one." + ENDS[name]
