@@ -135,6 +135,6 @@ def test_demo_takes_an_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(app, "launch_demo", lambda demo, **options: options["on_start"]("http://here/"))
     result = CliRunner().invoke(cli, ["demo", "--device", "cpu", "--adapter", str(folder)])
     assert result.exit_code == 0, result.output
-    ((model, processor, name),) = built
+    ((describer, name),) = built
     assert name == str(folder)
-    assert answers(model, processor) == answers(*load(folder, device="cpu"))
+    assert answers(describer.model, describer.processor) == answers(*load(folder, device="cpu"))

@@ -249,7 +249,7 @@ def test_picture_is_prepared_and_encoded_once_with_a_global_question_too(
         prepared.append(images)
         return preprocess(self, images, *args, **kwargs)
 
-    monkeypatch.setattr("finecaption_hf.asking.loading.FineCaptionDescriber", make)
+    monkeypatch.setattr("finecaption_hf.asking.kinds.FineCaptionDescriber", make)
     monkeypatch.setattr(FineCaptionImageProcessor, "preprocess", prepare)
     run_caption(EXAMPLE_PICTURE, *regions, "--task", "region", "--task", "global", "--attribute", "color")
     (engine,) = made

@@ -419,7 +419,7 @@ def address(embedded: Any, connections: list[Any], tmp_path_factory: pytest.Temp
     patch.setattr(socket, "getaddrinfo", watched_look_up)
     from finecaption_hf.demo.app import build_demo, launch_demo
 
-    demo = build_demo(*embedded)
+    demo = build_demo(FineCaptionDescriber(*embedded))
     yield launch_demo(demo)
     demo.close()
     patch.undo()
@@ -526,7 +526,7 @@ def test_what_runs_on_a_gpu_may_run_in_another_process(embedded: Any, mask: np.n
 
         return decorate
 
-    demo = build_demo(*embedded, on_gpu=on_zero_gpu(gpu))
+    demo = build_demo(FineCaptionDescriber(*embedded), on_gpu=on_zero_gpu(gpu))
     try:
         address = launch_demo(demo)
         record = _describe(Client(address, verbose=False), encode_rle(mask))
@@ -670,7 +670,7 @@ def answer(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     from finecaption_hf.demo.app import build_demo
     from finecaption_hf.demo.picker import picked
 
-    (found,) = {it.fn for it in build_demo(*embedded).fns.values() if it.name == "answer"}
+    (found,) = {it.fn for it in build_demo(FineCaptionDescriber(*embedded)).fns.values() if it.name == "answer"}
 
     def shown(session: str, picture: Image.Image, box: Any, questions: list[str]) -> Iterator[Any]:
         path = tmp_path / f"{picture.width}.png"
@@ -759,7 +759,7 @@ def test_port_that_is_taken_is_named(embedded: Any, address: str) -> None:
 
     port = urllib.parse.urlsplit(address).port
     with pytest.raises(OSError, match=f"port {port} of 127.0.0.1: another program does"):
-        launch_demo(build_demo(*embedded), port=port)
+        launch_demo(build_demo(FineCaptionDescriber(*embedded)), port=port)
 
 
 def test_pages_may_load_from_the_app_only(address: str) -> None:

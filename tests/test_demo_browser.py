@@ -45,9 +45,10 @@ _ARGUMENTS = [
 def address(embedded: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("store")))
+    from finecaption_hf.asking import FineCaptionDescriber
     from finecaption_hf.demo.app import build_demo, launch_demo
 
-    demo = build_demo(*embedded)
+    demo = build_demo(FineCaptionDescriber(*embedded))
     yield launch_demo(demo)
     demo.close()
     patch.undo()
@@ -531,9 +532,10 @@ def discs() -> _Discs:
 
 @pytest.fixture(scope="module")
 def address_with_points(embedded: Any, discs: _Discs, address: str) -> Iterator[str]:
+    from finecaption_hf.asking import FineCaptionDescriber
     from finecaption_hf.demo.app import build_demo, launch_demo
 
-    app = build_demo(*embedded, segmenter=discs)
+    app = build_demo(FineCaptionDescriber(*embedded), segmenter=discs)
     yield launch_demo(app)
     app.close()
 

@@ -51,7 +51,7 @@ class Watched(TransformersDescriber):
         self.tokens: dict[str, list[int]] = {}
         self.batches: list[int] = []
 
-    def _generate(self, images: list[Image.Image], texts: list[str]) -> list[str]:
+    def _generate(self, images: list[Image.Image], texts: list[str], seed: int | None = None, **more: Any) -> list[str]:
         self.batches.append(len(texts))
         generate = self._model.generate
 
@@ -64,7 +64,7 @@ class Watched(TransformersDescriber):
 
         self._model.generate = remember
         try:
-            return super()._generate(images, texts)
+            return super()._generate(images, texts, seed, **more)
         finally:
             self._model.generate = generate
 

@@ -41,6 +41,11 @@ class FineCaptionDescriber(BranchEngine):
             self.max_new_tokens = max_new_tokens
         self._given_batch_tokens = max_batch_tokens
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
     @cached_property
     def _fingerprint(self) -> str:
         return model_fingerprint(self.model, self.processor)

@@ -110,6 +110,23 @@ def load_describer(
     return found
 
 
+def prompts_for(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> "PromptTemplates":
+    """What a model beside FineCaption is asked where nobody says it; its weights are not read.
+
+    Args:
+        model: a folder or Hub id; `None` means one of no known family.
+
+    Raises:
+        DescriberError: If its configuration cannot be read.
+    """
+    from .describers.families import OTHERS, family_of
+
+    if model is None:
+        return OTHERS.prompts
+    with _told(os.fspath(model)):
+        return family_of(loading.read_config(model, revision).get("model_type")).prompts
+
+
 def options_of_kind(kind: str) -> dict[str, tuple[type, ...]]:
     """The options that a kind of describer takes, each with what it may be in YAML, see `options_of`.
 
@@ -122,7 +139,8 @@ def options_of_kind(kind: str) -> dict[str, tuple[type, ...]]:
     without = ("self", "model", "processor", "templates", "settings")
     ways: dict[str, tuple[type, ...]] = {"referral": (), "prompts": (), "keep_sent": (bool,)}
     if kind == "finecaption":
-        return {"referral": (), **options_of(loading.load, FineCaptionDescriber, without=without)}
+        others = ("describer", "prompts", "base_url", "api_key_env", "trust_remote_code")
+        return options_of(load_describer, without=(*without, *others))
     if kind == "transformers":
         makers = (TransformersDescriber, TransformersDescriber.from_pretrained)
         return options_of(*makers, without=without) | ways

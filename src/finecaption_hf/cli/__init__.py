@@ -19,6 +19,7 @@ from . import (
     evaluate,
     export,
     info,
+    prompts,
     push,
     renew,
     scenes,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command(cls=caption.CaptionCommand)(caption.caption)
 app.command(cls=common.OrderedCommand)(describe.describe)
+app.command()(prompts.prompts)
 app.add_typer(scenes.app, name="scenes")
 app.command()(assemble.assemble)
 app.command()(info.info)

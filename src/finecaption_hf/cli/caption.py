@@ -16,21 +16,29 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import (
+    ApiKeyEnv,
     Attributes,
+    BaseUrl,
+    Describing,
     Device,
     DtypeOption,
     Json,
+    KeepSent,
     MaxBatchTokens,
     MaxNewTokens,
     Model,
     OrderedCommand,
     OwnQuestions,
+    Prompts,
+    Referring,
     Seed,
     Tasks,
     Temperature,
     TopP,
+    TrustRemoteCode,
     asked_in_order,
     check_attributes,
+    describer_options,
     errors_in_one_line,
     in_order,
     load_describer,
@@ -164,6 +172,13 @@ def caption(
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
+    describer: Describing = None,
+    referral: Referring = None,
+    prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    trust_remote_code: TrustRemoteCode = False,
+    keep_sent: KeepSent = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -193,13 +208,15 @@ def caption(
         _check_regions([kind for kind, _ in given], refine, everything, segmenter, max_regions)
         if (threshold is not None or alpha or resize_masks) and not mask:
             raise ValueError("--threshold, --alpha and --resize-masks go with --mask: they say how its files are read.")
+        if keep_sent and not as_json:
+            raise ValueError("--keep-sent goes with --json: what was sent stands in the records.")
         from ..asking import ask, check_questions
         from ..data.heif import HEIF, enable_heif
         from ..data.mask_rules import MaskRules
         from ..data.orientation import stored_orientation_of
         from ..pipeline_finecaption import read_picture
         from ..prompts_finecaption import BranchRequest
-        from ..segmentation import find_regions, open_segmenter_for, read_regions
+        from ..segmentation import find_regions, open_segmenter_beside, read_regions
 
         # What can be found out before a model is loaded comes first.
         BranchRequest("region", max_new_tokens, temperature, top_p)
@@ -217,29 +234,39 @@ def caption(
                 orientation=stored_orientation_of(image),
                 stored=stored_orientation,
             )
-        describer = load_describer(model, device, dtype, max_batch_tokens=max_batch_tokens)
-        check_attributes(questions, describer.questions)
-        asked = list(check_questions(describer, [name for _, name in questions]))
+        loaded = load_describer(
+            model, device, dtype, max_batch_tokens=max_batch_tokens, **describer_options(ctx.params)
+        )
+        check_attributes(questions, loaded.questions)
+        asked = list(check_questions(loaded, [name for _, name in questions]))
         with _warnings_in_one_line():
             masks, found_by, features = find_regions(
                 picture,
                 regions,
-                lambda: open_segmenter_for(
-                    describer.model, describer.processor, segmenter, device, None if dtype is None else dtype.value
-                ),
+                lambda: open_segmenter_beside(loaded, segmenter, device, None if dtype is None else dtype.value),
                 everything=everything,
                 max_regions=max_regions,
             )
         if found_by is not None:
             name, number = found_by
             typer.echo(f"{number} region{'' if number == 1 else 's'} found by: {name}", err=True)
-    records = ask(describer, picture, masks or None, asked, high_res_features=features, **decoding)
+    with errors_in_one_line(at_work=True):
+        records = ask(loaded, picture, masks or None, asked, high_res_features=features, **decoding)
     if as_json:
         typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
     else:
         _print_answers(records)
     if out is not None:
         _write_picture(out, picture, masks, records)
+    failed = [
+        f"region {record['region_index'] + 1}, {name}: {reason['message']}"
+        for record in records
+        for name, reason in record.get("errors", {}).items()
+    ]
+    for line in failed:
+        typer.echo(f"Error: {' '.join(line.split())}", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _check_regions(
@@ -268,8 +295,9 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 def _print_answers(records: list[dict[str, Any]]) -> None:
     """A single caption as it is; a table of several, numbered from 1 like the drawn regions."""
-    if len(records) == 1 and len(records[0]["answers"]) == 1:
-        typer.echo(next(iter(records[0]["answers"].values())))
+    answers = [text for record in records for text in record["answers"].values()]
+    if len(records) == 1 and len(answers) <= 1:
+        typer.echo(answers[0] if answers else "")
         return
     table = Table("region", "box (x0, y0, x1, y1)", "question", "answer", show_lines=False)
     for record in records:
@@ -290,7 +318,7 @@ def _write_picture(
 
     answers: list[dict[str, str]] = [record["answers"] for record in records]
     # A single question needs no repeating.
-    captions = [dict(it) if len(it) > 1 else next(iter(it.values())) for it in answers]
+    captions = [dict(it) if len(it) > 1 else next(iter(it.values()), "") for it in answers]
     drawn = regions or [RegionMask(None, picture.height, picture.width)]
     with errors_in_one_line():
         draw_regions(picture, [region.pixels for region in drawn], captions).save(out)

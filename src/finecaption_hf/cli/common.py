@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from .. import EMBEDDED_CHECKPOINT
 from ..prompts_finecaption import FineCaptionError
+
+if TYPE_CHECKING:
+    from ..asking import Describer
 
 
 class Dtype(str, Enum):
@@ -31,7 +34,11 @@ _QUESTIONS, _ANSWERS = "Questions (repeatable; none: --task region)", "Answers"
 
 Model = Annotated[
     str | None,
-    typer.Option(metavar="ID_OR_FOLDER", help="Checkpoint: Hub id or folder.", show_default="the embedded one"),
+    typer.Option(
+        metavar="ID_OR_FOLDER",
+        help="FineCaption or any image-text model (Hub id or folder), or openai:MODEL.",
+        show_default="the embedded FineCaption",
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="cuda if there is one")]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Precision.", show_default="as saved")]
@@ -53,7 +60,10 @@ OwnQuestions = Annotated[
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Longest answer, in tokens.", show_default="the checkpoint's, else 64", rich_help_panel=_ANSWERS
+        min=1,
+        help="Longest answer, in tokens.",
+        show_default="the checkpoint's, else 64; of others 128",
+        rich_help_panel=_ANSWERS,
     ),
 ]
 Temperature = Annotated[
@@ -74,6 +84,88 @@ MaxBatchTokens = Annotated[
         rich_help_panel=_ANSWERS,
     ),
 ]
+
+
+_OTHERS = "Models beside FineCaption (docs/describers.md)"
+
+Describing = Annotated[
+    str | None,
+    typer.Option(
+        "--describer",
+        metavar="KIND|MODULE:FUNCTION",
+        help="What asks the model, such as describe_anything; a wrong name lists them.",
+        show_default="what the model says",
+        rich_help_panel=_OTHERS,
+    ),
+]
+Referring = Annotated[
+    str | None,
+    typer.Option(
+        "--referral",
+        metavar="KIND|YAML",
+        help="How regions are pointed out: a kind, or {kind: box_drawn, color: blue}; a wrong name lists the kinds.",
+        show_default="what suits the model",
+        rich_help_panel=_OTHERS,
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="YAML with the text of each question; finecaption prompts writes one to edit.",
+        show_default="what suits the model",
+        rich_help_panel=_OTHERS,
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Address of an OpenAI-compatible server, up to /v1; --model is the name that the model has there.",
+        rich_help_panel=_OTHERS,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Environment variable that holds the server's key.",
+        show_default="OPENAI_API_KEY for openai:MODEL, none with --base-url",
+        rich_help_panel=_OTHERS,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the code that lies beside the weights.", rich_help_panel=_OTHERS),
+]
+KeepSent = Annotated[
+    bool,
+    typer.Option(
+        "--keep-sent", help="Put what the model was sent into the records, beside the answers.", rich_help_panel=_OTHERS
+    ),
+]
+
+_DESCRIBING = ("describer", "referral", "prompts", "base_url", "api_key_env", "trust_remote_code", "keep_sent")
+
+
+def describer_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options above that a call of a command gives, for `load_describer`.
+
+    Args:
+        given: all its options (`ctx.params`).
+
+    Raises:
+        ValueError: If a referral in braces is no YAML.
+    """
+    found = {name: value for name in _DESCRIBING if (value := given.get(name)) is not None and value is not False}
+    if found.get("referral", "").startswith("{"):
+        import yaml
+
+        try:
+            found["referral"] = yaml.safe_load(found["referral"])
+        except yaml.YAMLError as error:
+            raise ValueError(f"--referral {found['referral']}: this is no YAML ({error}).") from error
+    return found
 
 
 class OrderedCommand(TyperCommand):
@@ -131,7 +223,7 @@ def _where_to_write() -> str:
     return f" (Files of the Hub go to {home}, which cannot be written to. Set HF_HOME to a folder that can.)"
 
 
-def load_describer(model: str | None, device: str | None, dtype: Dtype | None, **options: Any) -> Any:
+def load_describer(model: str | None, device: str | None, dtype: Dtype | None, **options: Any) -> "Describer":
     """What answers questions; `options` are those of `asking.load_describer`."""
     from .. import asking
 

@@ -5,10 +5,24 @@ from typing import Annotated
 
 import typer
 
-from .common import Device, DtypeOption, Model, errors_in_one_line, load_describer
+from .common import (
+    ApiKeyEnv,
+    BaseUrl,
+    Describing,
+    Device,
+    DtypeOption,
+    Model,
+    Prompts,
+    Referring,
+    TrustRemoteCode,
+    describer_options,
+    errors_in_one_line,
+    load_describer,
+)
 
 
 def demo(
+    ctx: typer.Context,
     model: Model = None,
     adapter: Annotated[
         str | None,
@@ -29,6 +43,12 @@ def demo(
     ] = None,
     device: Device = None,
     dtype: DtypeOption = None,
+    describer: Describing = None,
+    referral: Referring = None,
+    prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Open the demo: mark regions of a picture in a browser, and ask about them.
 
@@ -38,21 +58,18 @@ def demo(
         # Not imported here: `demo.app` has to say first that gradio must not call home.
         if find_spec("gradio") is None:
             raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
-        describer = load_describer(model, device, dtype, **({} if adapter is None else {"adapter": adapter}))
-        checkpoint, processor = describer.model, describer.processor
+        loaded = load_describer(model, device, dtype, adapter=adapter, **describer_options(ctx.params))
         from ..demo.app import build_demo, launch_demo
-        from ..segmentation import open_segmenter_for
+        from ..segmentation import open_segmenter_beside
 
         try:
-            opened = open_segmenter_for(
-                checkpoint, processor, segmenter, device, None if dtype is None else dtype.value
-            )
+            opened = open_segmenter_beside(loaded, segmenter, device, None if dtype is None else dtype.value)
         except ImportError as error:
             if segmenter is not None:
                 raise
             typer.echo(f"There are no tools for points. {error}", err=True)
             opened = None
-        app = build_demo(checkpoint, processor, adapter or model, segmenter=opened)
+        app = build_demo(loaded, adapter or model, segmenter=opened)
 
         def tell(address: str) -> None:
             typer.echo(f"The demo is at {address} (Ctrl+C ends it).")

@@ -11,20 +11,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import (
+    ApiKeyEnv,
     Attributes,
+    BaseUrl,
+    Describing,
     Device,
     DtypeOption,
     Json,
+    KeepSent,
     MaxBatchTokens,
     MaxNewTokens,
     Model,
     OwnQuestions,
+    Prompts,
+    Referring,
     Seed,
     Tasks,
     Temperature,
     TopP,
+    TrustRemoteCode,
     asked_in_order,
     check_attributes,
+    describer_options,
     load_describer,
 )
 from .progress import progress
@@ -94,6 +102,13 @@ def describe(
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
+    describer: Describing = None,
+    referral: Referring = None,
+    prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    trust_remote_code: TrustRemoteCode = False,
+    keep_sent: KeepSent = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -147,9 +162,11 @@ def describe(
         return typer.Exit(code)
 
     def load() -> Any:
-        describer = load_describer(model, device, dtype, max_batch_tokens=max_batch_tokens)
-        check_attributes(questions, describer.questions)
-        return describer
+        loaded = load_describer(
+            model, device, dtype, max_batch_tokens=max_batch_tokens, **describer_options(ctx.params)
+        )
+        check_attributes(questions, loaded.questions)
+        return loaded
 
     started = time.monotonic()
     counted: list[tuple[int, int]] = []

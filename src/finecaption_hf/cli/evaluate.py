@@ -13,7 +13,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from .common import Device, DtypeOption, Model, errors_in_one_line, load_describer
+from .common import (
+    ApiKeyEnv,
+    BaseUrl,
+    Describing,
+    Device,
+    DtypeOption,
+    Model,
+    Prompts,
+    Referring,
+    TrustRemoteCode,
+    describer_options,
+    errors_in_one_line,
+    load_describer,
+)
 from .evaluate_table import compare_models
 from .reading import (
     Alpha,
@@ -150,6 +163,12 @@ def evaluate(
     ] = None,
     device: Device = None,
     dtype: DtypeOption = None,
+    describer: Describing = None,
+    referral: Referring = None,
+    prompts: Prompts = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    trust_remote_code: TrustRemoteCode = False,
     resamples: Annotated[int, typer.Option(min=1, help="How often images are drawn anew for the intervals.")] = 2000,
     examples: Annotated[
         int, typer.Option(min=0, max=50, help="How many of the best and of the worst captions are shown.")
@@ -187,11 +206,13 @@ def evaluate(
 
             asked = diagnostic_names(",".join(diagnostics))
         asks_model = bool(asked) and asked != [ACCURACY]
+        others = {f"--{name.replace('_', '-')}": value for name, value in describer_options(ctx.params).items()}
         if asked and data is None:
             raise ValueError("--diagnostics need --data.")
         if from_predictions is not None:
             given = {
                 "--model": None if asks_model else model,
+                **({} if asks_model else others),
                 "--limit": None if asks_model else limit,
                 "--max-new-tokens": max_new_tokens,
                 "--temperature": temperature or None,
@@ -207,6 +228,7 @@ def evaluate(
         if table is not None:
             clashes = {
                 "--model": model,
+                **others,
                 "--model-name": model_name,
                 "--from-predictions": from_predictions,
                 "--compare": compare,
@@ -276,20 +298,30 @@ def evaluate(
         return
     with errors_in_one_line():
         predictions = from_predictions
-        describer = None
+        loaded = None
         if predictions is None or asks_model:
             from ..prompts_finecaption import BranchRequest
 
             decoding = {"temperature": temperature, "top_p": top_p, "seed": seed} if temperature > 0 else {}
             BranchRequest("region", max_new_tokens, temperature, top_p)
-            describer = load_describer(
-                model, device, dtype, name=model_name, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens
+            loaded = load_describer(
+                model,
+                device,
+                dtype,
+                name=model_name,
+                max_new_tokens=max_new_tokens,
+                max_batch_tokens=max_batch_tokens,
+                **describer_options(ctx.params),
             )
+            if asked:
+                from ..evaluation.diagnostics import check_diagnostics
+
+                check_diagnostics(asked, loaded)
     if predictions is None:
         predictions = output / PREDICTIONS
-        assert dataset is not None and describer is not None
+        assert dataset is not None and loaded is not None
         _predict(
-            describer,
+            loaded,
             dataset,
             predictions,
             err,
@@ -300,13 +332,13 @@ def evaluate(
             on_error=on_error.value,
             overwrite=overwrite,
             retry_failed=retry_failed,
-            made_with={"command": command, "device": str(describer.model.device), "versions": _versions()},
+            made_with={"command": command, "device": str(getattr(loaded, "device", "")), "versions": _versions()},
         )
     with errors_in_one_line():
         tables = []
         if asked:
             assert dataset is not None
-            tables = _diagnose(asked, predictions, dataset, describer, err, limit=limit, seed=seed)
+            tables = _diagnose(asked, predictions, dataset, loaded, err, limit=limit, seed=seed)
         report = report_on(
             predictions,
             output,

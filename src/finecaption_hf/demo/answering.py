@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from .. import __version__
-from ..asking import Describer
+from ..asking import Describer, FineCaptionDescriber
 from ..data.encoding import encode_rle
 from ..drawing import COLORS
 from ..masks_finecaption import RegionMask
@@ -210,23 +210,46 @@ def pixel_digest(picture: Image.Image) -> str:
     return hashlib.sha256(size + np.asarray(picture).tobytes()).hexdigest()
 
 
-def python_snippet(asked: AskedPicture, model: str | None) -> str:
-    """Code that gives the same answers; the picture is expected beside it, under its name."""
+def python_snippet(asked: AskedPicture, model: str | None, *, is_finecaption: bool = True) -> str:
+    """Code that gives the same answers; the picture is expected beside it, under its name.
+
+    Args:
+        asked: what was asked.
+        model: its name, as `load_describer` takes it; `None` means the embedded checkpoint.
+        is_finecaption: whether the model is one.
+    """
     regions = ",\n".join(
         "    None" if mask is None else f"    {encode_rle(mask.pixels)!r}" for mask in asked.references
     )
     options = "".join(f", {name}={value!r}" for name, value in asked.options.items())
     source = "" if model is None else repr(model)
+    if is_finecaption:
+        opened = f"load\n\nmodel, processor = load({source})\ndescribe = model.as_pipeline(processor)\n"
+        call = "describe("
+    else:
+        opened, call = f"ask, load_describer\n\ndescriber = load_describer({source})\n", "ask(describer, "
     return (
-        "from finecaption_hf.asking import load\n\n"
-        f"model, processor = load({source})\n"
-        "describe = model.as_pipeline(processor)\n"
+        f"from finecaption_hf.asking import {opened}"
         f"regions = [\n{regions},\n]\n"
         f"questions = {list(asked.questions)!r}\n"
-        f"records = describe({asked.name!r}, regions, questions{options})\n"
+        f"records = {call}{asked.name!r}, regions, questions{options})\n"
         "for record in records:\n"
         '    print(record["box_xyxy"], record["answers"])\n'
     )
+
+
+def what_was_seen(describer: Describer, asked: AskedPicture) -> list[tuple[Image.Image, str]]:
+    """The pictures that a model got of the first eight regions, each with a line of text."""
+    if isinstance(describer, FineCaptionDescriber):
+        return what_the_model_saw(describer.processor, asked, describer.model.config.vision_config.patch_size)
+    if not hasattr(describer, "marked"):
+        return []
+    size = (asked.picture.height, asked.picture.width)
+    regions = asked.masks or (RegionMask(None, *size),)
+    return [
+        (marked.image, f"Region {number}, {marked.image.width}x{marked.image.height}" if asked.masks else "All of it")
+        for number, marked in enumerate(describer.marked(asked.picture, regions)[:8], start=1)
+    ]
 
 
 def what_the_model_saw(processor: Any, asked: AskedPicture, patch_size: int) -> list[tuple[Image.Image, str]]:

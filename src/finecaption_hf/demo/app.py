@@ -21,7 +21,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.middleware import Middleware
 
-from ..asking import FineCaptionDescriber
+from ..asking import Describer, FineCaptionDescriber
 from ..data.encoding import encode_rle
 from ..drawing import COLORS
 from ..masks_finecaption import MaskError
@@ -32,7 +32,7 @@ from .answering import (
     KeptAnswers,
     python_snippet,
     stream_pieces,
-    what_the_model_saw,
+    what_was_seen,
 )
 from .api_types import BoxMask, PolygonMask, RegionRecord, RleMask, UploadedFile
 from .encoded import EncodedPictures
@@ -81,8 +81,7 @@ footer .divider:last-child { display: none; }
 
 
 def build_demo(
-    model: Any,
-    processor: Any,
+    describer: Describer,
     name: str | None = None,
     on_gpu: Callable[[Any], Any] | None = None,
     segmenter: Any = None,
@@ -90,17 +89,20 @@ def build_demo(
     """The app, not yet started.
 
     Args:
-        model, processor: as `asking.load` returns them.
-        name: of the checkpoint, for the snippet and the download; `None` means the embedded one.
+        describer: as `asking.load_describer` returns it.
+        name: of the model, for the snippet and the download; `None` means the embedded checkpoint.
         on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
             run in another process: arguments and results are copied, and pictures are encoded for each request.
         segmenter (*optional*): a `finecaption_hf.segmentation.Segmenter`; it runs in this process. Without one there
             are no tools for points.
     """
-    describer = FineCaptionDescriber(model, processor)
     encoded = EncodedPictures(describer, segmenter)
-    # What another process encodes would be lost with it, or be copied for each request.
-    encode = encoded.features if on_gpu is None else describer.encode
+
+    def encode(picture: Image.Image) -> Any:
+        if not isinstance(describer, FineCaptionDescriber):
+            return None
+        # What another process encodes would be lost with it, or be copied for each request.
+        return encoded.features(picture) if on_gpu is None else describer.encode(picture)
 
     turn = threading.Lock()
 
@@ -119,8 +121,8 @@ def build_demo(
         point_masks = PointMasks(encoded, segmenter.name, lambda path: read_picture(path, get_upload_folder()))
     if on_gpu is not None:
         pieces = on_gpu(pieces)
-    tasks = [task for task in _CHOICES if task[1] in processor.questions]
-    attributes = [known for known in processor.questions if normalise_name(known) not in TASKS]
+    tasks = [task for task in _CHOICES if task[1] in describer.questions]
+    attributes = [known for known in describer.questions if normalise_name(known) not in TASKS]
     running: dict[str, _Run] = {}
     numbers = itertools.count(1)
     examples = _render_examples()
@@ -155,7 +157,7 @@ def build_demo(
                 Path(value.image.orig_name or "picture.png").name,
                 [rle.model_dump() for rle in value.regions],
                 [*captions, *chosen, *([question] if question.strip() else [])],
-                processor.questions,
+                describer.questions,
                 max_new_tokens=int(_number(max_new_tokens, "The longest answer")),
                 temperature=_number(temperature, "The temperature"),
                 seed=int(_number(seed, "The seed")),
@@ -180,11 +182,11 @@ def build_demo(
             yield (
                 _table(asked, value.versions),
                 told(status),
-                python_snippet(asked, name),
+                python_snippet(asked, name, is_finecaption=isinstance(describer, FineCaptionDescriber)),
                 asked.as_json(name),
                 gr.skip(),
             )
-            seen = what_the_model_saw(processor, asked, model.config.vision_config.patch_size)
+            seen = what_was_seen(describer, asked)
             yield gr.skip(), gr.skip(), *waiting[:2], seen
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
@@ -224,7 +226,7 @@ def build_demo(
         try:
             picture = read_picture(image.get("path") if isinstance(image, dict) else None, store)
             references = [] if mask is None else [read_mask(mask, store)]
-            asked = AskedPicture.read(picture, "image", references, attributes or ["region"], processor.questions)
+            asked = AskedPicture.read(picture, "image", references, attributes or ["region"], describer.questions)
             for piece in pieces(asked):
                 asked.take(*piece)
             return cast(RegionRecord, asked.records[0])
@@ -261,7 +263,11 @@ def build_demo(
                 question = gr.Textbox(label="Your own question", placeholder="What is it made of?", max_length=500)
                 with gr.Accordion("Settings", open=False):
                     max_new_tokens = gr.Slider(
-                        1, 512, value=min(512, describer.max_new_tokens), step=1, label="Longest answer, in tokens"
+                        1,
+                        512,
+                        value=min(512, getattr(describer, "max_new_tokens", 128)),
+                        step=1,
+                        label="Longest answer, in tokens",
                     )
                     temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")

@@ -19,7 +19,7 @@ from ..data.examples import DataError
 from ..data.regions import ImageInput, RegionInput, RegionInputs
 from ..masks_finecaption import MaskError, RegionMask
 from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
-from ..prompts_finecaption import BranchRequest, resolve_questions
+from ..prompts_finecaption import BranchRequest, FineCaptionError, resolve_questions
 from ..resuming import UnfinishedError
 from .entries import Entries, Result
 from .outputs import choose_output
@@ -160,7 +160,7 @@ def describe_dataset(
                 for batch, images in prepared:
                     entries.append(batch, worker.answer(images))
                     look_around(batches.region_counts[batch])
-        except (UnfinishedError, DataError, OSError) as error:
+        except (FineCaptionError, OSError) as error:
             failure = str(error)
         failures = [each for each in processes.gather(failure, look_around) if each is not None]
         look_around()

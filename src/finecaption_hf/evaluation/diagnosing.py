@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..asking import FineCaptionDescriber
+from ..asking import Describer
 from ..data.dataset import ExampleDataset
 from ..scenes import known_answers, known_values, shows_scene
 from .diagnostics import DIAGNOSTICS, attribute_accuracy, run_diagnostics
@@ -30,7 +30,7 @@ def diagnose(
     names: Sequence[str],
     predictions: Sequence[Prediction],
     dataset: ExampleDataset,
-    describer: FineCaptionDescriber | None,
+    describer: Describer | None,
     *,
     limit: int | None = None,
     seed: int = 0,

@@ -11,7 +11,7 @@ from .clicks import Clicks, SegmentationError
 from .opening import open_segmenter
 from .pointing import find_regions, read_regions
 from .segmenter import Candidate, EncodedImage, Segmenter
-from .shared import SharedSegmenter, open_segmenter_for, open_shared_segmenter
+from .shared import SharedSegmenter, open_segmenter_beside, open_segmenter_for, open_shared_segmenter
 
 __all__ = [
     "Candidate",
@@ -22,6 +22,7 @@ __all__ = [
     "SharedSegmenter",
     "find_regions",
     "open_segmenter",
+    "open_segmenter_beside",
     "open_segmenter_for",
     "open_shared_segmenter",
     "read_regions",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from ..asking import Describer, FineCaptionDescriber
 from ..data.images import to_rgb
 from ..image_processing_finecaption import fit_within
 from .clicks import SegmentationError
@@ -147,6 +148,22 @@ def open_segmenter_for(
             )
         elif isinstance(error, OSError):
             raise  # it would be no easier to read the second time
+    return open_segmenter(name, device, dtype)
+
+
+def open_segmenter_beside(
+    describer: Describer,
+    name: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Segmenter:
+    """The segmenter to use beside a describer: of FineCaption as `open_segmenter_for`, of others as `open_segmenter`.
+
+    Raises:
+        SegmentationError, ImportError, OSError: As those.
+    """
+    if isinstance(describer, FineCaptionDescriber):
+        return open_segmenter_for(describer.model, describer.processor, name, device, dtype)
     return open_segmenter(name, device, dtype)
 
 

@@ -71,6 +71,8 @@ class EndpointDescriber(ReferringDescriber):
         ValueError: If a setting makes no sense, or the variable of the key is not set.
     """
 
+    decodes = ("max_new_tokens", "temperature", "top_p", "seed")  # OpenAI's interface has no more
+
     def __init__(
         self,
         model: str,
@@ -195,8 +197,14 @@ class EndpointDescriber(ReferringDescriber):
         messages: list[dict[str, Any]] = [{"role": "user", "content": [picture, {"type": "text", "text": job.text}]}]
         if self._templates.system is not None:
             messages.insert(0, {"role": "system", "content": self._templates.system})
+        body, decoding = {**self._body, "messages": messages}, job.decoding
+        if "max_new_tokens" in decoding:
+            limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+            body[limit] = decoding.pop("max_new_tokens")
+        if "seed" in decoding:
+            decoding["seed"] %= 2**31  # what servers take
         # Half a surrogate pair, which the client's own encoder refuses, becomes an escape here.
-        return json.dumps({**self._body, "messages": messages}).encode()
+        return json.dumps({**body, **decoding}).encode()
 
     def _client(self) -> "openai.AsyncOpenAI":
         import openai

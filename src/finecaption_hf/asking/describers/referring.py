@@ -17,14 +17,29 @@ from .templates import PromptTemplates
 
 
 class Job(NamedTuple):
-    """A question about a marked picture: its place (number of the region, number of the request), and its text."""
+    """A question about a marked picture: its place (number of the region, number of the request), its text, and the
+    request that it comes from."""
 
     place: tuple[int, int]
     marked: Marked
     text: str
+    request: BranchRequest
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What the request says of how it is to be answered; the rest is the describer's."""
+        asked: dict[str, Any] = {}
+        for name in ("max_new_tokens", "repetition_penalty"):
+            if (value := getattr(self.request, name)) is not None:
+                asked[name] = value
+        if self.request.temperature > 0:
+            asked |= {name: getattr(self.request, name) for name in ("temperature", "top_p", "seed")}
+        return asked
 
     def answered(self, text: str) -> BranchUpdate:
-        return BranchUpdate(*self.place, BranchAnswer(text.strip(), finish_reason="end"))
+        ends = [place for stop in self.request.stop_strings if (place := text.find(stop)) >= 0]
+        answer = BranchAnswer(text[: min(ends, default=None)].strip(), finish_reason="stop_string" if ends else "end")
+        return BranchUpdate(*self.place, answer)
 
     def failed(self, reason: str) -> BranchUpdate:
         return BranchUpdate(*self.place, BranchAnswer("", finish_reason="error", error=reason))
@@ -42,6 +57,7 @@ class ReferringDescriber(ABC):
     Attributes:
         takes_mask: whether the model has a mask input, which then is its referral.
         tells_size: whether it is known to which size the model resizes a picture.
+        decodes: what requests may say of their decoding, see `BranchRequest`.
 
     Raises:
         DescriberError: If the model cannot be referred to in this way.
@@ -52,6 +68,7 @@ class ReferringDescriber(ABC):
     questions: Mapping[str, str] = {**TASKS, **ATTRIBUTES}
     takes_mask = False
     tells_size = False
+    decodes: tuple[str, ...] = ("max_new_tokens", "temperature", "top_p", "seed", "repetition_penalty")
     _keeps_sent = False
 
     def __init__(self, name: str, referral: Referral, templates: PromptTemplates | None, box_format: str) -> None:
@@ -128,7 +145,10 @@ class ReferringDescriber(ABC):
         for number, ((picture, region), of_region) in enumerate(zip(given, requests, strict=True)):
             marked: Marked | None = None
             for place, request in enumerate(of_region):
-                job = Job((number, place), Marked(picture, None, None), "")
+                job = Job((number, place), Marked(picture, None, None), "", request)
+                if useless := [name for name in job.decoding if name not in self.decodes]:
+                    yield job.failed(f"{', '.join(useless)}: no effect with {self.name}. Leave that out.")
+                    continue
                 try:
                     marked = marked or self._mark(picture, region)
                     text = self.prompt(marked, request.question, request.name)
@@ -136,6 +156,10 @@ class ReferringDescriber(ABC):
                     yield job.failed(describe_error(error))
                 else:
                     yield job._replace(marked=marked, text=text)
+
+    def marked(self, picture: Image.Image, regions: Sequence[RegionMask]) -> list[Marked]:
+        """The pictures that the model gets of regions, as for `prepare`."""
+        return [self._mark(picture, region) for picture, region in self.prepare(picture, regions)]
 
     def _mark(self, picture: Image.Image, region: RegionMask) -> Marked:
         return self._referral.mark(picture, region)

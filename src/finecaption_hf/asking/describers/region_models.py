@@ -52,6 +52,8 @@ class RegionModelDescriber(ReferringDescriber):
         DescriberError: If the model takes masks and the referral gives none, or the other way round.
     """
 
+    decodes = ()  # its code is told when it is loaded
+
     def __init__(
         self,
         model: RegionModel,

@@ -6,12 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...prompts_finecaption import find_question
+from ...prompts_finecaption import find_question, is_global
 from ..errors import DescriberError
 from .referral import check_fields
 from .settings import check_options, options_of
 
 _FIELDS = ("question", "referral", "box", "name")
+
+_HEADER = """\
+# What models beside FineCaption are asked: --prompts FILE, see docs/describers.md.
+# {referral} is the sentence that points out the region, {box} its box as the model writes it, {question} the question,
+# {name} its name; write a brace itself twice. by_name has the whole text for each task and attribute; what is asked in
+# own words goes into default, what is asked about the whole image into whole (null: default without the referral).
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,22 @@ class PromptTemplates:
         if not referral:
             template = template.replace("{referral} ", "")  # with the space that would stand alone
         return template.format(question=question, referral=referral, box=box, name=name or "").strip()
+
+    def to_yaml(self, questions: Mapping[str, str]) -> str:
+        """These templates as a file to edit, with one of its own for each question.
+
+        Args:
+            questions: names and texts.
+        """
+        import yaml
+
+        by_name = dict(self.by_name)
+        for name, text in questions.items():
+            if find_question(name, by_name) is None:
+                chosen = self.whole if is_global(name) and self.whole is not None else self.default
+                by_name[name] = chosen.replace("{question}", text.replace("{", "{{").replace("}", "}}"))
+        values = {"default": self.default, "whole": self.whole, "system": self.system, "by_name": by_name}
+        return _HEADER + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -148,6 +148,11 @@ class TransformersDescriber(ReferringDescriber):
             **options,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
+
     def _mark(self, picture: Image.Image, region: RegionMask) -> Marked:
         marked = super()._mark(picture, region)
         return pad_to_square(marked, self._background) if self._square else marked
@@ -159,15 +164,18 @@ class TransformersDescriber(ReferringDescriber):
         return write_box(marked.box_xyxy, size, self._box_format, seen)
 
     def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
-        while batch := list(islice(jobs, self._batch_size)):
-            yield from (job for job in batch if isinstance(job, BranchUpdate))
-            if asked := [job for job in batch if isinstance(job, Job)]:
-                yield from self._answer_together(asked)
+        # Together with what is decoded alike; what is drawn has a seed of its own, and so is drawn alone.
+        for _, alike in groupby(jobs, lambda job: sorted(job.decoding.items()) if isinstance(job, Job) else None):
+            while batch := list(islice(alike, self._batch_size)):
+                yield from (job for job in batch if isinstance(job, BranchUpdate))
+                if asked := [job for job in batch if isinstance(job, Job)]:
+                    yield from self._answer_together(asked)
 
     def _answer_together(self, jobs: list[Job]) -> Iterator[BranchUpdate]:
         """What fails in a batch is asked again by itself, so that its error is its own."""
         try:
-            answers = self._generate([job.marked.image for job in jobs], [job.text for job in jobs])
+            images, texts = [job.marked.image for job in jobs], [job.text for job in jobs]
+            answers = self._generate(images, texts, **jobs[0].decoding)
         except Exception as error:
             reason = describe_error(error)
         else:
@@ -183,9 +191,15 @@ class TransformersDescriber(ReferringDescriber):
             yield from self._answer_together([job])
 
     @torch.inference_mode()
-    def _generate(self, images: list[Image.Image], texts: list[str]) -> list[str]:
+    def _generate(
+        self, images: list[Image.Image], texts: list[str], seed: int | None = None, **decoding: Any
+    ) -> list[str]:
         inputs = self._inputs(images, texts).to(self._model.device, self._model.dtype)
-        made = self._model.generate(**inputs, generation_config=self._generation)
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+                decoding |= {"do_sample": True, "top_k": 0}
+            made = self._model.generate(**inputs, generation_config=self._generation, **decoding)
         length = inputs["input_ids"].shape[1]
         answers = self._processor.batch_decode(made[:, length:], skip_special_tokens=True)
         clean = getattr(self._processor, "post_process_generation", None)

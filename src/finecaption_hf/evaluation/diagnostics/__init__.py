@@ -7,8 +7,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ...asking import FineCaptionDescriber
+from ...asking import Describer, FineCaptionDescriber
 from ...data.examples import Example
+from ..errors import EvaluationError
 from .accuracy import attribute_accuracy
 from .consistency import attribute_consistency
 from .likelihood import AnswerScore, AnswerScorer, score_answers
@@ -19,8 +20,22 @@ DIAGNOSTICS = ("mask", "mask-own", "consistency")
 """`mask` scores the references, `mask-own` the model's own answers."""
 
 
+def check_diagnostics(names: Sequence[str], describer: Describer) -> None:
+    """Refuse what cannot be found out about a describer.
+
+    Raises:
+        EvaluationError: If a diagnostic looks into the mask-aware tower, and the model is no FineCaption.
+    """
+    inner = [name for name in names if name in ("mask", "mask-own")]
+    if inner and not isinstance(describer, FineCaptionDescriber):
+        raise EvaluationError(
+            f"The diagnostics {', '.join(inner)} look into FineCaption's mask-aware tower, and {describer.name} is "
+            "another model. Leave them out."
+        )
+
+
 def run_diagnostics(
-    describer: FineCaptionDescriber,
+    describer: Describer,
     dataset: Iterable[Example],
     which: Sequence[str] = ("mask", "consistency"),
     *,
@@ -53,6 +68,7 @@ def run_diagnostics(
     unknown = [name for name in which if name not in DIAGNOSTICS]
     if unknown or not which:
         raise ValueError(f"Unknown diagnostics: {', '.join(unknown) or 'none given'}. Known: {', '.join(DIAGNOSTICS)}.")
+    check_diagnostics(which, describer)
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(which):
 
@@ -71,6 +87,7 @@ def run_diagnostics(
                 on_example=on_done,
             )
         else:
+            assert isinstance(describer, FineCaptionDescriber)  # or it was refused
             answers = "own" if name == "mask-own" else "reference"
             found[name] = mask_sensitivity(
                 describer, dataset, answers=answers, truth=truth, limit=limit, seed=seed, on_example=on_done
@@ -86,6 +103,7 @@ __all__ = [
     "Values",
     "attribute_accuracy",
     "attribute_consistency",
+    "check_diagnostics",
     "mask_sensitivity",
     "run_diagnostics",
     "score_answers",
