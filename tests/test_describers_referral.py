@@ -1,6 +1,7 @@
 """Referral: every pixel that is drawn, and every number that is written, is where the region is."""
 
 import json
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
-from finecaption_hf.asking import DescriberError
+from finecaption_hf.asking import DescriberError, ask
+from finecaption_hf.asking.describers import RegionModelDescriber
 from finecaption_hf.asking.describers.boxes import BOX_FORMATS, CONVENTIONS, grid_cells, write_box
 from finecaption_hf.asking.describers.referral import (
     COLORS,
@@ -26,6 +28,7 @@ from finecaption_hf.asking.describers.referral import (
     read_referral,
 )
 from finecaption_hf.asking.describers.templates import PromptTemplates, read_templates
+from finecaption_hf.drawing import COLORS as MARKS
 from finecaption_hf.masks_finecaption import RegionMask
 
 RED = COLORS["red"]
@@ -339,3 +342,55 @@ def test_braces_in_a_question_stay() -> None:
 def test_prompts_that_cannot_be_meant_say_why(value: Any, message: str) -> None:
     with pytest.raises(DescriberError, match=message):
         read_templates(value)
+
+
+# --- several regions in one picture -----------------------------------------------------------------------------------
+
+
+def test_set_of_marks_shows_all_regions_in_one_picture_and_asks_by_number() -> None:
+    describer = RegionModelDescriber(Sizes(), Referral("set_of_marks"), name="it")
+    boxes = [[5, 5, 35, 50], [60, 20, 95, 55], [42, 8, 50, 16]]
+    regions: list[Any] = [{"box_xyxy": boxes[0]}, {"box_xyxy": [900, 900, 901, 901]}, None]
+    regions += [{"box_xyxy": box} for box in boxes[1:]]
+    records = ask(describer, PICTURE, regions, ["Q?", "global"])
+    sentence = "The marked region is the one with the number {}. Q?"
+    said = [record["answers"]["Q?"] if "answers" in record else None for record in records]
+    assert [text and text.split(": ", 1)[1] for text in said] == [
+        sentence.format(1),
+        None,
+        "Q?",
+        sentence.format(2),
+        sentence.format(3),
+    ]
+    plain, marked = (text.split(": ")[0] for text in (said[2], said[0]))
+    assert said[3].startswith(marked) and said[4].startswith(marked) and plain != marked  # one picture for all
+    assert records[0]["answers"]["global"].split(": ")[0] == plain  # the whole image has no marks
+    assert not describer.independent
+
+
+def test_numbers_and_lines_of_set_of_marks_are_where_the_regions_are() -> None:
+    masks = [np.zeros((60, 100), dtype=bool) for _ in range(2)]
+    masks[0][5:50, 5:40], masks[1][15:55, 60:95] = True, True
+    drawn = Referral("set_of_marks").mark_all(PICTURE, [checked(mask) for mask in masks])
+    changed = (np.asarray(drawn) != np.asarray(PICTURE)).any(axis=-1)
+    near = np.zeros_like(changed)
+    for mask, color in zip(masks, MARKS):
+        line = binary_dilation(mask, iterations=line_width(PICTURE.size)) & ~mask
+        assert is_color(drawn, color)[line].mean() > 0.9
+        inside = changed & mask
+        assert 0 < inside.sum() < 0.35 * mask.sum()  # a number, which leaves most of the region as it is
+        assert is_color(drawn, color)[mask].any()  # in the colour of the line
+        near |= binary_dilation(mask, iterations=2 * line_width(PICTURE.size) + 2)
+    assert not (changed & ~near).any()
+    alone = Referral("set_of_marks").mark_all(PICTURE, [checked(masks[1])])
+    assert (np.asarray(alone) != np.asarray(drawn)).any(axis=-1)[masks[1]].any()  # the digits differ
+
+
+class Sizes:
+    """Answers with what the picture is, and what it was asked."""
+
+    takes_mask = False
+    settings: dict[str, Any] = {}
+
+    def answer(self, image: Image.Image, mask: np.ndarray | None, prompt: str) -> str:
+        return f"{zlib.crc32(np.asarray(image).tobytes())}: {prompt}"

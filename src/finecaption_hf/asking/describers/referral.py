@@ -5,14 +5,16 @@ edges, so the right and bottom ends are exclusive, and the box of the whole pict
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ...drawing import COLORS as MARKS
 from ...drawing import grow
+from ...drawing.numbers import number_regions
 from ...masks_finecaption import RegionMask
 from ..errors import DescriberError
 from .boxes import Box
@@ -37,6 +39,7 @@ SENTENCES: dict[str, str] = {
     "box_drawn": "The marked region is inside the {color} box.",
     "contour_drawn": "The marked region is outlined in {color}.",
     "mask_overlaid": "The marked region is tinted {color}.",
+    "set_of_marks": "The marked region is the one with the number {number}.",
     "crop": "The image is cropped to the marked region.",
     "crop_context": "The image is cropped around the marked region, with some of its surroundings.",
 }
@@ -47,6 +50,8 @@ WITH_MASK = ("mask", "filled_box")
 """The kinds that only a model with a mask input can use."""
 
 _LINE_SHARE = 0.006  # of the longer side: two pixels are left where a model sees 336
+_NUMBER_SHARE, _MOST_NUMBER_SHARE = 0.035, 0.15  # size of a number: of the longer side, but so much of the shorter
+_LEAST_NUMBER = 8  # pixels
 _LIGHT = 0.6  # luminance above which a line gets a dark edge instead of a white one
 _WHITE, _INK = (255, 255, 255), (0, 0, 0)
 
@@ -59,11 +64,13 @@ class Marked:
         image: the picture that the model gets, RGB.
         mask: bool (H, W) for a model that takes one; `None` where the picture and the text say it all.
         box_xyxy: the region's box in the pixels of `image`; `None` where no region was asked for.
+        number: of the region, where several are marked by numbers.
     """
 
     image: Image.Image
     mask: np.ndarray | None
     box_xyxy: Box | None
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,15 @@ class Referral:
     Args:
         kind: one of `KINDS`: `"mask"` (the mask goes into the model), `"filled_box"` (the mask's box in place of it),
             `"box_text"` (the box in the text), `"box_drawn"`, `"contour_drawn"`, `"mask_overlaid"` (in the picture),
-            `"crop"`, `"crop_context"`.
+            `"set_of_marks"` (a line and a number for each region of a picture, arXiv 2310.11441), `"crop"`,
+            `"crop_context"`.
         color: of lines and tint, a name of `COLORS`.
         opacity: of the tint, between 0 and 1.
         margin: of `"crop_context"`, on each side, as a share of the box's width and height.
         min_side: crops are grown to this many pixels each way, as far as the picture goes: a line of a few pixels shows
             nothing, and several image processors refuse it.
-        sentence: what the text adds, with `{box}`, `{color}`, `{width}` and `{height}` (those of the picture that the
-            model gets) filled in; `None` means that of `SENTENCES`.
+        sentence: what the text adds, with `{box}`, `{color}`, `{number}`, `{width}` and `{height}` (those of the
+            picture that the model gets) filled in; `None` means that of `SENTENCES`.
 
     Raises:
         DescriberError: If a setting cannot be meant.
@@ -104,7 +112,7 @@ class Referral:
             raise DescriberError(f"margin is {self.margin}. Give a share of the box's sides, such as 0.5.")
         if self.min_side < 1:
             raise DescriberError(f"min_side is {self.min_side}. Give 1 or more pixels.")
-        check_fields(self._sentence, ("box", "color", "width", "height"), "sentence")
+        check_fields(self._sentence, ("box", "color", "number", "width", "height"), "sentence")
 
     @property
     def _sentence(self) -> str:
@@ -149,11 +157,30 @@ class Referral:
             box = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
         return Marked(image, None, box)
 
+    def mark_all(self, image: Image.Image, regions: Sequence[RegionMask]) -> Image.Image:
+        """Outline and number the regions of a picture from 1, for `"set_of_marks"`; other kinds leave it as it is.
+
+        Args:
+            image: the picture, RGB, (H, W); it is not changed.
+            regions: of that picture, each less than the whole of it.
+        """
+        if self.kind != "set_of_marks" or not regions:
+            return image
+        masks = [region.pixels for region in regions]
+        colors = [MARKS[number % len(MARKS)] for number in range(len(masks))]
+        largest_first = sorted(range(len(masks)), key=lambda number: -regions[number].area)
+        for number in largest_first:
+            image = _draw_contour(image, masks[number], colors[number])
+        font_size = round(min(max(image.size) * _NUMBER_SHARE, min(image.size) * _MOST_NUMBER_SHARE))
+        number_regions(image, masks, colors, largest_first, max(_LEAST_NUMBER, font_size))
+        return image
+
     def text(self, marked: Marked, box: str) -> str:
         """The sentence for a picture of `mark`; `box` is the region's box as the model's own convention writes it."""
         if marked.box_xyxy is None:
             return ""
-        return self._sentence.format(box=box, color=self.color, width=marked.image.width, height=marked.image.height)
+        filled = {"box": box, "color": self.color, "number": marked.number}
+        return self._sentence.format(**filled, width=marked.image.width, height=marked.image.height)
 
 
 def read_referral(value: Any) -> Referral:

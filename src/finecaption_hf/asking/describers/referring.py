@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -87,6 +87,8 @@ class ReferringDescriber(ABC):
             )
         self.name = name
         self._referral, self._templates = referral, templates or PromptTemplates()
+        if referral.kind == "set_of_marks":
+            self.independent = False  # numbers stand for the regions that are asked about together
         self._box_format = box_format
         self.settings = {
             "model": name,
@@ -95,9 +97,14 @@ class ReferringDescriber(ABC):
             "prompts": self._templates.settings,
         }
 
-    def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> list[tuple[Image.Image, RegionMask]]:
-        """See `Describer`. Pictures are marked when their turn comes: one for each region would fill the memory."""
-        return [(picture, region) for region in regions]
+    def prepare(
+        self, picture: Image.Image, regions: Sequence[RegionMask]
+    ) -> list[tuple[Image.Image, RegionMask, int | None]]:
+        """See `Describer`. Pictures are marked when their turn comes: one for each region would fill the memory. Only
+        the one that shows all regions by numbers is drawn here."""
+        numbers = count(1)
+        drawn = self._referral.mark_all(picture, [region for region in regions if not region.is_whole])
+        return [(picture, it, None) if it.is_whole else (drawn, it, next(numbers)) for it in regions]
 
     def refusal(self, question: str) -> str | None:
         """See `Describer`: any text can be asked."""
@@ -142,15 +149,15 @@ class ReferringDescriber(ABC):
         """The answers to jobs; what is an update already is handed on."""
 
     def _jobs(self, given: Any, requests: Sequence[Sequence[BranchRequest]]) -> Iterator[Job | BranchUpdate]:
-        for number, ((picture, region), of_region) in enumerate(zip(given, requests, strict=True)):
+        for number, (shown, of_region) in enumerate(zip(given, requests, strict=True)):
             marked: Marked | None = None
             for place, request in enumerate(of_region):
-                job = Job((number, place), Marked(picture, None, None), "", request)
+                job = Job((number, place), Marked(shown[0], None, None), "", request)
                 if useless := [name for name in job.decoding if name not in self.decodes]:
                     yield job.failed(f"{', '.join(useless)}: no effect with {self.name}. Leave that out.")
                     continue
                 try:
-                    marked = marked or self._mark(picture, region)
+                    marked = marked or self._numbered(*shown)
                     text = self.prompt(marked, request.question, request.name)
                 except Exception as error:
                     yield job.failed(describe_error(error))
@@ -159,7 +166,10 @@ class ReferringDescriber(ABC):
 
     def marked(self, picture: Image.Image, regions: Sequence[RegionMask]) -> list[Marked]:
         """The pictures that the model gets of regions, as for `prepare`."""
-        return [self._mark(picture, region) for picture, region in self.prepare(picture, regions)]
+        return [self._numbered(*shown) for shown in self.prepare(picture, regions)]
+
+    def _numbered(self, picture: Image.Image, region: RegionMask, number: int | None) -> Marked:
+        return replace(self._mark(picture, region), number=number)
 
     def _mark(self, picture: Image.Image, region: RegionMask) -> Marked:
         return self._referral.mark(picture, region)
