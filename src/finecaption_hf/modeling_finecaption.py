@@ -533,6 +533,7 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     generation_config: GenerationConfig
 
     def __init__(self, config: FineCaptionConfig):
