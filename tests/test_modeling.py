@@ -17,7 +17,13 @@ from tiny import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast, TextIteratorStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionModel,
+    CompileConfig,
+    PreTrainedTokenizerFast,
+    TextIteratorStreamer,
+)
 from transformers.models.sam.modeling_sam import SamVisionModel
 from transformers.utils import logging
 from waiting import LIMIT_S, start
@@ -470,6 +476,48 @@ def test_a_device_map_leaves_the_logits_unchanged(batch, model, tmp_path, split)
 def test_towers_are_never_split_between_devices(model):
     assert {"FineCaptionVisionTower", "FineCaptionConvNextTower", "FineCaptionSamTower"} <= set(model._no_split_modules)
     assert "LlamaDecoderLayer" in model._no_split_modules
+
+
+# Compiling
+
+
+@torch.no_grad()
+def test_a_forward_with_pixels_compiles_as_one_graph_that_still_refuses(batch):
+    """Without inductor, which takes minutes and changes nothing about graphs. Each layer takes time to trace."""
+    convnext = {"model_args": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}}
+    model = tiny_model(
+        vision_config={"num_hidden_layers": 2}, convnext_config=convnext, text_config={"num_hidden_layers": 1}
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="eager")
+    other = {"input_ids": random_prompts(4, seed=1), **random_pixels(2, [1, 0, 1, 0], seed=1)}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for given in (batch, other):
+            torch.testing.assert_close(compiled(**given).logits, model(**given).logits, **FLOAT32)
+        for name, wrong in (
+            ("image_indices", torch.tensor([0, 0, 1, 2])),
+            ("image_indices", torch.zeros(4, dtype=torch.long)),
+            ("input_ids", torch.full((4, 70), 5)),
+        ):
+            with pytest.raises(RuntimeError, match=r"Inputs do not fit each other\. Without torch\.compile"):
+                compiled(**{**batch, name: wrong})
+    counted = torch._dynamo.utils.counters
+    assert counted["stats"]["unique_graphs"] == 1 and not counted["graph_break"]
+
+
+def test_steps_with_a_static_cache_compile_as_one_graph_once(batch, model):
+    """As `generate` does on a GPU, where it may: the model says so, and asks its language model."""
+    assert model._can_compile_fullgraph
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
+    compiling = CompileConfig(fullgraph=True, backend="eager", mode=None)
+    compiling._compile_all_devices = True  # the CPU, too
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found = model.generate(**batch, **options, compile_config=compiling)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch.equal(found, model.generate(**batch, **options, disable_compile=True))
 
 
 # Loading

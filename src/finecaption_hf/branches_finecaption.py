@@ -32,6 +32,14 @@ PADDING_BRANCH = -1
 CACHE_ARGUMENT = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
+def check_values(holds: torch.Tensor, message: str | Callable[[], str]) -> None:
+    """`torch_compilable_check` of every entry; compiled code asserts it in its graph, which this does not break up."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        torch._assert_async(holds.all(), "Inputs do not fit each other. Without torch.compile, the error says which.")
+    else:
+        torch_compilable_check(holds, message)
+
+
 def branch_attention_mask(branch_ids: torch.Tensor) -> torch.Tensor:
     """Which tokens attend to which: causally, to the prefix and to their own branch.
 
@@ -104,7 +112,7 @@ def packed_branch_inputs(language_model: Any, branch_ids: torch.Tensor, inputs_e
             f"{tuple(inputs_embeds.shape[:2])}. Give one branch id per token."
         )
     branch_ids = branch_ids.to(inputs_embeds.device)
-    torch_compilable_check(
+    check_values(
         are_branch_ids(branch_ids),
         "branch_ids must be 0 in the prefix, then 1, 2, .. in one branch after another, then -1 in padding on the "
         "right.",
@@ -118,7 +126,7 @@ def packed_branch_inputs(language_model: Any, branch_ids: torch.Tensor, inputs_e
     position_ids = branch_position_ids(branch_ids)
     window = attention_window(language_model)
     if window is not None and branch_ids.shape[1] > window:
-        torch_compilable_check(
+        check_values(
             position_ids.max() < window,
             f"A prefix with one of its branches is longer than the window of {window} tokens to which layers of "
             "the language model attend. Shorten it, or train without branch_ids.",

@@ -25,9 +25,9 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.utils import can_return_tuple
 
-from .branches_finecaption import packed_branch_inputs
+from .branches_finecaption import check_values, packed_branch_inputs
 from .towers_finecaption import (
     FineCaptionAdapter,
     FineCaptionConvNextTower,
@@ -78,6 +78,14 @@ def _settle_frozen(module: nn.Module) -> bool:
     return trains
 
 
+def _check_indices(of: str, indices: torch.Tensor, count: int, by: str, remedy: str) -> None:
+    """Every index is of one of `count`, and each of those occurs."""
+    in_range = (indices >= 0) & (indices < count)
+    check_values(in_range, f"{of}_indices must be between 0 and {count - 1} for {count} {of}s.")
+    occurs = (indices == torch.arange(count, device=indices.device)[:, None]).any(1)
+    check_values(occurs, f"Some of the {count} {of}s have no {by} in {of}_indices. {remedy}")
+
+
 class FineCaptionPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by FineCaption models."""
 
@@ -98,6 +106,7 @@ class FineCaptionPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @property
     def device(self) -> torch.device:
@@ -247,7 +256,7 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         if pixel_values.ndim == 2:
             pixel_values, high_res_pixel_values, mask_values = self._unpacked(pixel_values)
         num_images = pixel_values.shape[0]
-        image_indices = self._checked_image_indices(image_indices, num_images, mask_values)
+        self._check_image_indices(image_indices, num_images, mask_values)
         num_regions = num_images if image_indices is None else image_indices.shape[0]
         mask_values = self._checked_mask_values(mask_values, pixel_values, num_regions)
         high_res_features = self._checked_high_res_features(high_res_features, high_res_pixel_values, num_images)
@@ -284,28 +293,21 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
             return features
         return nn.functional.interpolate(features, (self.config.grid_size,) * 2, mode="bilinear", align_corners=False)
 
-    def _checked_image_indices(
+    def _check_image_indices(
         self, image_indices: torch.Tensor | None, num_images: int, mask_values: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        if image_indices is None:
-            if mask_values is not None and mask_values.shape[0] != num_images:
-                raise ValueError(
-                    f"There are {mask_values.shape[0]} region masks for {num_images} images. Give image_indices, which "
-                    "says to which image each region belongs."
-                )
-            return None
-        torch_compilable_check(
-            ((image_indices >= 0) & (image_indices < num_images)).all(),
-            f"image_indices must be between 0 and {num_images - 1} for {num_images} images.",
-        )
-        # Inputs of several calls that were merely concatenated all count their images from 0.
-        images = torch.arange(num_images, device=image_indices.device)
-        torch_compilable_check(
-            (image_indices == images[:, None]).any(1).all(),
-            f"Some of the {num_images} images have no region in image_indices. If this comes from a pipeline's "
-            "batch_size, give a list of chats and no batch_size: inputs that were prepared apart cannot be stacked.",
-        )
-        return image_indices
+    ) -> None:
+        if image_indices is not None:
+            # Inputs of several calls that were merely concatenated all count their images from 0.
+            remedy = (
+                "If this comes from a pipeline's batch_size, give a list of chats and no batch_size: inputs that were "
+                "prepared apart cannot be stacked."
+            )
+            _check_indices("image", image_indices, num_images, "region", remedy)
+        elif mask_values is not None and mask_values.shape[0] != num_images:
+            raise ValueError(
+                f"There are {mask_values.shape[0]} region masks for {num_images} images. Give image_indices, which "
+                "says to which image each region belongs."
+            )
 
     def _checked_mask_values(
         self, mask_values: torch.Tensor | None, pixel_values: torch.Tensor, num_regions: int
@@ -379,21 +381,6 @@ class FineCaptionModel(FineCaptionVisionModel):
                             module.training = True
         return self
 
-    def _features_by_sequence(self, image_features: torch.Tensor, region_indices: torch.Tensor) -> torch.Tensor:
-        """Image tokens of regions `(B, N, D)` to those of sequences `(S, N, D)`."""
-        num_regions = image_features.shape[0]
-        region_indices = region_indices.to(image_features.device)
-        torch_compilable_check(
-            ((region_indices >= 0) & (region_indices < num_regions)).all(),
-            f"region_indices must be between 0 and {num_regions - 1} for {num_regions} regions.",
-        )
-        regions = torch.arange(num_regions, device=region_indices.device)
-        torch_compilable_check(
-            (region_indices == regions[:, None]).any(1).all(),
-            f"Some of the {num_regions} regions have no sequence in region_indices. Leave their masks out.",
-        )
-        return image_features.index_select(0, region_indices)
-
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
@@ -404,7 +391,7 @@ class FineCaptionModel(FineCaptionVisionModel):
         else:
             placeholders = input_ids == self.config.image_token_id
         num_features = image_features.shape[0] * image_features.shape[1]
-        torch_compilable_check(
+        check_values(
             placeholders.sum() == num_features,
             lambda: (
                 f"The prompts hold {int(placeholders.sum())} image tokens but the regions give {num_features} "
@@ -479,11 +466,13 @@ class FineCaptionModel(FineCaptionVisionModel):
                         f"region_indices have shape {tuple(region_indices.shape)} for {inputs_embeds.shape[0]} "
                         "sequences. Give the region of each sequence."
                     )
-                sequence_features = self._features_by_sequence(image_features, region_indices)
+                region_indices = region_indices.to(image_features.device)
+                _check_indices("region", region_indices, len(image_features), "sequence", "Leave their masks out.")
+                sequence_features = image_features.index_select(0, region_indices)
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, sequence_features)
             if region_indices is not None:
-                torch_compilable_check(
-                    (placeholders.sum(dim=(1, 2)) == image_features.shape[1]).all(),
+                check_values(
+                    placeholders.sum(dim=(1, 2)) == image_features.shape[1],
                     f"With region_indices each sequence holds the {image_features.shape[1]} image tokens of a region.",
                 )
             inputs_embeds = inputs_embeds.masked_scatter(placeholders, sequence_features)
@@ -539,6 +528,7 @@ class FineCaptionForConditionalGeneration(FineCaptionPreTrainedModel, Generation
     def __init__(self, config: FineCaptionConfig):
         super().__init__(config)
         self.model = FineCaptionModel(config)
+        self._can_compile_fullgraph = self.model.language_model._can_compile_fullgraph
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         # For the card that push_to_hub makes; the first lets the Hub's snippets say trust_remote_code.
         self.model_tags = ["custom_code", "finecaption", "region-captioning"]
