@@ -36,7 +36,8 @@ from finecaption_hf.evaluation.judging import (
 )
 from finecaption_hf.evaluation.predicting import run_predictions
 from finecaption_hf.evaluation.report import build_report, write_report
-from finecaption_hf.evaluation.report.markdown import escape, table
+from finecaption_hf.evaluation.report.html import to_html
+from finecaption_hf.evaluation.report.markdown import anchors, escape, folded, table
 from finecaption_hf.resuming import ResumeError
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -275,12 +276,15 @@ def test_nothing_in_a_caption_becomes_html(hostile: Path) -> None:
     page = Tags(text)
     assert not page.open
     known = (
-        "html head meta title style body h1 h2 h3 p div span table thead tbody tr th td pre code img ul li strong em"
+        "html head meta title style body h1 h2 p div span table thead tbody tr th td pre code img ul li strong em a "
+        "details summary"
     )
     assert {tag for tag, _ in page.tags} <= set(known.split())
     assert {attribute for _, attributes in page.tags for attribute in attributes} <= {
-        "lang", "charset", "http-equiv", "content", "name", "class", "alt", "src", "style",
+        "lang", "charset", "http-equiv", "content", "name", "class", "alt", "src", "style", "id", "href", "tabindex",
     }  # fmt: skip
+    links = [attributes["href"] or "" for tag, attributes in page.tags if tag == "a"]
+    assert links and all(re.fullmatch(r"#[a-z0-9-]+", link) for link in links)
     assert {attributes["style"] for _, attributes in page.tags if "style" in attributes} == {"text-align:right"}
     sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     # Three plots and that of differences, and the pictures of the captions that could be made.
@@ -301,6 +305,36 @@ def test_nothing_in_a_caption_becomes_markdown(hostile: Path) -> None:
     assert escape("# a | b") == r"\# a \| b"
     assert escape("- a\n- b") == r"\- a - b"
     assert escape("-1.5") == "-1.5"
+
+
+def test_a_report_opens_with_its_contents_and_folds_what_is_for_machines(hostile: Path) -> None:
+    text = (hostile / "report.md").read_text(encoding="utf-8")
+    start, _, rest = text.partition("\n## ")
+    links = re.findall(r"^- \[(.*)\]\(#(.*)\)$", start, re.MULTILINE)
+    assert [title for title, _ in links] == re.findall(r"^## (.*)$", f"## {rest}", re.MULTILINE) and len(links) >= 5
+    page = Tags((hostile / "report.html").read_text(encoding="utf-8"))
+    assert [f"#{attributes['id']}" for tag, attributes in page.tags if tag == "h2"] == [
+        attributes["href"] for tag, attributes in page.tags if tag == "a"
+    ]
+    folds = re.findall(r"<details>(.*?)</details>", (hostile / "report.html").read_text(), re.DOTALL)
+    assert any("model-index:" in fold and "task:" in fold for fold in folds)
+    outside = re.sub(r"<details>.*?</details>", "", (hostile / "report.html").read_text(), flags=re.DOTALL)
+    assert "model-index:" not in outside and "&quot;prompt&quot;" not in outside
+
+
+def test_headings_of_the_same_words_have_links_of_their_own() -> None:
+    assert anchors(["Metrics", escape("a*b, c"), "Metrics", "Metrics", escape("<b>")]) == [
+        "metrics", "ab-c", "metrics-1", "metrics-2", "b",
+    ]  # fmt: skip
+
+
+def test_only_folds_of_a_report_become_html() -> None:
+    page = to_html(
+        "# T\n\n- x\n\n<details open>\n<summary>s</summary>\n\n<b>\n\n[a](http://x) [b](#b) </details>\n", {}
+    )
+    body = page.partition("<body>")[2]
+    assert "<details" not in body and "<b>" not in body and "http://x" not in re.findall('href="(.*?)"', body)
+    assert "<details>\n<summary>s</summary>" in to_html(f"# T\n\n- x\n\n{folded('s', 'y')}\n", {})
 
 
 @settings(max_examples=300, deadline=None)
@@ -392,7 +426,7 @@ def test_diagnostics_are_shown_and_kept(tmp_path: Path) -> None:
     report = build_report(header, judged, diagnostics=[part], examples_by="bleu_1")
     write_report(tmp_path / "out", report, judged.segments)
     text = (tmp_path / "out" / "report.html").read_text()
-    assert "<h2>Is the mask used?</h2>" in text and "the &lt;complement&gt;" in text and "per answer" in text
+    assert ">Is the mask used?</h2>" in text and "the &lt;complement&gt;" in text and "per answer" in text
     assert json.loads((tmp_path / "out" / "report.json").read_text())["diagnostics"] == [part]
     with pytest.raises(ValueError, match=r"no values of 'cider' to choose examples by, only rouge_l"):
         build_report(header, judged, examples_by="cider")

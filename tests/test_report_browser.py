@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,28 @@ def test_report_fits_the_screen_and_loads_nothing(browser: Any, report: Path, wi
     shown = "[...document.querySelectorAll('td:first-child')].map(cell => getComputedStyle(cell).backgroundColor)"
     light = {sum(map(int, color[4:-1].split(", "))) > 382 for color in page.evaluate(shown)}
     assert light == {scheme == "light"}
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_every_section_fits_a_screen_and_the_contents_lead_to_it(
+    browser: Any, report: Path, width: int, height: int
+) -> None:
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(report.as_uri())
+    tops = (
+        "[...document.querySelectorAll('h2'), document.body.lastElementChild].map(e => e.getBoundingClientRect().top)"
+    )
+    starts = page.evaluate(tops)
+    assert len(starts) > 6 and max(after - before for before, after in pairwise(starts)) <= height
+    assert page.locator(".contents a").count() == page.locator("h2").count()
+    page.locator(".contents a").last.click()
+    assert page.locator("h2").last.evaluate("e => e.getBoundingClientRect().top") < height
+    fold = page.locator("details", has_text="model-index")
+    assert not fold.locator("pre").is_visible()
+    fold.locator("summary").click()
+    assert fold.locator("pre").is_visible()
     page.close()
 
 

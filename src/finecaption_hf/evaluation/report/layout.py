@@ -8,7 +8,7 @@ from typing import Any
 from ...hub.figures import metrics_table
 from ..judging import LABELS
 from .card import model_index
-from .markdown import code, escape, picture, table
+from .markdown import anchors, code, escape, folded, picture, table
 
 MAIN_METRICS = ("rouge_l", "bleu_4", "meteor_segments", "cider", "bertscore")
 """Those that tables of groups show; report.json has all."""
@@ -16,7 +16,11 @@ MAIN_METRICS = ("rouge_l", "bleu_4", "meteor_segments", "cider", "bertscore")
 
 def layout(report: Mapping[str, Any]) -> str:
     """A report as Markdown, from the content of report.json. The pictures that it names lie beside it."""
-    return "\n\n".join(_blocks(report)) + "\n"
+    blocks = list(_blocks(report))
+    titles = [block.removeprefix("## ") for block in blocks if block.startswith("## ")]
+    contents = "\n".join(f"- [{title}](#{anchor})" for title, anchor in zip(titles, anchors(titles)))
+    blocks.insert(blocks.index(f"## {titles[0]}"), contents)
+    return "\n\n".join(blocks) + "\n"
 
 
 def _blocks(report: Mapping[str, Any]) -> Iterator[str]:
@@ -48,10 +52,11 @@ def _blocks(report: Mapping[str, Any]) -> Iterator[str]:
     for part in report.get("diagnostics") or ():
         yield f"## {escape(str(part['title']))}"
         yield table(list(map(str, part["table"]["columns"])), [list(map(str, row)) for row in part["table"]["rows"]])
-        yield from (escape(str(note)) for note in part.get("notes") or ())
+        if part.get("notes"):
+            yield folded("What these figures are", *(escape(str(note)) for note in part["notes"]))
     yield "## For a model card"
     yield code("\n".join(metrics_table(report)), "markdown")
-    yield code(model_index(report).rstrip(), "yaml")
+    yield folded("model-index, for its front matter", code(model_index(report).rstrip(), "yaml"))
     yield from _origin(report)
 
 
@@ -71,7 +76,7 @@ def _metrics(report: Mapping[str, Any]) -> Iterator[str]:
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
     first, second = comparison["first"], comparison["model"]
     yield f"## Compared with {escape(second)}"
-    yield (
+    reading = (
         f"Differences are {escape(first)} minus {escape(second)}, on the same branches; both are computed on the same "
         "resamples of images. Between models that are alike, one interval in twenty leaves 0 out by chance: look at "
         "one metric over all captions before the many by attribute."
@@ -88,14 +93,18 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
         for row in comparison["metrics"].values()
     ]
     yield table(("metric", first, second, "difference", "95 % interval", "better", "equal", "worse"), rows)
-    if comparison.get("plot"):
-        yield picture(comparison["plot"], "Paired differences with intervals")
+    yield folded("How to read this", reading)
+    plot = comparison.get("plot")
+    yield "## Differences by attribute"
+    if plot:
+        yield picture(plot, "Paired differences with intervals")
     names = [name for name in MAIN_METRICS if name in comparison["metrics"]]
     rows = [
         [group["name"], f"{group['captions']:,}", *(_cell(group["metrics"][name], "difference", "+") for name in names)]
         for group in comparison["by_attribute"]
     ]
-    yield table(("attribute", "captions", *(LABELS[name] for name in names)), rows)
+    figures = table(("attribute", "captions", *(LABELS[name] for name in names)), rows)
+    yield folded("Differences by attribute, as a table", figures) if plot else figures
 
 
 def _groups(title: str, what: str, groups: Sequence[Mapping[str, Any]], plot: str | None) -> Iterator[str]:
@@ -110,9 +119,10 @@ def _groups(title: str, what: str, groups: Sequence[Mapping[str, Any]], plot: st
         ]
         for group in groups
     ]
-    yield table((what, "captions", "images", *(LABELS[name] for name in names)), rows)
+    figures = table((what, "captions", "images", *(LABELS[name] for name in names)), rows)
     if plot:
         yield picture(plot, title)
+    yield folded(f"{title}, as a table", figures) if plot else figures
 
 
 def _examples(examples: Mapping[str, Any]) -> Iterator[str]:
@@ -147,15 +157,14 @@ def _example(entry: Mapping[str, Any], label: str) -> str:
 def _origin(report: Mapping[str, Any]) -> Iterator[str]:
     yield "## How this was made"
     yield code("\n".join(filter(None, report["commands"].values())) or "(from Python)", "sh")
-    yield table(("", "version"), [[name, str(version)] for name, version in report["versions"].items()], texts=1)
     yield "Signature of the metrics:"
     yield code(report["signature"])
-    yield "Settings of the model, and data:"
+    versions = [[name, str(version)] for name, version in report["versions"].items()]
+    yield folded("Versions", table(("", "version"), versions, texts=1))
     made_of = {"settings": report["settings"], "data": report["data"]}
-    yield code(json.dumps(made_of, ensure_ascii=False, indent=2), "json")
-    yield "### Prompts"
+    yield folded("Settings of the model, and data", code(json.dumps(made_of, ensure_ascii=False, indent=2), "json"))
     rows = [[name or "", f"{count:,}", text] for name, text, count in report["prompts"]]
-    yield table(("name", "captions", "question"), rows, texts=1)
+    yield folded("Prompts", table(("name", "captions", "question"), rows, texts=1))
 
 
 def _bounds(row: Mapping[str, Any], sign: str = "") -> str:

@@ -27,6 +27,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def anchors(headings: Sequence[str]) -> list[str]:
+    """What links lead to headings by, in their order, as GitHub makes it; they are texts as `escape` leaves them."""
+    found: list[str] = []
+    for heading in headings:
+        plain = html.unescape(re.sub(r"\\(.)", r"\1", heading))
+        found.append(re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-"))
+    before = [found[:index].count(name) for index, name in enumerate(found)]
+    return [f"{name}-{count}" if count else name for name, count in zip(found, before)]
+
+
+def folded(title: str, *blocks: str) -> str:
+    """Blocks that are shown when their title is clicked."""
+    return "\n\n".join((f"<details>\n<summary>{html.escape(title)}</summary>", *blocks, "</details>"))
+
+
 def picture(path: str, text: str) -> str:
     """A picture that lies beside the document."""
     return f"![{escape(text)}]({path})"
