@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from describers import Request, StubDescriber, describe
+from evaluation_data import prediction, write_predictions
 from other_models import random_model
 from PIL import Image
 from typer.testing import CliRunner
@@ -306,7 +307,7 @@ def test_table_of_real_models_from_folders(tmp_path: Path, embedded: Any) -> Non
         " options: {max_new_tokens: 8}}",
         "{name: gone, kind: transformers, model: /nowhere/at/all, referral: crop}",
     )
-    results = run_table(read_table(path), examples(), tmp_path / "out", device="cpu", data_name="two pictures")
+    results = run_table(read_table(path), examples(), tmp_path / "out", device="cpu", data_name="CompositionCap")
     assert [result.error is None for result in results] == [True, True, True, False]
 
     headers = [read_predictions(result.predictions)[0] for result in results[:3] if result.predictions]
@@ -354,8 +355,23 @@ def test_cited_figures_are_those_of_the_paper_and_in_a_table_of_their_own(tmp_pa
     content = report_table(
         [RowResult(row, None, "not run")], tmp_path, score=CaptionScorer(["rouge_l"], tokenizer="python")
     )
-    assert "metrics" not in content["measured"][0]
-    assert content["cited"][0]["source"] == "arXiv 2411.15411, Table 2"
+    assert "metrics" not in content["measured"][0] and content["cited"] == []
+    (line,) = content["not_cited"]
+    assert "FineCaption-8B (arXiv 2411.15411, Table 2) are about CompositionCap, test" in line
+
+
+@pytest.mark.parametrize(
+    ("data", "cited"),
+    [("CompositionCap", True), ("../composition_cap/test.json", True), ("finecaption-scenes", False), ("", False)],
+)
+def test_the_papers_figures_stand_beside_its_own_data_alone(tmp_path: Path, data: str, cited: bool) -> None:
+    row = read_table(write(tmp_path, "{name: mine, kind: finecaption, cites: FineCaption-8B}"))[0]
+    path = write_predictions(tmp_path / "mine.jsonl", [prediction("a|0|0", "red", "red")], name=data)
+    content = report_table(
+        [RowResult(row, path, None)], tmp_path / "out", score=CaptionScorer(["rouge_l"], tokenizer="python")
+    )
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert ("127.95" in text, bool(content["cited"]), bool(content["not_cited"])) == (cited, cited, not cited)
 
 
 def test_classes_of_the_kinds_are_what_the_rows_build(tmp_path: Path) -> None:

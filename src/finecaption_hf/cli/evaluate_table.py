@@ -58,7 +58,8 @@ def compare_models(
             )
         content = report_table(results, output, score=score, dataset=dataset, command=command, **report)
     _print(content)
-    typer.echo(f"Wrote {output / 'table.md'}", err=True)
+    for line in (*content["not_cited"], f"Wrote {output / 'table.md'}"):
+        typer.echo(line, err=True)
     failed = [result.row.name for result in results if result.error is not None]
     if failed:
         typer.echo(

@@ -1,5 +1,6 @@
 """Figures that others have published. They are cited beside what is measured here, and never mixed with it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,11 @@ class CitedRow:
     data: str
     metrics: Mapping[str, float]
     note: str = ""
+
+    def is_about(self, data: str) -> bool:
+        """Whether data of that name, as `--data-name` or a path gives it, are those of the table."""
+        letters = re.sub(r"[^a-z]", "", data.lower())
+        return re.sub(r"[^a-z]", "", self.data.partition(",")[0].lower()) in letters
 
 
 METRIC_NAMES = ("rouge_l", "bleu_4", "meteor", "cider", "bertscore")

@@ -25,7 +25,7 @@ def report_table(
     **options: Any,
 ) -> dict[str, Any]:
     """Report on every finished row, then write table.json and table.md: what was measured, and apart from it what
-    others have published.
+    others have published about the same data.
 
     Args:
         results: as `run_table` gives them.
@@ -48,10 +48,21 @@ def report_table(
             entry |= {name: report[name] for name in ("metrics", "counts", "data", "signature", "settings")}
             entry["folder"] = result.predictions.parent.name
         measured.append(entry)
-    cited = list(
-        {row.model: asdict(row) for row in (result.row.cited for result in results) if row is not None}.values()
-    )
-    content = {"finecaption_table": 1, "measured": measured, "cited": cited, "command": command}
+    names = [str(entry["data"].get("name") or "") for entry in measured if "data" in entry]
+    published = {row.model: row for row in (result.row.cited for result in results) if row is not None}
+    beside = [row for row in published.values() if any(map(row.is_about, names))]
+    content = {
+        "finecaption_table": 1,
+        "measured": measured,
+        "cited": [asdict(row) for row in beside],
+        "not_cited": [
+            f"The figures of {row.model} ({row.source}) are about {row.data}. They stand beside that alone; where "
+            "these data are it, name them so with --data-name."
+            for row in published.values()
+            if row not in beside
+        ],
+        "command": command,
+    }
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.json").write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -88,6 +99,7 @@ def _blocks(content: Mapping[str, Any]) -> Iterator[str]:
             numbers = [f"{row['metrics'][name]:.2f}" if name in row["metrics"] else "" for name in METRIC_NAMES]
             rows.append([row["model"], *numbers, row["data"], row["source"], row["note"]])
         yield table(("model", *(LABELS[name] for name in METRIC_NAMES), "data", "source", "note"), rows, texts=3)
+    yield from map(escape, content["not_cited"])
     yield "## Prompts and settings of the measured rows"
     for entry in measured:
         shown = {name: entry.get(name) for name in ("model", "revision", "settings", "options", "served", "signature")}
