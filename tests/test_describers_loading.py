@@ -18,6 +18,7 @@ from finecaption_hf.asking import DescriberError, FineCaptionDescriber, ask, loa
 from finecaption_hf.asking.describers import (
     EndpointDescriber,
     FilledBoxDescriber,
+    PixelsDescriber,
     PromptTemplates,
     Referral,
     RegionModelDescriber,
@@ -84,6 +85,14 @@ def test_finecaption_is_known_by_its_configuration_and_takes_a_filled_box() -> N
     # The region is a box, so the mask's box says the same.
     alone = load_describer(referral="mask", max_new_tokens=8)
     assert ask(filled, PICTURE, BOX) == ask(alone, PICTURE, BOX)
+
+
+def test_what_pixels_tell_needs_no_weights() -> None:
+    describers = [load_describer("pixels"), load_describer(describer="pixels")]
+    assert all(isinstance(describer, PixelsDescriber) for describer in describers)
+    green = Image.new("RGB", (60, 40), (0, 160, 0))
+    (record,) = ask(describers[0], green, {"box_xyxy": [10, 10, 40, 30]}, "color")
+    assert record["answers"] == {"Color": "Green."}
 
 
 class Echo:
@@ -186,7 +195,8 @@ def test_what_was_sent_is_in_the_record_where_it_is_asked_for() -> None:
         ({"prompts": "P"}, "prompts: no effect with the embedded checkpoint, which is a FineCaption checkpoint. Leave"),
         ({"trust_remote_code": True, "box_format": "unit"}, "trust_remote_code, box_format: no effect"),
         ({"referral": "crop"}, "FineCaption is referred to by 'mask' or 'filled_box', not by 'crop'"),
-        ({"describer": "vllm"}, "describer is 'vllm'. Give finecaption, transformers, endpoint, describe_anything"),
+        ({"describer": "vllm"}, "describer is 'vllm'. Give finecaption, transformers, endpoint, pixels, describe_any"),
+        ({"model": "pixels", "device": "cpu"}, "device: no effect with pixels, which is no model. Leave that out"),
         ({"describer": "os.system"}, "or module:function of your own"),
         ({"describer": "nowhere:Echo"}, "The describer nowhere:Echo cannot be imported: No module named 'nowhere'"),
         ({"describer": "transformers"}, "There is no model. Give the folder or Hub id"),

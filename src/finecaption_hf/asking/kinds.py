@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _OPENAI = "openai:"
 
+KINDS = ("finecaption", "transformers", "endpoint", "pixels")
+"""Of describers, besides models with code of their own."""
+
 
 def load_describer(
     model: str | os.PathLike[str] | None = None,
@@ -44,10 +47,10 @@ def load_describer(
 
     Args:
         model: a folder or Hub id: of a FineCaption checkpoint or an adapter of one, see `load`, or of any
-            image-text-to-text model of transformers; `"openai:MODEL"`, a model behind OpenAI's interface; `None` means
-            the checkpoint that comes with the package.
-        describer: the kind, where the model does not tell it: `"finecaption"`, `"transformers"`, `"endpoint"`; or the
-            code of a model that has its own: `"describe_anything"`, or `"module:function"`, see `RegionModel`.
+            image-text-to-text model of transformers; `"openai:MODEL"`, a model behind OpenAI's interface; `"pixels"`,
+            what can be told without a model; `None` means the checkpoint that comes with the package.
+        describer: the kind, where the model does not tell it: one of `KINDS`; or the code of a model that has its own:
+            `"describe_anything"`, or `"module:function"`, see `RegionModel`.
         referral: how regions are pointed out, as `read_referral` takes it; `None` means what suits the model's family.
         prompts: what other models are asked, as `read_templates` takes it, or a YAML file with that (a path, not a
             text); `None` means what suits the family.
@@ -90,6 +93,10 @@ def load_describer(
     if kind == "finecaption":
         return _finecaption(named, given)
     _refuse_useless(kind, named, given)
+    if kind == "pixels":
+        from .describers import PixelsDescriber
+
+        return PixelsDescriber()
     if "referral" in given:
         from .describers.referral import read_referral
 
@@ -131,7 +138,7 @@ def options_of_kind(kind: str) -> dict[str, tuple[type, ...]]:
     """The options that a kind of describer takes, each with what it may be in YAML, see `options_of`.
 
     Args:
-        kind: `"finecaption"`, `"transformers"`, `"endpoint"`, or the code of a model that has its own.
+        kind: one of `KINDS`, or the code of a model that has its own.
     """
     from .describers import EndpointDescriber, RegionModelDescriber, TransformersDescriber
     from .describers.settings import options_of
@@ -141,6 +148,8 @@ def options_of_kind(kind: str) -> dict[str, tuple[type, ...]]:
     if kind == "finecaption":
         others = ("describer", "prompts", "base_url", "api_key_env", "trust_remote_code")
         return options_of(load_describer, without=(*without, *others))
+    if kind == "pixels":
+        return {}
     if kind == "transformers":
         makers = (TransformersDescriber, TransformersDescriber.from_pretrained)
         return options_of(*makers, without=without) | ways
@@ -159,18 +168,19 @@ def _kind(model: str | None, describer: str | None, given: Mapping[str, Any]) ->
 
     if describer is not None:
         module, colon, function = describer.partition(":")
-        if describer in ("finecaption", "transformers", "endpoint", *REGION_MODELS) or (
+        if describer in (*KINDS, *REGION_MODELS) or (
             colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
         ):
             return describer
         raise DescriberError(
-            f"describer is {describer!r}. Give finecaption, transformers, endpoint, {', '.join(REGION_MODELS)}, or "
-            "module:function of your own."
+            f"describer is {describer!r}. Give {', '.join((*KINDS, *REGION_MODELS))}, or module:function of your own."
         )
     if "base_url" in given or (model is not None and model.startswith(_OPENAI)):
         return "endpoint"
     if model is None:
         return "finecaption"
+    if model == "pixels":
+        return "pixels"
     with _told(model):
         config = loading.read_config(model, given.get("revision"))
     return "finecaption" if config.get("model_type") == "finecaption" else "transformers"
@@ -180,13 +190,17 @@ def _refuse_useless(kind: str, model: str | None, given: Mapping[str, Any], take
     """Refuse an option that another kind has, or none."""
     known = options_of_kind(kind)
     unknown = [option for option in given if option not in known]
-    kinds = ("finecaption", "transformers", "endpoint", "describe_anything")
-    others = set().union(*map(options_of_kind, kinds))
+    others = set().union(*map(options_of_kind, (*KINDS, "describe_anything")))
     if useless := [option for option in unknown if option in others]:
-        told = {"finecaption": "a FineCaption checkpoint", "transformers": "a model of transformers"}
+        told = {
+            "finecaption": "a FineCaption checkpoint",
+            "transformers": "a model of transformers",
+            "endpoint": "an endpoint",
+            "pixels": "no model",
+        }
         raise DescriberError(
             f"{', '.join(useless)}: no effect with {model or 'the embedded checkpoint'}, which is "
-            f"{told.get(kind, 'an endpoint' if kind == 'endpoint' else f'asked by {kind}')}. Leave that out."
+            f"{told.get(kind, f'asked by {kind}')}. Leave that out."
         )
     if unknown and not takes_more:
         from .describers.settings import check_options

@@ -36,7 +36,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="ID_OR_FOLDER",
-        help="FineCaption or any image-text model (Hub id or folder), or openai:MODEL.",
+        help="FineCaption or any image-text model (Hub id or folder), openai:MODEL, or pixels.",
         show_default="the embedded FineCaption",
     ),
 ]

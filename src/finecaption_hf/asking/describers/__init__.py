@@ -7,6 +7,7 @@
 from .boxes import BOX_FORMATS, BoxFormat
 from .endpoint import EndpointDescriber, EndpointError
 from .filled_box import FilledBoxDescriber
+from .pixels import PixelsDescriber
 from .referral import Referral
 from .region_models import DescribeAnything, RegionModel, RegionModelDescriber
 from .templates import PromptTemplates
@@ -19,6 +20,7 @@ __all__ = [
     "EndpointDescriber",
     "EndpointError",
     "FilledBoxDescriber",
+    "PixelsDescriber",
     "PromptTemplates",
     "Referral",
     "RegionModel",
