@@ -6,14 +6,15 @@ for by attributes of `HubServer`. Its Xet storage takes uploads, which it cannot
 """
 
 import base64
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
 import socket
 import subprocess
-import sys
-import textwrap
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
+from fresh import FreshPython
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -107,7 +109,10 @@ class HubServer:
         cut_xet: whether uploads to Xet lose their connection.
         refuse_commits: how many commits are answered with status 503.
         before_commit: called once, before the next commit is made.
+        port: the same for all of a process, one after the other, so that clients find each where the last one was.
     """
+
+    port = 0
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -128,14 +133,15 @@ class HubServer:
         self._refused: list[tuple[str, _Answer]] = []
         self._lost: list[str] = []
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
         hub = self
 
         class Handler(_Handler):
             server_hub = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", HubServer.port), Handler)
         self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
+        HubServer.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.elsewhere = f"http://localhost:{self.port}"  # where large files lie
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -149,6 +155,9 @@ class HubServer:
         self._server.server_close()
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server goes on after its end"
+        for connection in self.connections:  # kept open, they would reach this one through the port of the next
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def model(self, repo_id: str) -> Repo:
         return self.repos["model", repo_id]
@@ -202,6 +211,10 @@ _ROUTES = [
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_hub: HubServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.server_hub.connections.append(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -609,32 +622,40 @@ WITHOUT_WAITING = "import time; time.sleep = lambda seconds: None\n"
 COMMAND = WITHOUT_WAITING + "from finecaption_hf.cli import main; main()"
 
 
-class Client:
-    """Runs code as a user of the Hub, in a fresh process with a home of its own."""
+# Of all clients one after the other: libraries read both when they are imported.
+_HOMES = tempfile.TemporaryDirectory(prefix="finecaption-test-homes-")
+_HOME = Path(_HOMES.name, "home")
 
-    def __init__(self, hub: HubServer, work: Path) -> None:
-        self.work = work
-        self.environment = {
+
+@functools.cache
+def _python(url: str) -> FreshPython:
+    return FreshPython(
+        {
             **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(work / "home"),
-            "HF_MODULES_CACHE": str(work / "home" / "modules"),
+            "HF_ENDPOINT": url,
+            "HF_HOME": str(_HOME),
+            "HF_MODULES_CACHE": str(_HOME / "modules"),
             "HF_TOKEN": TOKEN,
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "OMP_NUM_THREADS": "1",
         }
+    )
+
+
+class Client:
+    """Runs code as a user of the Hub, in fresh processes with a home of its own, `work / "home"`."""
+
+    def __init__(self, hub: HubServer, work: Path) -> None:
+        self.work = work
+        self.python = _python(hub.url)
+        (work / "home").mkdir(exist_ok=True)
+        _HOME.unlink(missing_ok=True)
+        _HOME.symlink_to(work / "home")
 
     def run(self, code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=self.work,
-            env={**self.environment, **environment},
-        )
+        done = self.python.run(code, *arguments, work=self.work, **environment)
         assert TOKEN not in done.stdout + done.stderr
         return done
 

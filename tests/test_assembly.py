@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import timm
 import torch
 from conftest import NOT_INSTALLED
+from fresh import OURS
 from parts import options, small
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -532,8 +531,7 @@ def test_folder_loads_as_remote_code_and_saves_again_with_identical_keys(full, t
     with torch.inference_mode():
         logits = model(**inputs).logits
     again = tmp_path / "again"
-    command = [sys.executable, "-c", FRESH, str(full), str(again), str(tmp_path / "inputs.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = OURS.run(FRESH, full, again, tmp_path / "inputs.pt", work=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert torch.equal(torch.load(f"{again}.logits"), logits)
     assert keys_of(again) == keys_of(full) == set(model.state_dict())

@@ -7,8 +7,6 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import parts
 import pytest
 import torch
 import yaml
+from fresh import OURS
 from hub_server import Client, HubServer
 from parts import options, small
 from safetensors import safe_open
@@ -564,8 +563,7 @@ room.assemble(out, clip=clip, llm=llm, without=["convnext", "sam"], max_shard_si
 @pytest.mark.parametrize("stage", ["weights", "processor", "config"])
 def test_killed_assembly_leaves_no_folder_that_looks_complete(folder, tmp_path, stage):
     out = tmp_path / "out"
-    arguments = [stage, str(out), str(folder / "clip"), str(folder / "llm")]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=300)
+    done = OURS.run(KILLED, stage, out, folder / "clip", folder / "llm", work=tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert not out.exists()
     (left,) = tmp_path.iterdir()

@@ -1,12 +1,11 @@
 """What a configuration promises: the full-size model, its ablations, and refusals of sizes that do not fit."""
 
 import logging as std_logging
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+from fresh import OURS
 from tiny import tiny_config, tiny_model
 from transformers import AutoConfig, Qwen2Config
 from transformers.utils import logging
@@ -189,8 +188,8 @@ def test_transformers_above_the_tested_range_are_remarked_on_once_and_can_be_sil
 
 
 @pytest.mark.parametrize("module", ["modeling", "processing", "image_processing", "configuration", "pipeline"])
-def test_every_hub_file_checks_the_version_before_it_needs_it(module):
+def test_every_hub_file_checks_the_version_before_it_needs_it(module, tmp_path):
     code = f"import transformers; transformers.__version__ = '5.18.0'; import finecaption_hf.{module}_finecaption"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.returncode != 0
+    result = OURS.run(code, work=tmp_path)
+    assert result.returncode == 1
     assert "but transformers 5.18.0 is installed" in result.stderr.splitlines()[-1]

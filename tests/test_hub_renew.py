@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import NOT_INSTALLED
 from hub_server import Client
 from safetensors.torch import load_file
 
@@ -206,10 +207,10 @@ def test_what_is_no_finecaption_is_refused_and_left_alone(tmp_path, config, mess
 # --- on the Hub ------------------------------------------------------------------------------------------------------
 
 
-LOAD = """
-import json, sys
-from conftest import NOT_INSTALLED
-exec(NOT_INSTALLED)
+LOAD = (
+    NOT_INSTALLED
+    + """
+import json
 from transformers import AutoModelForImageTextToText, AutoProcessor
 options = {"trust_remote_code": True, **json.loads(sys.argv[2])}
 try:
@@ -219,11 +220,12 @@ try:
 except ImportError as error:
     print(f"old code: {error}")
 """
+)
 
 
 def loaded(client: Client, repo: str, **options: str) -> str:
     """What a machine without this package gets of a repository."""
-    done = client.run(LOAD, repo, json.dumps(options), PYTHONPATH=str(Path(__file__).parent))
+    done = client.run(LOAD, repo, json.dumps(options))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

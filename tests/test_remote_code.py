@@ -4,14 +4,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import NOT_INSTALLED
+from fresh import OURS
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import __version__
@@ -81,21 +80,7 @@ def encode(processor):
 
 def run(code: str, *arguments: os.PathLike, **environment: str) -> str:
     """Run code in a fresh process; returns what it printed."""
-    work = arguments[-1]
-    result = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + ENCODE + textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=work,
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": str(Path(work) / "modules"),
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
-    )
+    result = OURS.run(PREAMBLE + ENCODE + textwrap.dedent(code), *arguments, work=Path(arguments[-1]), **environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -246,7 +231,6 @@ def test_transformers_below_the_range_ends_in_an_error_that_names_it(work, copy,
         """,
         copy,
         work,
-        HF_MODULES_CACHE=str(work / f"modules-{auto_class}"),
     )
     assert "transformers>=5.19 (tested up to 5.24), but transformers 5.18.0 is installed" in printed
 

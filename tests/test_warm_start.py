@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from fresh import OURS
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,12 +21,14 @@ ALPHA = "model.vision_tower.embeddings.alpha_embedding.weight"
 
 def warm_start(folder: Path, caption_steps: int) -> list[dict[str, Any]]:
     """The records that a run logs."""
-    command = [sys.executable, str(ROOT / "scripts" / "warm_start_tiny.py"), "--output", str(folder)]
+    options: list[Any] = ["--output", folder]
     phases = ("--swatch-steps", "--close-up-steps", "--tower-steps", "--word-steps")
     for option in (*phases, "--log-every", "--save-every", "--threads"):
-        command += [option, "1"]
-    command += ["--caption-steps", str(caption_steps), "--images", "2", "--workers", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        options += [option, "1"]
+    options += ["--caption-steps", caption_steps, "--images", "2", "--workers", "0"]
+    script = str(ROOT / "scripts" / "warm_start_tiny.py")
+    code = f"import runpy; runpy.run_path({script!r}, run_name='__main__')"
+    result = OURS.run(code, *options, work=folder)
     assert result.returncode == 0, result.stderr[-2000:]
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
