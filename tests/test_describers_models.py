@@ -10,7 +10,7 @@ from other_models import FAMILIES, llava_without_template, random_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from finecaption_hf.asking import DescriberError
+from finecaption_hf.asking import DescriberError, ask
 from finecaption_hf.asking.describers import (
     DescribeAnything,
     FilledBoxDescriber,
@@ -297,6 +297,13 @@ def test_filled_box_takes_the_place_of_the_mask_and_of_nothing_else() -> None:
     assert request.name == "Color"
     assert describer.settings == {"model": "stub", "referral": {"kind": "filled_box", "sentence": ""}}
     assert (describer.questions, describer.refusal("<image>")) == (stub.questions, "a special token")
+
+
+def test_several_turns_are_not_asked_of_models_that_take_one_question() -> None:
+    chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    describer = RegionModelDescriber(DescribeAnything(StandIn(), max_new_tokens=5), Referral("mask"), name="DAM")
+    with pytest.raises(ValueError, match="DAM is asked one question at a time, not several turns"):
+        ask(describer, picture(60, 90), None, [chat])
 
 
 class StandIn:

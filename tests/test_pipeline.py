@@ -24,6 +24,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 from finecaption_hf import EMBEDDED_CHECKPOINT, MaskError, RegionCaptioningPipeline
+from finecaption_hf.asking import FineCaptionDescriber, ask
 from finecaption_hf.configuration_finecaption import FineCaptionConfig
 from finecaption_hf.pipeline_finecaption import ImageError
 from finecaption_hf.scenes import render_scene
@@ -82,6 +83,36 @@ def test_records_hold_what_plain_generation_answers_with_box_area_and_log_probab
             assert text == expected
             assert record["log_probs"][name] == pytest.approx(log_probs, abs=1e-4)
     assert json.loads(json.dumps(records)) == records
+
+
+def chat_of(*turns: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": text} for role, text in zip(itertools.cycle(("user", "assistant")), turns)]
+
+
+@pytest.mark.hub
+def test_a_chat_of_several_turns_is_answered_as_by_generate(embedded, describe, scenes, monkeypatch):
+    model, processor = embedded
+    image, mask = scenes[1]["image"], scenes[1]["regions"][0]
+    turns = ("color", "blue", "Shape", "a cube", "Is it new?")
+    questions = [chat_of(*turns), "color", chat_of(*turns[:3])]
+    (record,) = describe(image, [mask], questions, max_new_tokens=40)
+    assert list(record["answers"]) == ["\n".join(turns), "Color", "\n".join(turns[:3])]
+    for asked, answer in zip((turns, turns[:1], turns[:3]), record["answers"].values(), strict=True):
+        chat = processor.conversation(image, asked[0], mask)
+        for message in chat_of(*asked)[1:]:
+            text = processor.questions.get(message["content"].capitalize(), message["content"])
+            chat.append({"role": message["role"], "content": [{"type": "text", "text": text}]})
+        inputs = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        output = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
+        assert answer == processor.decode(output, skip_special_tokens=True).strip()
+    assert len({*record["answers"].values()}) > 1
+    # One chat may stand alone, other doors take it, and the plain way answers the same.
+    engine = FineCaptionDescriber(model, processor, max_new_tokens=40)
+    assert ask(engine, image, [mask], questions) == [record]
+    monkeypatch.setattr(engine, "_obstacle", "For this test.")
+    assert ask(engine, image, [mask], questions[0])[0]["answers"] == dict([*record["answers"].items()][:1])
 
 
 def test_all_asks_every_attribute_and_no_task(describe, scenes):
@@ -366,6 +397,10 @@ def test_a_defect_is_not_taken_for_a_users_error(describe, monkeypatch):
     [
         ((EXAMPLE_PICTURE, None, []), {}, "No question was given"),
         ((EXAMPLE_PICTURE, None, ["color", " "]), {}, "' ' is no question"),
+        ((EXAMPLE_PICTURE, None, chat_of("color", "red")), {}, "ends with the user's"),
+        ((EXAMPLE_PICTURE, None, [[*chat_of("color"), *chat_of("shape", "round")]]), {}, "ends with the user's"),
+        ((EXAMPLE_PICTURE, None, chat_of("color", "", "shape")), {}, "is no question"),
+        ((EXAMPLE_PICTURE, None, chat_of("color", "red", "<image>?")), {}, "a special token"),
         ((EXAMPLE_PICTURE, [1, 2, 3, 4]), {}, "bare list of numbers"),
         (([EXAMPLE_PICTURE] * 2, [TRIANGLE]), {}, "2 images are a list of 1. Give a list with one entry per image"),
         (([EXAMPLE_PICTURE] * 2, TRIANGLE), {}, "2 images are a dict of 1"),

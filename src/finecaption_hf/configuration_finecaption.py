@@ -308,26 +308,19 @@ class FineCaptionConfig(PreTrainedConfig):
     @property
     def fused_feature_size(self) -> int:
         """Channels of the concatenated towers, the adapter's input width."""
-        size = self.vision_config.hidden_size
-        if self.use_convnext:
-            size += self.convnext_feature_size
-        if self.use_sam:
-            size += self.sam_feature_size
-        return size
+        size = self.vision_config.hidden_size + (self.convnext_feature_size if self.use_convnext else 0)
+        return size + (self.sam_feature_size if self.use_sam else 0)
 
     def image_processor_kwargs(self) -> dict[str, Any]:
         """Arguments with which `FineCaptionImageProcessor` prepares inputs for this model."""
-        high_res = self.use_convnext or self.use_sam
+        size, high_res_size = (
+            {"height": side, "width": side} for side in (self.vision_config.image_size, self.high_res_image_size)
+        )
         return {
-            "size": {"height": self.vision_config.image_size, "width": self.vision_config.image_size},
-            "high_res_size": (
-                {"height": self.high_res_image_size, "width": self.high_res_image_size} if high_res else None
-            ),
+            "size": size,
+            "high_res_size": high_res_size if self.use_convnext or self.use_sam else None,
             "do_mask": self.use_mask,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-            "high_res_image_mean": list(self.high_res_image_mean),
-            "high_res_image_std": list(self.high_res_image_std),
+            **{name: list(getattr(self, name)) for name in _STATISTICS[:4]},
             "mask_mean": self.mask_mean,
             "mask_std": self.mask_std,
         }
@@ -347,16 +340,7 @@ _CUSTOM_PIPELINES = {
     },
 }
 
-_STATISTICS = (
-    "image_mean",
-    "image_std",
-    "high_res_image_mean",
-    "high_res_image_std",
-    "convnext_image_mean",
-    "convnext_image_std",
-    "sam_image_mean",
-    "sam_image_std",
-)
+_STATISTICS = [f"{tower}image_{what}" for tower in ("", "high_res_", "convnext_", "sam_") for what in ("mean", "std")]
 
 
 def _sub_config(given: dict | PreTrainedConfig | None, model_type: str, defaults: dict[str, Any]) -> PreTrainedConfig:

@@ -21,14 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import (
-    Cache,
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-    logging,
-)
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList, logging
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .branches_finecaption import (
@@ -49,7 +42,7 @@ from .branches_finecaption import (
     use_branch_attention,
 )
 from .image_processing_finecaption import join_vision
-from .prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, PromptEncoder, find_question
+from .prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, PromptEncoder, chat_about, find_question
 
 logger = logging.get_logger(__name__)
 
@@ -168,7 +161,7 @@ class BranchEngine:
         questions: Mapping[str, str] = self.processor.questions
         return questions
 
-    def refusal(self, question: str) -> str | None:
+    def refusal(self, question: str | tuple[str, ...]) -> str | None:
         """Why a question cannot be asked; `None` where it can."""
         try:
             self.question_ids(question)
@@ -279,20 +272,20 @@ class BranchEngine:
             [] if log_probs else None,
         )
 
-    def question_ids(self, question: str) -> tuple[int, ...]:
-        """Tokens of a question, given by its name or in own words, behind `prefix_ids`.
+    def question_ids(self, question: str | tuple[str, ...]) -> tuple[int, ...]:
+        """Tokens of a question, given by its name, in own words or as turns of a chat, behind `prefix_ids`.
 
         Raises:
             ValueError: If the question holds a special token, such as that of an image.
         """
-        text = find_question(question, self.processor.questions) or question
-        return self._whole_prompt(text) if self._prompts is None else self._prompts.question_ids(text)
+        if isinstance(question, str):
+            question = find_question(question, self.processor.questions) or question
+        return self._whole_prompt(question) if self._prompts is None else self._prompts.question_ids(question)
 
-    def _whole_prompt(self, text: str) -> tuple[int, ...]:
+    def _whole_prompt(self, question: str | tuple[str, ...]) -> tuple[int, ...]:
         """Tokens of a prompt whose template does not split into a prefix and a question."""
-        processor = self.processor
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-        prompt = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        processor, chat = self.processor, chat_about(self.processor, question)
+        prompt = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         if prompt.count(processor.image_token) != 1:
             raise ValueError(f"The prompt {prompt!r} has not one image token. Mend the question or the chat template.")
         prompt = prompt.replace(processor.image_token, processor.image_token * processor.image_seq_length)

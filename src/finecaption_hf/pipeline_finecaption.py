@@ -30,7 +30,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .engine_finecaption import BranchEngine, encode_picture, without_wrapper
 from .image_processing_finecaption import FineCaptionImageProcessor, flatten_regions, upright_rgb
 from .masks_finecaption import MaskError, RegionMask, is_region_reference
-from .prompts_finecaption import BranchAnswer, BranchRequest, FineCaptionError, is_global, resolve_questions
+from .prompts_finecaption import BranchAnswer, BranchRequest, FineCaptionError, Question, is_global, resolve_questions
 
 TASK = "region-captioning"
 
@@ -84,7 +84,7 @@ class AskedRegion:
         record: dict[str, Any] = {**self.head, "box_xyxy": list(self.box_xyxy or ()), "area": self.area, "answers": {}}
         record |= {"log_probs": {}} if log_probs else {}
         for number, answer in sorted(self.answers.items()):
-            name = self.requests[number].name or self.requests[number].question
+            name = self.requests[number].label
             if answer.sent is not None:
                 record.setdefault("sent", {})[name] = dict(answer.sent)
             if why_not := self.why_not(number):
@@ -138,7 +138,7 @@ class AskedImage:
         """
         masks: list[RegionMask] = []
         asked = cls(list(regions), index)
-        of_image: dict[str, list[Target]] = {}
+        of_image: dict[Question, list[Target]] = {}
         whole: list[list[Target]] | None = None
         for number, (reference, region) in enumerate(zip(references, regions)):
             error = next((it for it in (reference, picture) if isinstance(it, Exception)), None)
@@ -153,7 +153,7 @@ class AskedImage:
             region.box_xyxy, region.area = mask.box_xyxy, mask.area
             row: list[list[Target]] = []
             for place, request in enumerate(region.requests):
-                if is_global(request.name or request.question):
+                if is_global(request.label):
                     of_image.setdefault(request.question, []).append((number, place))
                 else:
                     row.append([(number, place)])
@@ -249,7 +249,7 @@ def stream_answers(
     for image, index, number, answer in answers(describer, images, log_probs=log_probs, partial=partial):
         region = image.regions[index]
         request = region.requests[number]
-        piece = {"image_index": image.index, "region_index": index, "question": request.name or request.question}
+        piece = {"image_index": image.index, "region_index": index, "question": request.label}
         if why_not := region.why_not(number):
             yield {**piece, "error": why_not}
             continue
@@ -260,7 +260,7 @@ def stream_answers(
 
 
 def requests_about(
-    questions: Iterable[tuple[str | None, str]], place: Sequence[Any], image: Sequence[Any], **decoding: Any
+    questions: Iterable[tuple[str | None, Question]], place: Sequence[Any], image: Sequence[Any], **decoding: Any
 ) -> tuple[BranchRequest, ...]:
     """Questions -> requests that draw differently everywhere, and the same in every batch.
 
@@ -304,7 +304,7 @@ def read_picture(image: Any) -> Image.Image:
 
 
 def read_item(
-    item: Mapping[str, Any], known: Mapping[str, str], questions: str | Sequence[str] = "region", **decoding: Any
+    item: Mapping[str, Any], known: Mapping[str, str], questions: Any = "region", **decoding: Any
 ) -> dict[str, Any]:
     """An image of a call, as `items_of` gives it -> what `AskedImage.prepare` takes.
 
@@ -456,7 +456,7 @@ class RegionCaptioningPipeline(Pipeline):
         self,
         images: Any,
         regions: Any = None,
-        questions: str | Sequence[str] | None = None,
+        questions: Any = None,
         high_res_features: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -470,8 +470,9 @@ class RegionCaptioningPipeline(Pipeline):
                 image, `[]` no region. For a list of images, a list with one such entry per image. Datasets and
                 iterables hold their regions in dicts.
             questions: one or several: names of tasks or attributes that the processor knows, own words, or `"all"`,
-                every attribute. `None` means what the pipeline was made with, else `"region"`. `"global"` is asked once
-                about the whole image, and its answer is in the record of every region.
+                every attribute; or chats of texts about the region, `[{"role": "user", "content": ..}, ..]`. `None`
+                means what the pipeline was made with, else `"region"`. `"global"` is asked once about the whole image,
+                and its answer is in the record of every region. A chat's answer stands under its turns, a line each.
             high_res_features (`torch.Tensor` of shape `(1, C, h, w)`): what `encode` gave for this image, which must
                 be one image; the high-resolution towers then do not run. The answers are the same.
             log_probs (`bool`): whether records hold the log-probability of each token of the answers.
@@ -516,7 +517,7 @@ class RegionCaptioningPipeline(Pipeline):
         self,
         images: Any,
         regions: Any = None,
-        questions: str | Sequence[str] | None = None,
+        questions: Any = None,
         high_res_features: torch.Tensor | None = None,
         *,
         partial: bool = True,
@@ -559,7 +560,7 @@ class RegionCaptioningPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        questions: str | Sequence[str] | None = None,
+        questions: Any = None,
         log_probs: bool | None = None,
         max_batch_tokens: int | None = None,
         **decoding: Any,

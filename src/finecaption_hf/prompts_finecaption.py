@@ -97,17 +97,10 @@ def find_question(name: str, questions: Mapping[str, str]) -> str | None:
 
 
 def resolve_question(name: str, questions: Mapping[str, str]) -> str:
-    """The instruction of a task or attribute. Case and separators of the name do not matter.
-
-    Args:
-        name (`str`): such as `"Materials/Texture"`, `"materials_texture"` or `"dense"`.
-        questions (`Mapping[str, str]`): the names that are known, with their instructions.
-
-    Returns:
-        `str`: the instruction.
+    """As `find_question`.
 
     Raises:
-        ValueError: If no name matches.
+        ValueError: If no name matches; the message lists those that there are.
     """
     question = find_question(name, questions)
     if question is None:
@@ -122,35 +115,64 @@ def resolve_question(name: str, questions: Mapping[str, str]) -> str:
 EXAMPLES = (("What is it?", "a cup"), ("Which color has this thing, and why?", "Red, it seems."))
 
 
-def resolve_questions(questions: str | Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+Question = str | tuple[str, ...]  # a text; or the turns of a chat about the region, the user's first and last
+
+
+def turns_of(question: Any) -> tuple[str, ...]:
+    """The turns of a question, or of a chat as the library has it: `[{"role": .., "content": text}, ..]`.
+
+    Raises:
+        ValueError: If user and assistant do not take turns, the user has not the last one, or one is empty.
+    """
+    turns: Sequence[Any] = (question,) if isinstance(question, str) else question
+    if isinstance(question, list) and all(isinstance(each, Mapping) for each in question):
+        roles = (["user", "assistant"] * len(question))[: len(question)]
+        turns = tuple(each.get("content") if each.get("role") == role else None for each, role in zip(question, roles))
+    if (
+        not isinstance(turns, tuple)
+        or len(turns) % 2 == 0
+        or not all(isinstance(it, str) and it.strip() for it in turns)
+    ):
+        raise ValueError(
+            f"{question!r} is no question. Give a name, such as 'color', your own words, or a chat of texts that ends "
+            "with the user's: [{'role': 'user', 'content': 'color'}, {'role': 'assistant', 'content': 'red'}, ..]."
+        )
+    return turns
+
+
+def resolve_questions(questions: Any, known: Mapping[str, str]) -> dict[str, Question]:
     """What is asked -> the instructions, in the order asked.
 
     Args:
-        questions: one or several of: the name of a task or attribute, a question in own words, or `"all"`, which is
-            every known name that is not a task.
+        questions: one or several of: the name of a task or attribute, a question in own words, a chat (see `turns_of`,
+            whose questions may be names, too), or `"all"`, which is every known name that is not a task.
         known (`Mapping[str, str]`): names and their instructions, such as those of a processor.
 
     Returns:
-        `dict[str, str]`: under the name as it is known, or the own words, the instruction; each once.
+        `dict[str, Question]`: under the name as it is known, or the own words, the instruction; each once. A chat is
+        under its turns, a line each.
 
     Raises:
         ValueError: If there is no question, or one is empty.
     """
     asked = [questions] if isinstance(questions, str) else list(questions)
-    if not asked:
-        raise ValueError("No question was given. Give at least one, such as 'region'.")
+    asked = [asked] if asked and isinstance(asked[0], Mapping) else asked
     names = {normalise_name(name): name for name in known}
-    found: dict[str, str] = {}
+    found: dict[str, Question] = {}
     for question in asked:
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"{question!r} is no question. Give a name, such as 'color', or your own words.")
-        form = normalise_name(question)
-        if form in names:
+        turns = turns_of(question)
+        form = normalise_name(turns[0])
+        if len(turns) > 1:
+            asks = (names.get(normalise_name(turn), "") if place % 2 == 0 else "" for place, turn in enumerate(turns))
+            found["\n".join(turns)] = tuple(known.get(name, turn) for name, turn in zip(asks, turns))
+        elif form in names:
             found[names[form]] = known[names[form]]
         elif form == "all":
             found.update({name: text for name, text in known.items() if normalise_name(name) not in TASKS})
         else:
-            found[question] = question
+            found[turns[0]] = turns[0]
+    if not found:
+        raise ValueError("No question was given. Give at least one, such as 'region'.")
     return found
 
 
@@ -159,7 +181,7 @@ class BranchRequest:
     """A question about a region, and how it is to be answered.
 
     Args:
-        question: a name that the processor knows, or a question in own words.
+        question: a name that the processor knows, or a question in own words; or the turns of a chat about the region.
         max_new_tokens: the longest answer; `None` means `BranchEngine.max_new_tokens`.
         temperature: 0 takes the likeliest token; above 0 tokens are drawn from the distribution at this temperature.
         top_p: draw from the likeliest tokens that together have this probability.
@@ -173,7 +195,7 @@ class BranchRequest:
         ValueError: If a value makes no sense.
     """
 
-    question: str
+    question: Question
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -183,8 +205,7 @@ class BranchRequest:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.question, str) or not self.question.strip():
-            raise ValueError(f"{self.question!r} is no question. Give a name, such as 'color', or your own words.")
+        turns_of(self.question)
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}. Ask for at least one token.")
         if not 0 <= self.temperature < float("inf"):
@@ -197,6 +218,10 @@ class BranchRequest:
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise ValueError(f"stop_strings are {self.stop_strings!r}. Give texts that are not empty.")
         object.__setattr__(self, "stop_strings", stops)
+
+    @property
+    def label(self) -> str:
+        return self.name or "\n".join(turns_of(self.question))
 
 
 @dataclass(frozen=True)
@@ -229,6 +254,17 @@ class BranchUpdate(NamedTuple):
     answer: BranchAnswer
 
 
+def chat_about(processor: Any, question: Question, answer: str | None = None) -> list[dict[str, Any]]:
+    """A question about a region, of one turn or several, and its answer, as a chat for `apply_chat_template`."""
+    import numpy as np  # here alone: commands import this file before they know whether they have work to do
+
+    first, *rest = turns_of(question)
+    chat: list[dict[str, Any]] = processor.conversation(np.zeros((8, 8, 3), dtype=np.uint8), first)
+    for place, text in enumerate(rest if answer is None else [*rest, answer]):
+        chat.append({"role": ("assistant", "user")[place % 2], "content": [{"type": "text", "text": text}]})
+    return chat
+
+
 class PromptEncoder:
     """Tokens of a prefix and of questions about it, as the chat template and tokenizer of a processor make them.
 
@@ -246,7 +282,7 @@ class PromptEncoder:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self._questions: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._questions: dict[Question, tuple[str, tuple[int, ...]]] = {}
         special = {str(token): index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids))
         self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
@@ -258,7 +294,7 @@ class PromptEncoder:
         self.prefix_ids: tuple[int, ...] = tuple(prefixes[0])
         """Tokens up to the last image token; the same for every region."""
 
-    def question_ids(self, question: str) -> tuple[int, ...]:
+    def question_ids(self, question: Question) -> tuple[int, ...]:
         """Tokens from behind the image to where generation continues.
 
         Raises:
@@ -276,10 +312,10 @@ class PromptEncoder:
             raise self._fault("The tokens of a prompt differ from those of its prefix and its question.")
         return prompt
 
-    def _question(self, question: str) -> tuple[str, tuple[int, ...]]:
+    def _question(self, question: Question) -> tuple[str, tuple[int, ...]]:
         """What follows the image in the prompt of a question: text and tokens."""
         if question not in self._questions:
-            self._refuse_special(question, "question")
+            self._refuse_special("\n".join(turns_of(question)), "question")
             _, after = self._split(self._render(question))
             if len(self._questions) >= self.max_cached_questions:
                 self._questions.clear()
@@ -293,25 +329,17 @@ class PromptEncoder:
                 f"The {what} {text!r} holds {found[0]!r}, a special token of the tokenizer. Take it out of the text."
             )
 
-    def _render(self, question: str, answer: str | None = None) -> str:
-        chat = self._chat(question, answer)
+    def _render(self, question: Question, answer: str | None = None) -> str:
+        chat = chat_about(self.processor, question, answer)
         return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer is None)
 
-    def _tokenize_chat(self, question: str, answer: str | None = None) -> list[int]:
+    def _tokenize_chat(self, question: Question, answer: str | None = None) -> list[int]:
         """The tokens that the processor makes of a chat: those that a model gets at inference."""
-        chat = self._chat(question, answer)
+        chat = chat_about(self.processor, question, answer)
         inputs = self.processor.apply_chat_template(
             chat, tokenize=True, return_dict=True, add_generation_prompt=answer is None
         )
         return list(inputs["input_ids"][0])
-
-    def _chat(self, question: str, answer: str | None) -> list[dict[str, Any]]:
-        import numpy as np  # here alone: commands import this file before they know whether they have work to do
-
-        chat = self.processor.conversation(np.zeros((8, 8, 3), dtype=np.uint8), question)
-        if answer is not None:
-            chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return chat
 
     def _tokenize_after_image(self, texts: list[str]) -> list[tuple[int, ...]]:
         """Tokens of texts that follow an image token: some tokenizers treat the start of a text in another way."""
@@ -332,9 +360,6 @@ class PromptEncoder:
                 "the image before the question."
             )
         return before + token, after
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def _fault(self, reason: str) -> ValueError:
         return ValueError(

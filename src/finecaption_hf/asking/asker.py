@@ -1,12 +1,12 @@
 """Pictures, regions and questions -> records, by any describer."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ..data.objects import as_regions, is_foreign
 from ..pipeline_finecaption import AskedImage, answer_all, items_of, read_item, stream_answers
-from ..prompts_finecaption import BranchRequest, resolve_questions
+from ..prompts_finecaption import BranchRequest, Question, resolve_questions
 from .describer import Describer
 
 
@@ -14,7 +14,7 @@ def ask(
     describer: Describer,
     images: Any,
     regions: Any = None,
-    questions: str | Sequence[str] = "region",
+    questions: Any = "region",
     *,
     log_probs: bool = False,
     batch_size: int = 1,
@@ -27,7 +27,8 @@ def ask(
         describer: what answers.
         images, regions: one picture with its regions, or several, as `RegionCaptioningPipeline` takes them; the regions
             of a picture also as `finecaption_hf.data.as_regions` takes them.
-        questions: one or several: names that the describer knows, own words, or `"all"`.
+        questions: one or several: names that the describer knows, own words, `"all"`, or chats of several turns about
+            the region, as `RegionCaptioningPipeline` takes them.
         log_probs: whether records hold the log-probability of each token.
         batch_size: pictures that are asked about together.
         high_res_features: what the describer's `encode` gave for the picture, which must be one.
@@ -58,7 +59,7 @@ def stream(
     describer: Describer,
     images: Any,
     regions: Any = None,
-    questions: str | Sequence[str] = "region",
+    questions: Any = "region",
     *,
     log_probs: bool = False,
     partial: bool = True,
@@ -83,7 +84,7 @@ def stream(
     return pieces()
 
 
-def check_questions(describer: Describer, questions: str | Sequence[str], **decoding: Any) -> dict[str, str]:
+def check_questions(describer: Describer, questions: Any, **decoding: Any) -> dict[str, Question]:
     """The names of questions, each with its text.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..masks_finecaption import RegionMask
-from ..prompts_finecaption import BranchRequest, BranchUpdate
+from ..prompts_finecaption import BranchRequest, BranchUpdate, Question
 
 
 class Describer(Protocol):
@@ -42,8 +42,8 @@ class Describer(Protocol):
         """
         ...
 
-    def refusal(self, question: str) -> str | None:
-        """Why a question cannot be asked; `None` where it can."""
+    def refusal(self, question: Question) -> str | None:
+        """Why a question, of one turn or several, cannot be asked; `None` where it can."""
         ...
 
     def stream(

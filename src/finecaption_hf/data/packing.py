@@ -138,6 +138,9 @@ class BranchEncoder(PromptEncoder):
             raise self._fault(f"{text + reply!r} cannot be cut into tokens of a question and of an answer.")
         return answer_ids
 
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
     def _learn_answer(self, prompt: str, whole: str, answer: str) -> None:
         """Find out what the template puts between the prompt and an answer, and after the answer."""
         lead, found, trail = whole[len(prompt) :].partition(answer)

@@ -19,7 +19,7 @@ from ..data.examples import DataError
 from ..data.regions import ImageInput, RegionInput, RegionInputs
 from ..masks_finecaption import MaskError, RegionMask
 from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
-from ..prompts_finecaption import BranchRequest, FineCaptionError, resolve_questions
+from ..prompts_finecaption import BranchRequest, FineCaptionError, Question, resolve_questions
 from ..resuming import UnfinishedError
 from .entries import Entries, Result
 from .outputs import choose_output
@@ -231,7 +231,7 @@ def _read_ahead(
 class _Worker:
     """Turns images with regions into records."""
 
-    def __init__(self, describer: Describer, asked: dict[str, str], options: DescribeOptions) -> None:
+    def __init__(self, describer: Describer, asked: dict[str, Question], options: DescribeOptions) -> None:
         self.describer = describer
         self.asked = asked
         self.options = options

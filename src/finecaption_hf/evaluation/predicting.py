@@ -213,7 +213,9 @@ def _predict(
                     asked.answers[number] = BranchAnswer("", finish_reason="error", error=f"{reason}model that name.")
                 if prediction.key not in done:
                     size = None if isinstance(picture, Exception) else (picture.height, picture.width)
-                    prediction = replace(prediction, question=asked.requests[number].question, image_size=size)
+                    text = asked.requests[number].question
+                    assert isinstance(text, str)  # branches of examples have one turn
+                    prediction = replace(prediction, question=text, image_size=size)
                     waiting[id(asked), number] = prediction, asked
         images.append(AskedImage.prepare(describer.prepare, picture, references, regions))
     for image, region_number, number, _ in answers(describer, images, log_probs=True):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ...masks_finecaption import RegionMask
-from ...prompts_finecaption import ATTRIBUTES, TASKS, BranchAnswer, BranchRequest, BranchUpdate
+from ...prompts_finecaption import ATTRIBUTES, TASKS, BranchAnswer, BranchRequest, BranchUpdate, Question
 from ..errors import DescriberError
 from .boxes import BOX_FORMATS, write_box
 from .referral import WITH_MASK, Marked, Referral
@@ -106,9 +106,9 @@ class ReferringDescriber(ABC):
         drawn = self._referral.mark_all(picture, [region for region in regions if not region.is_whole])
         return [(picture, it, None) if it.is_whole else (drawn, it, next(numbers)) for it in regions]
 
-    def refusal(self, question: str) -> str | None:
-        """See `Describer`: any text can be asked."""
-        return None
+    def refusal(self, question: Question) -> str | None:
+        """See `Describer`: any text can be asked, once."""
+        return None if isinstance(question, str) else f"{self.name} is asked one question at a time, not several turns."
 
     def stream(
         self, prepared: Sequence[Any], requests: Sequence[Sequence[BranchRequest]], **options: Any
@@ -153,6 +153,7 @@ class ReferringDescriber(ABC):
             marked: Marked | None = None
             for place, request in enumerate(of_region):
                 job = Job((number, place), Marked(shown[0], None, None), "", request)
+                assert isinstance(request.question, str)  # see `refusal`
                 if useless := [name for name in job.decoding if name not in self.decodes]:
                     yield job.failed(f"{', '.join(useless)}: no effect with {self.name}. Leave that out.")
                     continue
