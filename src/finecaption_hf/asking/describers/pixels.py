@@ -22,6 +22,7 @@ from ...prompts_finecaption import (
     BranchAnswer,
     BranchRequest,
     BranchUpdate,
+    Question,
     find_question,
     normalise_name,
 )
@@ -103,9 +104,9 @@ class PixelsDescriber:
         """See `Describer`: everything is measured here, and what is kept is small."""
         return measure(picture, regions)
 
-    def refusal(self, question: str) -> str | None:
-        """See `Describer`: anything can be asked."""
-        return None
+    def refusal(self, question: Question) -> str | None:
+        """See `Describer`: anything can be asked, once."""
+        return None if isinstance(question, str) else "pixels is asked one question at a time, not several turns."
 
     def stream(
         self, prepared: Sequence[Any], requests: Sequence[Sequence[BranchRequest]], **options: Any
@@ -113,6 +114,7 @@ class PixelsDescriber:
         """See `Describer`. Answers come whole, whatever their length, without log-probabilities."""
         for number, (seen, of_region) in enumerate(zip(chain.from_iterable(prepared), requests, strict=True)):
             for place, request in enumerate(of_region):
+                assert isinstance(request.question, str)  # see `refusal`
                 yield BranchUpdate(
                     number, place, BranchAnswer(answer(seen, request.question, request.name), finish_reason="end")
                 )
