@@ -146,6 +146,62 @@ def test_padded_picture_is_centred_and_keeps_its_proportions(height: int, width:
     assert abs(fitted.width - width * scale) <= 0.5 or fitted.width == 1
 
 
+def picture_sizes(count: int = 20_000) -> np.ndarray:
+    """Heights and widths `(n, 2)`: all up to 60, and many up to 6000."""
+    small = np.stack(np.meshgrid(np.arange(1, 61), np.arange(1, 61)), axis=-1).reshape(-1, 2)
+    return np.concatenate([small, np.random.default_rng(0).integers(1, 6001, (count, 2))])
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(("target", "finer"), [(336, 1024), (84, 256)])
+def test_both_inputs_show_the_picture_at_the_same_place_to_half_a_pixel(target: int, finer: int, crop: bool) -> None:
+    sizes = picture_sizes()
+    fine, alone, placed = (
+        np.array([fit_within(*map(int, size), side, side, True, crop, other) for size in sizes])
+        for side, other in ((finer, None), (target, None), (target, (finer, finer)))
+    )
+
+    def distance(geometry: np.ndarray) -> np.ndarray:
+        """The most that a border is away from where the finer input has it, in pixels of this one."""
+        borders = [
+            np.abs(geometry[:, 2:] + end * geometry[:, :2] - (fine[:, 2:] + end * fine[:, :2]) * target / finer)
+            for end in (0, 1)
+        ]
+        return np.maximum(*borders).max(axis=1)
+
+    off = distance(alone) > 0.5
+    assert 0.2 < off.mean() < 0.5  # so much would be off
+    assert (placed == alone)[~off].all()
+    # A picture whose strip is less than a pixel keeps one pixel.
+    thin = alone[:, :2].min(axis=1) == 1
+    assert (distance(placed)[~thin] <= 0.5).all() and (distance(placed)[thin] < 0.7).all()
+    assert (placed[:, :2] >= 1).all()
+    if crop:
+        assert (placed[:, 2:] <= 0).all() and (placed[:, 2:] + placed[:, :2] >= target).all()
+    else:
+        assert (placed[:, 2:] >= 0).all() and (placed[:, 2:] + placed[:, :2] <= target).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"do_center_crop": True}])
+def test_picture_and_region_move_together_where_the_two_inputs_round_apart(options: dict[str, Any]) -> None:
+    height, width = 180, 321
+    assert fit_within(height, width, 84, 84, True, bool(options), (256, 256)) != fit_within(
+        height, width, 84, 84, True, bool(options)
+    )
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[60:140, 150:220] = 255
+    plain = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "resample": Image.Resampling.BILINEAR, **options}
+    processor = FineCaptionImageProcessor(**SMALL, **plain)
+    seen = processor(picture, masks=picture[..., 0] > 0)
+    # Twice rounded grey levels against floats.
+    assert (alpha(seen["mask_values"][0, 0]) - seen["pixel_values"][0, 0]).abs().max() < 0.01
+    # What was encoded before has the same geometry, though the finer input is not made again.
+    again = processor(picture, masks=picture[..., 0] > 0, high_res_features=torch.zeros(1, 1, 1, 1))
+    assert "high_res_pixel_values" not in again
+    for name in ("pixel_values", "mask_values"):
+        assert again[name].equal(seen[name])
+
+
 def test_padding_is_the_mean_colour_and_lies_on_both_sides(processor: FineCaptionImageProcessor) -> None:
     inputs = processor(Image.new("RGB", (200, 100), "white"))
     for name, size in (("pixel_values", 84), ("high_res_pixel_values", 256)):
@@ -290,8 +346,8 @@ def test_no_mask_equals_a_mask_of_everything(processor: FineCaptionImageProcesso
     assert processor([image], masks=[None])["mask_values"].equal(expected)
     assert processor(image, masks=[[0, 0, 160, 90]])["mask_values"].equal(expected)
     region = alpha(expected)[0, 0]
-    assert region[18:65].min() == 1  # 47 rows of 84: the picture
-    assert region[:18].max() == region[65:].max() == 0  # the padding lies outside of every region
+    assert region[18:66].min() == 1  # 48 rows of 84: the picture
+    assert region[:18].max() == region[66:].max() == 0  # the padding lies outside of every region
 
 
 def test_region_alpha_takes_any_dtype() -> None:

@@ -45,7 +45,7 @@ class Geometry(NamedTuple):
 
 
 def fit_within(
-    height: int, width: int, target_height: int, target_width: int, pad: bool, crop: bool = False
+    height: int, width: int, target_height: int, target_width: int, pad: bool, crop: bool = False, finer: Any = None
 ) -> Geometry:
     """Place a picture in a model input. Image and region masks both go by this function.
 
@@ -54,9 +54,11 @@ def fit_within(
         target_height, target_width (`int`): size of the model input.
         pad (`bool`): keep the proportions and centre the picture; otherwise squash it to the whole input.
         crop (`bool`): keep the proportions and fill the input with the middle of the picture, as CLIP's processor does.
+        finer (`tuple[int, int]`, *optional*): size of the high-resolution input that shows the same picture. A border
+            of the picture that the two would round more than half a pixel apart goes to the pixel next to that one's.
 
     Returns:
-        `Geometry`: at least one pixel high and wide. An odd padding has its extra pixel at the bottom or right.
+        `Geometry`: at least one pixel high and wide. Alone, an odd padding has its extra pixel at the bottom or right.
 
     Raises:
         ValueError: If a side is not positive.
@@ -66,24 +68,22 @@ def fit_within(
             f"A picture of {height}x{width} (height x width) cannot be placed in an input of "
             f"{target_height}x{target_width}. All sides must be at least one pixel."
         )
-    if crop:
-        # The longer side is rounded down, the smaller half is cut off at the top: as in the library's own processors.
-        if target_height * width >= target_width * height:
-            fitted_height, fitted_width = target_height, target_height * width // height
-        else:
-            fitted_height, fitted_width = target_width * height // width, target_width
-        top, left = (fitted_height - target_height) // 2, (fitted_width - target_width) // 2
-        return Geometry(fitted_height, fitted_width, -top, -left)
-    if not pad:
+    if not (pad or crop):
         return Geometry(target_height, target_width, 0, 0)
-    # Rounds halves up in integers: floats would round some exact halves down, and differently for the two input sizes.
-    if target_height * width <= target_width * height:
-        fitted_height, fitted_width = target_height, max(1, (2 * width * target_height + height) // (2 * height))
-    else:
-        fitted_height, fitted_width = max(1, (2 * height * target_width + width) // (2 * width)), target_width
-    return Geometry(
-        fitted_height, fitted_width, (target_height - fitted_height) // 2, (target_width - fitted_width) // 2
-    )
+    by_height = (target_height * width <= target_width * height) != crop
+    target, source = (target_height, height) if by_height else (target_width, width)
+    # In integers: floats would round some exact halves down, and differently for the two input sizes. A crop rounds
+    # down and has its smaller half at the top, as in the library's own processors.
+    half = 0 if crop else source
+    sizes = [max(1, (2 * side * target + half) // (2 * source)) for side in (height, width)]
+    starts = [int((target_height - sizes[0]) / 2), int((target_width - sizes[1]) / 2)]
+    if finer is not None:
+        fine = fit_within(height, width, *finer, pad, crop)
+        for axis, share in enumerate((target_height / finer[0], target_width / finer[1])):
+            borders = ((starts[axis], fine[2 + axis]), (starts[axis] + sizes[axis], fine[2 + axis] + fine[axis]))
+            start, end = (min(max(own, math.ceil(x * share - 0.5)), math.floor(x * share + 0.5)) for own, x in borders)
+            starts[axis], sizes[axis] = min(start, end - 1), max(1, end - start)
+    return Geometry(*sizes, *starts)
 
 
 def region_alpha(
@@ -94,6 +94,7 @@ def region_alpha(
     std: float = 0.26,
     device: str | torch.device | None = None,
     crop: bool = False,
+    finer: Any = None,
 ) -> torch.Tensor:
     """Resize region masks to the low-resolution input and normalise them.
 
@@ -103,7 +104,7 @@ def region_alpha(
     Args:
         masks (`torch.Tensor` of shape `(B, 1, H, W)`): True or non-zero inside the region, False or 0 outside.
         size (`tuple[int, int]`): target (height, width) in pixels.
-        pad, crop (`bool`): as in `fit_within`.
+        pad, crop, finer: as in `fit_within`.
         mean, std (`float`): alpha in [0, 1] becomes `(alpha - mean) / std`.
         device: where to resize; `None` means where the masks are.
 
@@ -119,7 +120,7 @@ def region_alpha(
         raise ValueError(f"Region masks of shape {tuple(masks.shape)} arrived; needed is (regions, 1, height, width).")
     # Reductions over bool are slow in torch, over uint8 they are fast.
     inside = (masks if masks.dtype == torch.bool else masks != 0).view(torch.uint8)
-    height, width, top, left = fit_within(masks.shape[2], masks.shape[3], *size, pad, crop)
+    height, width, top, left = fit_within(masks.shape[2], masks.shape[3], *size, pad, crop, finer)
     alpha = torch.zeros((len(masks), 1, *size), dtype=torch.float32, device=device or masks.device)
     for number, mask in enumerate(inside[:, 0]):
         rows, columns = mask.amax(1).nonzero(), mask.amax(0).nonzero()
@@ -357,9 +358,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
             ValueError: If there is no image, masks and images do not match, or an image cannot be read as one.
             MaskError: If a region reference is none, does not fit its image or is empty.
         """
-        if high_res_features is not None:
-            kwargs["high_res_size"] = None
-        regions = {"masks": masks, "image_indices": image_indices}
+        regions = {"masks": masks, "image_indices": image_indices, "is_encoded": high_res_features is not None}
         prepared: BatchFeature = super().preprocess(images, image_like_kwargs=regions, **kwargs)
         if high_res_features is not None:
             prepared["high_res_features"] = high_res_features
@@ -414,6 +413,7 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         masks: Any = None,
         image_indices: Any = None,
         *,
+        is_encoded: bool,
         do_resize: bool,
         do_center_crop: bool | None,
         crop_size: Any,
@@ -449,7 +449,8 @@ class FineCaptionImageProcessor(TorchvisionBackend):
         references, indices = flatten_regions(masks, image_indices, len(images), is_list)
 
         inputs = {"pixel_values": (size, image_mean, image_std)}
-        if high_res_size is not None:
+        finer = None if high_res_size is None else (high_res_size.height, high_res_size.width)
+        if high_res_size is not None and not is_encoded:
             inputs["high_res_pixel_values"] = (high_res_size, high_res_image_mean, high_res_image_std)
         scale = rescale_factor if do_rescale else 1.0
         data = {}
@@ -459,14 +460,14 @@ class FineCaptionImageProcessor(TorchvisionBackend):
                 raise ValueError(f"The size {dict(target)} of {name} does not say its height and width. Give both.")
             data[name] = torch.empty((len(images), 3, target.height, target.width), dtype=torch.float32, device=device)
             statistics[name] = _grey_level_statistics(mean, std, scale, do_normalize, device)
-        picture_sizes = []
+        sizes = []
         for number, image in enumerate(images):
             picture = self.process_image(image, input_data_format=input_data_format, device=device)
-            picture_sizes.append((picture.shape[1], picture.shape[2]))
+            sizes.append((picture.shape[1], picture.shape[2]))
             for name, (target, _, _) in inputs.items():
                 canvas = data[name][number]
                 shift, spread, padding = statistics[name]
-                height, width, top, left = fit_within(*picture_sizes[-1], target.height, target.width, do_pad, crop)
+                height, width, top, left = fit_within(*sizes[-1], target.height, target.width, do_pad, crop, finer)
                 resized = self.resize(picture, SizeDict(height=height, width=width), resample)
                 if crop:
                     resized = resized[:, -top : target.height - top, -left : target.width - left]
@@ -479,9 +480,8 @@ class FineCaptionImageProcessor(TorchvisionBackend):
                 canvas[:, :, :left] = canvas[:, :, left + width :] = padding
 
         if do_mask:
-            options = {"size": (size.height, size.width), "pad": do_pad, "mean": mask_mean, "std": mask_std}
-            options["crop"] = crop
-            data["mask_values"] = _mask_values(references, indices, picture_sizes, device=device, **options)
+            options = {"size": (size.height, size.width), "pad": do_pad, "crop": crop, "finer": finer, "device": device}
+            data["mask_values"] = _mask_values(references, indices, sizes, mean=mask_mean, std=mask_std, **options)
         elif any(reference is not None for reference in references):
             logger.warning_once("masks have no effect: this image processor is set to do_mask=False.")
         data["image_indices"] = torch.tensor(indices, device=device)
