@@ -457,6 +457,21 @@ def test_eager_attention_equals_sdpa(batch, model):
     torch.testing.assert_close(model(**batch).logits, expected, **FLOAT32)
 
 
+def test_every_attention_may_be_asked_for_and_sam_keeps_one_that_knows_positions(model, tmp_path):
+    """Flash and flex attention take no relative positions, which used to be the end of a whole model's loading."""
+    model.save_pretrained(tmp_path)
+    loaded = FineCaptionForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="flex_attention")
+    model.set_attn_implementation("flex_attention")
+    for found in (loaded, model):
+        parts = found.model
+        used = [
+            part.config._attn_implementation for part in (parts.language_model, parts.vision_tower, parts.sam_tower)
+        ]
+        assert used == ["flex_attention", "flex_attention", "sdpa"]
+    eager = FineCaptionForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager")
+    assert eager.model.sam_tower.config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("split", ["auto", "towers on disk"])
 def test_a_device_map_leaves_the_logits_unchanged(batch, model, tmp_path, split):
     expected = model(**batch).logits

@@ -152,6 +152,10 @@ class FineCaptionSamTower(SamVisionModel):
             encoder.layers = encoder.layers[: feature_layer % config.num_hidden_layers + 1]
             encoder.neck = _ChannelsFirst()
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Eager, or else sdpa, whatever the other parts use: only these take SAM's relative positions."""
+        return "eager" if requested_attention == "eager" else "sdpa"
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """`(I, 3, H, W)` to feature maps `(I, C, H / patch, W / patch)`."""
         dtype = self.vision_encoder.patch_embed.projection.weight.dtype
