@@ -13,7 +13,8 @@ from describers import StubDescriber
 from PIL import Image
 from test_cli import NUM_REGIONS, by_picture, python_box_forms, python_forms
 
-from finecaption_hf import masks_finecaption
+import finecaption_hf
+from finecaption_hf import caption_regions, masks_finecaption
 from finecaption_hf.asking import FineCaptionDescriber, ask, load, load_describer, stream
 from finecaption_hf.pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
 from finecaption_hf.prompts_finecaption import BranchAnswer, BranchRequest
@@ -215,6 +216,21 @@ def test_tokens_at_once_leave_answers_unchanged(embedded: Any, describer: Any) -
     together = ask(describer, EXAMPLE_PICTURE, regions, questions)
     assert [len(record["answers"]) for record in together] == [3, 3, 3]
     assert ask(alone, EXAMPLE_PICTURE, regions, questions) == together
+
+
+def test_one_call_says_what_asking_says_whatever_stands_for_the_model(
+    describer: Any, embedded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions, asked = [{"box_xyxy": [100, 149, 160, 209]}, {"box_xyxy": [178, 25, 249, 96]}], ["color", "region"]
+    expected = ask(describer, EXAMPLE_PICTURE, regions, asked)
+    assert len(expected) == 2 and expected[0]["answers"]
+    loaded: list[Any] = []
+    monkeypatch.setattr("finecaption_hf.asking.loading.load", lambda model, **_: loaded.append(model) or embedded)
+    for model in (describer, embedded, None, str(finecaption_hf.EMBEDDED_CHECKPOINT)):
+        assert caption_regions(str(EXAMPLE_PICTURE), regions, asked, model=model) == expected
+    assert loaded == [None, str(finecaption_hf.EMBEDDED_CHECKPOINT)]
+    with pytest.raises(ValueError, match="2 pictures arrived"):
+        caption_regions([EXAMPLE_PICTURE] * 2, model=describer)
 
 
 def test_one_reference_is_one_region(describer: Any) -> None:

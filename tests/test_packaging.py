@@ -2,9 +2,11 @@
 
 import ast
 import configparser
+import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -294,6 +296,68 @@ def test_import_is_light() -> None:
         "assert 'evaluate' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_help_opens_with_what_the_package_is_for() -> None:
+    first, *_ = (finecaption_hf.__doc__ or "").splitlines()
+    assert first.startswith("Captions of any region of a picture") and len(first) <= 120
+    for name in ("as_mask", "caption_regions", "draw_regions", "load"):
+        assert name in finecaption_hf.__all__ and f"{name}(" in (finecaption_hf.__doc__ or "")
+
+
+def test_what_type_checkers_see_is_what_there_is() -> None:
+    """Names come lazily; those in the block for types have to be the same objects, and nothing may take every name."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    seen: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            imports = [line for line in node.body if isinstance(line, ast.ImportFrom)]
+            seen |= {alias.name: str(line.module) for line in imports for alias in line.names}
+        assert getattr(node, "name", "") != "__getattr__"
+    assert set(finecaption_hf.__all__) == {*seen, "EMBEDDED_CHECKPOINT", "register"}
+    for name, module in seen.items():
+        assert getattr(finecaption_hf, name) is getattr(import_module(f"finecaption_hf.{module}"), name)
+
+
+USER = """
+from PIL import Image
+import finecaption_hf
+from finecaption_hf import as_mask, caption_regions, draw_regions, load
+
+model, processor = load("folder", device="cpu")
+image = Image.open("photo.jpg")
+records = caption_regions(image, [{"box_xyxy": [1, 2, 3, 4]}], ["color"], model=(model, processor))
+masks = [as_mask(record["box_xyxy"], image.height, image.width) for record in records]
+sheet = draw_regions(image, masks, [record["answers"] for record in records])
+reveal_type((model, records, masks, sheet))
+"""
+MISTAKES = {
+    "finecaption_hf.captoin_regions(image)": 'Module has no attribute "captoin_regions"',
+    "caption_regions(image, questions=3)": 'Argument "questions" to "caption_regions" has incompatible type "int"',
+    "as_mask(None, '3', 4)": 'Argument 2 to "as_mask" has incompatible type "str"; expected "int"',
+    "draw_regions('photo.jpg', masks)": 'Argument 1 to "draw_regions" has incompatible type "str"; expected "Image"',
+    "load(3)": 'Argument 1 to "load" has incompatible type "int"',
+}
+
+
+@pytest.mark.slow
+def test_a_users_script_is_type_checked(tmp_path: Path) -> None:
+    """As where the package is installed: nothing is told of the package itself, nor of what it needs."""
+    (tmp_path / "script.py").write_text(USER + "\n".join(MISTAKES) + "\n")
+    skipped = "transformers.*,torch.*,torchvision.*,timm.*,datasets.*,huggingface_hub.*,peft.*,psutil.*,defusedxml.*"
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = True\n[mypy-finecaption_hf.*]\nignore_errors = True\n"
+        f"[mypy-{skipped}]\nfollow_imports = skip\nignore_missing_imports = True\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", "script.py"]
+    environment = {**os.environ, "MYPYPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    revealed, *errors, _ = done.stdout.splitlines()
+    for shown in ("FineCaptionForConditionalGeneration", "list[dict[str, Any]]", "ndarray[", "PIL.Image.Image"):
+        assert shown in revealed, done.stdout
+    assert len(errors) == len(MISTAKES), done.stdout
+    for line, message in zip(errors, MISTAKES.values()):
+        assert message in line
 
 
 def test_unknown_name_of_the_package_raises() -> None:

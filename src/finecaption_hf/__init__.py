@@ -1,4 +1,20 @@
-"""FineCaption for Hugging Face transformers: captions of any region of an image.
+"""Captions of any region of a picture, at any level of detail: FineCaption for Hugging Face transformers.
+
+A region is a mask, a box, a polygon, COCO RLE .., and every question is answered about exactly its pixels.
+
+    from PIL import Image
+    from finecaption_hf import as_mask, caption_regions, draw_regions, load
+
+    model = load()  # the small checkpoint that comes with the package; or a folder, or a Hub id
+    image = Image.open("photo.jpg")
+    regions = [{"box_xyxy": [40, 60, 200, 180]}, {"polygon": [178, 92, 215, 25, 249, 96]}]
+
+    records = caption_regions(image, regions, ["region", "color", "Is it new?"], model=model)
+    masks = [as_mask(region, image.height, image.width) for region in regions]
+    draw_regions(image, masks, [record["answers"] for record in records]).save("outlined.png")
+
+More is in the packages `asking` (streaming, many pictures), `describing` (data sets), `segmentation` (clicks to masks),
+`training`, `evaluation`, `hub` and `demo`, and in the command `finecaption`.
 
 Importing this package is cheap: torch and transformers are imported when one of the names below is first used. The Auto
 classes of transformers know FineCaption once a class of this package was used, or `register()` was called; without this
@@ -10,8 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asking import caption_regions, load
     from .configuration_finecaption import FineCaptionConfig
     from .data.encoding import encode_mask
+    from .drawing import draw_regions
     from .image_processing_finecaption import FineCaptionImageProcessor
     from .masks_finecaption import MaskError, as_mask, decode_mask
     from .modeling_finecaption import FineCaptionForConditionalGeneration, FineCaptionModel
@@ -34,7 +52,10 @@ _CLASSES = {
 }
 _OTHERS = {
     "FineCaptionError": "prompts_finecaption",
+    "caption_regions": "asking",
+    "draw_regions": "drawing",
     "encode_mask": "data.encoding",
+    "load": "asking",
     **dict.fromkeys(("as_mask", "decode_mask", "MaskError"), "masks_finecaption"),
 }
 
@@ -77,16 +98,18 @@ def register() -> None:
         FineCaptionConfig.registered_tasks |= {TASK}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        register()
-        value = getattr(import_module(f".{_CLASSES[name]}", __name__), name)
-    elif name in _OTHERS:
-        value = getattr(import_module(f".{_OTHERS[name]}", __name__), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take every name, of whatever type; it has the names above
+
+    def __getattr__(name: str) -> Any:
+        if name in _CLASSES:
+            register()
+            value = getattr(import_module(f".{_CLASSES[name]}", __name__), name)
+        elif name in _OTHERS:
+            value = getattr(import_module(f".{_OTHERS[name]}", __name__), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
@@ -104,7 +127,10 @@ __all__ = [
     "MaskError",
     "RegionCaptioningPipeline",
     "as_mask",
+    "caption_regions",
     "decode_mask",
+    "draw_regions",
     "encode_mask",
+    "load",
     "register",
 ]

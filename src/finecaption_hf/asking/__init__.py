@@ -7,6 +7,7 @@
 """
 
 from .asker import ask, check_questions, stream
+from .captioning import caption_regions
 from .describer import Describer
 from .errors import DescriberError
 from .finecaption import FineCaptionDescriber
@@ -18,6 +19,7 @@ __all__ = [
     "DescriberError",
     "FineCaptionDescriber",
     "ask",
+    "caption_regions",
     "check_questions",
     "load",
     "load_describer",
