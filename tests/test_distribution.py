@@ -1,6 +1,8 @@
 """Wheel and sdist, built once: what they hold, and that the wheel works where the repository is not."""
 
 import os
+import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -19,6 +21,8 @@ from typer.testing import CliRunner
 from finecaption_hf import EMBEDDED_CHECKPOINT, __version__
 from finecaption_hf.cli import app
 
+FOLDERS = ("benchmarks", "docs", "examples", "scripts", "src", "tests")
+LEFT = ("__pycache__", "*.egg-info", "*.py[cod]", "*.pyi")  # by running and building
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -26,6 +30,7 @@ class Built(NamedTuple):
     """Of the repository's files, and the wheel that the sdist gives."""
 
     sdist: Path
+    unpacked: Path
     wheel: Path
     wheel_of_sdist: Path
 
@@ -43,8 +48,8 @@ def build(kind: str, source: Path, to: Path) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("distribution")
     # A copy, since building writes beside the sources; links stay links, as they are where a user builds.
-    for name in ("src", "tests"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns(*LEFT)
         shutil.copytree(ROOT / name, folder / "source" / name, symlinks=True, ignore=ignored)
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -54,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
-    return Built(sdist, wheel, build("build_wheel", unpacked, folder / "again"))
+    return Built(sdist, unpacked, wheel, build("build_wheel", unpacked, folder / "again"))
 
 
 def wheel_files(wheel: Path) -> dict[str, bytes]:
@@ -99,7 +104,8 @@ def test_what_is_not_python_is_in_the_repository(name: str) -> None:
     assert list((ROOT / "src" / "finecaption_hf").glob(name))
 
 
-def test_sdist_holds_what_the_wheel_is_built_from_as_files(built: Built) -> None:
+def test_sdist_holds_the_repository_as_files(built: Built) -> None:
+    """Package, tests, and all that the tests read: what is tested here can be tested there."""
     with tarfile.open(built.sdist) as archive:
         members = [member for member in archive.getmembers() if not member.isdir()]
         assert all(member.isreg() for member in members)
@@ -107,13 +113,62 @@ def test_sdist_holds_what_the_wheel_is_built_from_as_files(built: Built) -> None
             member.name.partition("/")[2]: archive.extractfile(member).read()  # type: ignore[union-attr]
             for member in members
         }
-    expected = {f"src/{name}": content for name, content in package_files().items()}
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in"):
-        expected[name] = (ROOT / name).read_bytes()
+    expected = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes()
+        for path in [*(path for name in FOLDERS for path in (ROOT / name).rglob("*")), *ROOT.iterdir()]
+        if path.is_file()
+        and not any(Path(part).match(left) for part in path.relative_to(ROOT).parts for left in LEFT)
+        and path.name[0] != "."
+    }
+    expected.pop("quickstart.png", None)  # that scripts/quickstart leaves
+    expected.pop("setup.cfg")  # setuptools writes it anew
     assert {name: files.get(name) for name in expected} == expected
-    # setuptools writes setup.cfg anew. The tests need the repository around them.
     others = {name for name in files.keys() - expected.keys() if ".egg-info/" not in name}
     assert others == {"PKG-INFO", "setup.cfg"}
+
+
+@pytest.mark.slow
+def test_tests_of_the_sdist_run(built: Built) -> None:
+    """Those that look at the files around them, and where git is not: all others have what they read, see above."""
+    names = ("architecture", "constraints", "embedded_checkpoint", "masks", "packaging", "recipes")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(built.unpacked / "src")}
+    for arguments in (["--collect-only"], [f"tests/test_{name}.py" for name in names]):
+        done = subprocess.run(
+            [*command, *arguments], cwd=built.unpacked, env=environment, capture_output=True, text=True, timeout=1800
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+TARGETS = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
+
+
+def test_readme_of_the_metadata_has_no_link_into_nowhere(built: Built) -> None:
+    """Where it is shown the files beside README.md are not."""
+    name = f"finecaption_hf-{__version__}.dist-info/METADATA"
+    metadata = Parser().parsestr(wheel_files(built.wheel)[name].decode())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2411.15411"]
+    text = metadata.get_payload()
+    assert isinstance(text, str) and text.startswith("# finecaption-hf")
+    links = ["".join(found) for found in TARGETS.findall(text)]
+    assert links and all(link.startswith("https://") for link in links)
+    # Words of links stay, and the pictures' tags go with them.
+    assert "[`examples" not in text and "<img" not in text and "arxiv.org/abs/2411.15411" in text
+
+
+def test_readme_leads_into_the_repository_once_that_has_an_address() -> None:
+    readme = runpy.run_path(str(ROOT / "setup.py"))["readme"]
+    own = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = readme(own, "https://example.org/me/finecaption-hf", "1.2.3")
+    before, after = (["".join(found) for found in TARGETS.findall(text)] for text in (own, made))
+    assert len(before) == len(after) > 20
+    for link, target in zip(before, after):
+        if link.startswith(("https:", "#")):
+            assert target == link
+        else:
+            kind = "raw" if link.endswith((".png", ".jpg")) else "blob"
+            assert target == f"https://example.org/me/finecaption-hf/{kind}/v1.2.3/{link}"
 
 
 def test_wheel_of_the_sdist_is_the_one_of_the_repository(built: Built) -> None:
