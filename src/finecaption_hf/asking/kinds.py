@@ -105,7 +105,7 @@ def load_describer(
         from .describers.templates import read_prompts
 
         given["prompts"] = read_prompts(given["prompts"])
-    keep_sent = given.pop("keep_sent", False)
+    keep_sent, at_once = given.pop("keep_sent", False), given.pop("at_once", False)
     if kind == "transformers":
         found: Any = _transformers(named, given)
     elif kind == "endpoint":
@@ -114,6 +114,10 @@ def load_describer(
         found = _region_model(kind, named, given)
     if keep_sent:
         found.keep_sent()
+    if at_once:
+        from .describers import AtOnceDescriber
+
+        return AtOnceDescriber(found)
     return found
 
 
@@ -144,7 +148,7 @@ def options_of_kind(kind: str) -> dict[str, tuple[type, ...]]:
     from .describers.settings import options_of
 
     without = ("self", "model", "processor", "templates", "settings")
-    ways: dict[str, tuple[type, ...]] = {"referral": (), "prompts": (), "keep_sent": (bool,)}
+    ways: dict[str, tuple[type, ...]] = {"referral": (), "prompts": (), "keep_sent": (bool,), "at_once": (bool,)}
     if kind == "finecaption":
         others = ("describer", "prompts", "base_url", "api_key_env", "trust_remote_code")
         return options_of(load_describer, without=(*without, *others))

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .common import (
     ApiKeyEnv,
+    AtOnce,
     Attributes,
     BaseUrl,
     Describing,
@@ -179,6 +180,7 @@ def caption(
     api_key_env: ApiKeyEnv = None,
     trust_remote_code: TrustRemoteCode = False,
     keep_sent: KeepSent = False,
+    at_once: AtOnce = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,

@@ -144,8 +144,25 @@ KeepSent = Annotated[
         "--keep-sent", help="Put what the model was sent into the records, beside the answers.", rich_help_panel=_OTHERS
     ),
 ]
+AtOnce = Annotated[
+    bool,
+    typer.Option(
+        "--at-once",
+        help="Ask for all attributes of a region in one question, which the model answers as JSON.",
+        rich_help_panel=_OTHERS,
+    ),
+]
 
-_DESCRIBING = ("describer", "referral", "prompts", "base_url", "api_key_env", "trust_remote_code", "keep_sent")
+_DESCRIBING = (
+    "describer",
+    "referral",
+    "prompts",
+    "base_url",
+    "api_key_env",
+    "trust_remote_code",
+    "keep_sent",
+    "at_once",
+)
 
 
 def describer_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 
 from .common import (
     ApiKeyEnv,
+    AtOnce,
     Attributes,
     BaseUrl,
     Describing,
@@ -109,6 +110,7 @@ def describe(
     api_key_env: ApiKeyEnv = None,
     trust_remote_code: TrustRemoteCode = False,
     keep_sent: KeepSent = False,
+    at_once: AtOnce = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from .common import (
     ApiKeyEnv,
+    AtOnce,
     BaseUrl,
     Describing,
     Device,
@@ -169,6 +170,7 @@ def evaluate(
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = None,
     trust_remote_code: TrustRemoteCode = False,
+    at_once: AtOnce = False,
     resamples: Annotated[int, typer.Option(min=1, help="How often images are drawn anew for the intervals.")] = 2000,
     examples: Annotated[
         int, typer.Option(min=0, max=50, help="How many of the best and of the worst captions are shown.")
@@ -180,8 +182,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAMES",
-            help="Add these: accuracy (rendered scenes), mask, mask-own, consistency, with commas between; repeatable; "
-            "see docs/diagnostics.md.",
+            help="Add these: accuracy (rendered scenes), mask, mask-own, consistency, at-once, with commas between; "
+            "repeatable; see docs/diagnostics.md.",
             show_default="none",
         ),
     ] = None,

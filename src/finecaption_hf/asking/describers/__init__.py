@@ -4,6 +4,7 @@
 >>> describer = TransformersDescriber.from_pretrained("HuggingFaceTB/SmolVLM-Instruct", Referral("contour_drawn"))
 """
 
+from .at_once import AtOnceDescriber
 from .boxes import BOX_FORMATS, BoxFormat
 from .endpoint import EndpointDescriber, EndpointError
 from .filled_box import FilledBoxDescriber
@@ -15,6 +16,7 @@ from .transformers_models import TransformersDescriber
 
 __all__ = [
     "BOX_FORMATS",
+    "AtOnceDescriber",
     "BoxFormat",
     "DescribeAnything",
     "EndpointDescriber",

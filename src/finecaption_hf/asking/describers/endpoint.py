@@ -64,6 +64,7 @@ class EndpointDescriber(ReferringDescriber):
 
     Attributes:
         served: names that the endpoint gave the model in its answers, with their numbers.
+        response_formats: for questions whose answers have to have a form, what is sent as `response_format`.
 
     Raises:
         ImportError: If openai is not installed.
@@ -125,9 +126,11 @@ class EndpointDescriber(ReferringDescriber):
                     "Set it, or give api_key_env: null for an endpoint without keys."
                 )
         self.served: Counter[str] = Counter()
+        self.response_formats: dict[str, dict[str, Any]] = {}
         self._base_url = base_url
         self._max_side, self._image_format = max_side, image_format
         defaults: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_new_tokens}
+        self._says_format = "response_format" in (body or {})
         self._body = {key: value for key, value in {**defaults, **(body or {})}.items() if value is not None}
         self._timeout, self._attempts, self._concurrency = timeout_s, attempts, concurrency
         self._pause_until = 0.0  # no question is sent before this time: a server that is busy means all of them
@@ -198,6 +201,8 @@ class EndpointDescriber(ReferringDescriber):
         if self._templates.system is not None:
             messages.insert(0, {"role": "system", "content": self._templates.system})
         body, decoding = {**self._body, "messages": messages}, job.decoding
+        if not self._says_format and (wanted := self.response_formats.get(str(job.request.question))):
+            body["response_format"] = wanted
         if "max_new_tokens" in decoding:
             limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
             body[limit] = decoding.pop("max_new_tokens")

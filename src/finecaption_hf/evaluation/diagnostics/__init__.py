@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ...asking import Describer, FineCaptionDescriber
+from ...asking.describers import AtOnceDescriber, PixelsDescriber
 from ...data.examples import Example
 from ..errors import EvaluationError
 from .accuracy import attribute_accuracy
@@ -16,16 +17,26 @@ from .likelihood import AnswerScore, AnswerScorer, score_answers
 from .sensitivity import mask_sensitivity
 from .tables import Truth, Values
 
-DIAGNOSTICS = ("mask", "mask-own", "consistency")
-"""`mask` scores the references, `mask-own` the model's own answers."""
+DIAGNOSTICS = ("mask", "mask-own", "consistency", "at-once")
+"""`mask` scores the references, `mask-own` the model's own answers; `at-once` compares attributes that are asked alone
+with those of one JSON object."""
 
 
 def check_diagnostics(names: Sequence[str], describer: Describer) -> None:
     """Refuse what cannot be found out about a describer.
 
     Raises:
-        EvaluationError: If a diagnostic looks into the mask-aware tower, and the model is no FineCaption.
+        EvaluationError: If a diagnostic looks into the mask-aware tower, and the model is no FineCaption; or wants JSON
+            of one that is.
     """
+    if "at-once" in names:
+        if isinstance(describer, FineCaptionDescriber | PixelsDescriber):
+            raise EvaluationError(
+                f"The diagnostic at-once wants all attributes as one JSON object, which {describer.name} does not "
+                "write. Leave it out, or give a model that follows instructions."
+            )
+        if isinstance(describer, AtOnceDescriber):
+            raise EvaluationError("The diagnostic at-once asks in both ways itself. Leave the option --at-once out.")
     inner = [name for name in names if name in ("mask", "mask-own")]
     if inner and not isinstance(describer, FineCaptionDescriber):
         raise EvaluationError(
@@ -75,10 +86,12 @@ def run_diagnostics(
         def on_done(done: int, name: str = name) -> None:
             on_example(name, done)
 
-        if name == "consistency":
+        if name in ("consistency", "at-once"):
+            forms: dict[str, Any] = {"captions": (), "together": None, "at_once": AtOnceDescriber(describer)}
             found[name] = attribute_consistency(
                 describer,
                 dataset,
+                **({} if name == "consistency" else forms),
                 attributes=attributes,
                 values=values,
                 truth=truth,

@@ -19,6 +19,7 @@ from .tables import Truth, Values, as_json, cell, diagnostic, mean_interval, pla
 CAPTIONS = ("region", "dense", "One-Sentence Description")
 """What is asked beside the attributes, and may speak of all of them."""
 
+AS_JSON = "as JSON"
 _EXAMPLES_AT_ONCE = 4
 _MAX_EXAMPLES = 20
 _FUNCTION_WORDS = frozenset(
@@ -59,7 +60,8 @@ def attribute_consistency(
     values: Values | None = None,
     truth: Truth | None = None,
     captions: Sequence[str] = CAPTIONS,
-    together: int = 2,
+    together: int | None = 2,
+    at_once: Describer | None = None,
     max_new_tokens: int | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -85,7 +87,8 @@ def attribute_consistency(
         values: closed vocabularies by attribute, see `Values`; attributes that have none are left out and counted.
         truth: where it knows right answers, it is told which side of a conflict is right.
         captions: names of the captions; those that the describer does not know are left out.
-        together: how many attributes are asked in one question.
+        together: how many attributes are asked in one question; `None` leaves that out.
+        at_once: answers all attributes as one JSON object, which then are compared, too: an `AtOnceDescriber`.
         max_new_tokens: the longest answer; `None` means the describer's own limit.
         limit: only so many examples, the first.
         seed: of the intervals, which are resampled by image.
@@ -97,10 +100,10 @@ def attribute_consistency(
     Raises:
         ValueError: If an option makes no sense, or no answers could be compared.
     """
-    if together < 2:
+    if together is not None and together < 2:
         raise ValueError(f"together is {together}. Ask at least two attributes in one question.")
     known = [name for name in captions if find_question(name, describer.questions) is not None]
-    asker = _Asker(describer, known, attributes, together, values, truth, max_new_tokens)
+    asker = _Asker(describer, known, attributes, together, at_once, values, truth, max_new_tokens)
     compared: list[_Compared] = []
     examples = walk(dataset, limit)
     done = 0
@@ -110,7 +113,7 @@ def attribute_consistency(
         on_example(done)
     if not compared:
         raise ValueError(f"No answers could be compared ({told(asker.left_out) or 'there is no example'}).")
-    return _result(compared, asker, values is not None, together, seed)
+    return _result(compared, asker, values is not None, seed)
 
 
 def said(text: str, values: Sequence[Sequence[str]]) -> set[int]:
@@ -131,9 +134,11 @@ def said(text: str, values: Sequence[Sequence[str]]) -> set[int]:
 
 @dataclass
 class _Plan:
-    """What is asked about a region. `joint` says for every form and label in which question the label is implied."""
+    """What is asked about a region. `joint` says for every form and label in which question the label is implied; and
+    what is asked as JSON."""
 
     region: AskedRegion
+    as_json: AskedRegion
     image: str
     region_name: str
     labels: list[str]
@@ -147,7 +152,8 @@ class _Asker:
         describer: Describer,
         captions: list[str],
         attributes: Sequence[str] | None,
-        together: int,
+        together: int | None,
+        at_once: Describer | None,
         values: Values | None,
         truth: Truth | None,
         max_new_tokens: int | None,
@@ -156,6 +162,7 @@ class _Asker:
         self.captions = captions
         self.attributes = attributes
         self.together = together
+        self.at_once = at_once
         self.values = values
         self.truth = truth
         self.max_new_tokens = max_new_tokens
@@ -163,11 +170,13 @@ class _Asker:
 
     @property
     def forms(self) -> list[str]:
-        return [*self.captions, f"{self.together} at once"]
+        together = [] if self.together is None else [f"{self.together} at once"]
+        return [*self.captions, *together, *([] if self.at_once is None else [AS_JSON])]
 
     def compare(self, batch: Sequence[tuple[Example, list[list[Prediction]]]]) -> list[_Compared]:
         plans: list[_Plan] = []
         images: list[AskedImage] = []
+        as_json: list[AskedImage] = []
         for example, rows in batch:
             try:
                 picture = example.load()
@@ -181,8 +190,13 @@ class _Asker:
                     of_example.append(plan)
             regions = [plan.region for plan in of_example]
             images.append(AskedImage.prepare(self.describer.prepare, picture, references, regions))
+            if self.at_once is not None:
+                regions = [plan.as_json for plan in of_example]
+                as_json.append(AskedImage.prepare(self.at_once.prepare, picture, references, regions))
             plans += of_example
         answer_all(self.describer, images)
+        if self.at_once is not None:
+            answer_all(self.at_once, as_json)
         return [found for plan in plans for found in self._compare(plan)]
 
     def _plan(self, row: Sequence[Prediction], picture: Image.Image) -> _Plan | None:
@@ -208,21 +222,25 @@ class _Asker:
         questions = [*labels.values(), *known_captions]
         joint = {(name, label): len(labels) + number for number, name in enumerate(self.captions) for label in labels}
         names = list(labels)
-        for start in range(0, len(names), self.together):
-            group = names[max(0, min(start, len(names) - self.together)) :][: self.together]
+        together = self.together or 0
+        for start in range(0, len(names) if together else 0, together or 1):
+            group = names[max(0, min(start, len(names) - together)) :][:together]
             if len(group) < 2:
                 break
-            for label in names[start : start + self.together]:
-                joint[self.forms[-1], label] = len(questions)
+            for label in names[start : start + together]:
+                joint[f"{together} at once", label] = len(questions)
             questions.append(" ".join(labels[label] for label in group))
         first = row[0]
         known: Mapping[str, Sequence[str]] = {}
         if self.truth is not None:
             references = {it.name: it.references[0] for it in row if it.name is not None}
             known = self.truth(first.image_id, first.region_id, (picture.height, picture.width), references)
-        requests = requests_about(((None, it) for it in questions), (), (), max_new_tokens=self.max_new_tokens)
+        longest = {"max_new_tokens": self.max_new_tokens}
+        requests = requests_about(((None, it) for it in questions), (), (), **longest)
+        as_json = requests_about(labels.items(), (), (), **longest)
         region_name = str(first.region_index if first.region_id is None else first.region_id)
-        return _Plan(AskedRegion(requests), first.image, region_name, names, joint, known)
+        asked = AskedRegion(requests), AskedRegion(as_json)
+        return _Plan(*asked, first.image, region_name, names, joint, known)
 
     def _compare(self, plan: _Plan) -> Iterable[_Compared]:
         if plan.region.error is not None:
@@ -230,9 +248,13 @@ class _Asker:
             return
         for place, label in enumerate(plan.labels):
             for form in self.forms:
-                if (form, label) not in plan.joint:
+                if form == AS_JSON:
+                    joint = plan.as_json.text(place)
+                elif (form, label) in plan.joint:
+                    joint = plan.region.text(plan.joint[form, label])
+                else:
                     continue
-                separate, joint = plan.region.text(place), plan.region.text(plan.joint[form, label])
+                separate = plan.region.text(place)
                 if separate is None or joint is None:
                     self.left_out["a question was not answered"] += 1
                     continue
@@ -268,12 +290,12 @@ def _by_values(found: _Compared, values: Sequence[Sequence[str]], right: Sequenc
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
-def _result(compared: list[_Compared], asker: _Asker, by_values: bool, together: int, seed: int) -> dict[str, Any]:
+def _result(compared: list[_Compared], asker: _Asker, by_values: bool, seed: int) -> dict[str, Any]:
     labels = list(dict.fromkeys(it.label for it in compared))
     forms = [form for form in asker.forms if any(it.form == form for it in compared)]
     values: dict[str, Any] = {
         "compared_by": "values" if by_values else "words",
-        "together": together,
+        "together": asker.together,
         "captions": asker.captions,
         "seed": seed,
         "images": len({it.image for it in compared}),
@@ -297,13 +319,16 @@ def _result(compared: list[_Compared], asker: _Asker, by_values: bool, together:
         {"image": it.image, "region": it.region, "question": it.label, "alone": it.separate, it.form: it.joint}
         for it in conflicts[:_MAX_EXAMPLES]
     ]
+    beside = "captions of the same region and beside the answer to a question for "
+    beside += f"{asker.together} attributes at once"
+    if asker.at_once is not None:
+        beside = "that of a JSON object with all of them"
     if by_values:
         first, second = "agrees", "says it"
         notes = [
-            "Each attribute's answer beside captions of the same region and beside the answer to a question for "
-            f"{together} attributes at once. Agrees: of the joint answers that say a value of the attribute, the share "
-            "that says the one of the attribute's own answer. Says it: share of joint answers that say a value of it. "
-            "95 % intervals, resampled by image."
+            f"Each attribute's answer beside {beside}. Agrees: of the joint answers that say a value of the attribute, "
+            "the share that says the one of the attribute's own answer. Says it: share of joint answers that say a "
+            "value of it. 95 % intervals, resampled by image."
         ]
         for form in forms:
             found = values["all"][form]
@@ -317,10 +342,9 @@ def _result(compared: list[_Compared], asker: _Asker, by_values: bool, together:
     else:
         first, second = "words", "all words"
         notes = [
-            "Each attribute's answer beside captions of the same region and beside the answer to a question for "
-            f"{together} attributes at once. Words: share of the content words of the attribute's own answer that the "
-            "joint one has; all words: share of answers of which it has all. Synonyms and inflections count as "
-            "missing, negations are not seen. 95 % intervals, resampled by image."
+            f"Each attribute's answer beside {beside}. Words: share of the content words of the attribute's own answer "
+            "that the joint one has; all words: share of answers of which it has all. Synonyms and inflections "
+            "count as missing, negations are not seen. 95 % intervals, resampled by image."
         ]
     reasons: Counter[str] = Counter()
     for form in forms:
