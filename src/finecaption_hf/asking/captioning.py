@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .asker import ask
 from .describer import Describer
 from .finecaption import FineCaptionDescriber
-from .loading import load_describer
+from .kinds import load_describer
 
 if TYPE_CHECKING:
     from ..modeling_finecaption import FineCaptionForConditionalGeneration
