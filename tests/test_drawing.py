@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from finecaption_hf.drawing import COLORS, MIN_SIDE, draw_regions, numbers
+from finecaption_hf.drawing import COLORS, MIN_SIDE, draw_regions, grow, numbers
 from finecaption_hf.drawing.captions import choose_font, drawable, wrap
 
 GREY = (120, 120, 120)
@@ -46,9 +46,39 @@ def test_outline_lies_around_the_region_and_the_rest_is_untouched() -> None:
     assert not changed[:130].any() and not changed[370:].any() and not changed[:, :180].any()
 
 
-def test_tint_inside_is_faint() -> None:
-    drawn = draw_regions(picture(), [box_mask(200, 150, 400, 350)])
-    assert 0 < color_distance(drawn, GREY)[180:320, 230:370].max() < 40
+def inside(mask: np.ndarray, margin: int) -> np.ndarray:
+    """The part of a mask that is `margin` pixels away from what is outside."""
+    return ~grow(~mask, margin)
+
+
+@pytest.mark.parametrize("style", ["outline", "spotlight"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_colors_inside_regions_are_those_of_the_picture(style: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8))
+    rows, columns = np.ogrid[: SIZE[1], : SIZE[0]]
+    masks = [box_mask(40, 30, 400, 300), (columns - 600) ** 2 + (rows - 300) ** 2 < 190**2]
+    drawn = np.asarray(draw_regions(image, masks, style=style))
+    for mask in masks:
+        kept = (drawn == np.asarray(image)).all(axis=2)
+        numbered = 20 * 20 * 4  # the disc with its number
+        assert (~kept & inside(mask, 3)).sum() < numbered
+    alone = np.asarray(draw_regions(image, masks[:1], style=style))  # without a number
+    assert (alone == np.asarray(image)).all(axis=2)[inside(masks[0], 3)].all()
+
+
+def test_spotlight_darkens_the_rest_and_fill_tints_the_region() -> None:
+    mask = box_mask(200, 150, 400, 350)
+    lit = np.asarray(draw_regions(picture(), [mask], style="spotlight"))
+    assert (lit[:100] < 60).all() and (lit[200:300, 250:350] == GREY[0]).all()
+    filled = color_distance(draw_regions(picture(), [mask], style="fill"), GREY)
+    assert 0 < filled[180:320, 230:370].max() < 40
+    assert not filled[:100].any()
+
+
+def test_unknown_style_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no style 'mask'\. Give one of outline, spotlight, fill"):
+        draw_regions(picture(), [], style="mask")
 
 
 @pytest.mark.parametrize("where", [(0, 0), (450, 300), (899, 599)])

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,12 @@ if TYPE_CHECKING:
     from ..masks_finecaption import RegionMask
 
 _REGIONS = "Regions (repeatable; none: the whole picture)"
+
+
+class Style(str, Enum):
+    outline = "outline"
+    spotlight = "spotlight"
+    fill = "fill"
 
 
 class CaptionCommand(OrderedCommand):
@@ -189,6 +196,9 @@ def caption(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the picture with outlined regions and captions.")
     ] = None,
+    style: Annotated[
+        Style, typer.Option(help="How --out shows regions: by a line, by darkening the rest, or by a tint as well.")
+    ] = Style.outline,
     as_json: Json = False,
 ) -> None:
     """Caption regions of a picture.
@@ -259,7 +269,7 @@ def caption(
     else:
         _print_answers(records)
     if out is not None:
-        _write_picture(out, picture, masks, records)
+        _write_picture(out, picture, masks, records, style)
     failed = [
         f"region {record['region_index'] + 1}, {name}: {reason['message']}"
         for record in records
@@ -313,7 +323,7 @@ def _print_answers(records: list[dict[str, Any]]) -> None:
 
 
 def _write_picture(
-    out: Path, picture: "Image.Image", regions: "list[RegionMask]", records: list[dict[str, Any]]
+    out: Path, picture: "Image.Image", regions: "list[RegionMask]", records: list[dict[str, Any]], style: Style
 ) -> None:
     from ..drawing import draw_regions
     from ..masks_finecaption import RegionMask
@@ -323,7 +333,7 @@ def _write_picture(
     captions = [dict(it) if len(it) > 1 else next(iter(it.values()), "") for it in answers]
     drawn = regions or [RegionMask(None, picture.height, picture.width)]
     with errors_in_one_line():
-        draw_regions(picture, [region.pixels for region in drawn], captions).save(out)
+        draw_regions(picture, [region.pixels for region in drawn], captions, style=style.value).save(out)
     typer.echo(f"Wrote {out}", err=True)
 
 

@@ -4,6 +4,6 @@
 >>> draw_regions(image, masks, ["a red cup", "its shadow"]).save("outlined.png")
 """
 
-from .regions import COLORS, MIN_SIDE, draw_regions, grow
+from .regions import COLORS, MIN_SIDE, STYLES, draw_regions, grow
 
-__all__ = ["COLORS", "MIN_SIDE", "draw_regions", "grow"]
+__all__ = ["COLORS", "MIN_SIDE", "STYLES", "draw_regions", "grow"]

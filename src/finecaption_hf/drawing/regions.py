@@ -1,4 +1,4 @@
-"""The outlined picture: a tint and a line for each region.
+"""Regions shown in a picture, whose colours inside them stay as they are: captions speak of them.
 
 Legend: H W height and width of the picture in pixels, R regions. Points are (x, y).
 """
@@ -29,7 +29,12 @@ _WHITE = (255, 255, 255)
 MIN_SIDE = 720  # pixels, the longer one; smaller pictures are enlarged, for fine lines and captions that fit
 _BADGE_SHARE = 0.3  # of the shorter side: the type of numbers in a picture is at most that large
 _STROKE_SHARE, _HALO_SHARE = 0.0035, 0.0018  # of the longer side
-_FILL_OPACITY = 0.16  # little, because the captions speak of colours
+_FILL_OPACITY, _SHADE_OPACITY = 0.16, 0.6
+_SHADE = (0, 0, 0)
+
+STYLES = ("outline", "spotlight", "fill")
+"""`outline`: a line with a halo around each region; `spotlight`: the rest is darkened as well; `fill`: regions are
+tinted as well, which shows their extent and changes their colours."""
 
 
 def draw_regions(
@@ -40,6 +45,7 @@ def draw_regions(
     colors: Sequence[Color] | None = None,
     numbers: Sequence[int] | None = None,
     line_width: float = 1.0,
+    style: str = "outline",
 ) -> Image.Image:
     """Outline regions on a picture, number them if there are several, and write the captions below or beside it.
 
@@ -50,14 +56,19 @@ def draw_regions(
         colors: RGB colours, used in turn; `None` means `COLORS`.
         numbers: R of them, where regions are not counted from 1; then a single one is numbered, too.
         line_width: of outlines, in the usual widths; more for pictures that are shown small.
+        style: one of `STYLES`. Only `fill` changes what is inside of regions; lines run along the picture's border
+            there, and numbers stand in regions that have room for them.
 
     Returns:
         An RGB picture: `image`, or a multiple of it where its longer side is below `MIN_SIDE`, in the upper left corner
         of a sheet with the captions.
 
     Raises:
-        ValueError: If a mask does not have the picture's size, or if there is not one caption per mask.
+        ValueError: If a mask does not have the picture's size, or if there is not one caption per mask; or if
+            there is no such style.
     """
+    if style not in STYLES:
+        raise ValueError(f"There is no style {style!r}. Give one of {', '.join(STYLES)}.")
     for mask in masks:
         if mask.shape != (image.height, image.width):
             raise ValueError(
@@ -76,16 +87,18 @@ def draw_regions(
         masks = [_enlarge(mask, picture.size) for mask in masks]
 
     largest_first = sorted(range(len(masks)), key=lambda index: -int(masks[index].sum()))
+    if style == "spotlight" and masks:
+        picture.paste(_SHADE, mask=_soft(~np.logical_or.reduce(masks), _SHADE_OPACITY))
     for index in largest_first:
-        _outline(picture, masks[index], region_colors[index], line_width)
+        _outline(picture, masks[index], region_colors[index], line_width, is_filled=style == "fill")
     if len(masks) > 1 or (masks and numbers):
         font_size = round(min(max(picture.size) * FONT_SHARES[0], min(picture.size) * _BADGE_SHARE))
         number_regions(picture, masks, region_colors, largest_first, max(8, font_size), numbers)
     return with_captions(picture, captions, region_colors, numbers) if captions else picture
 
 
-def _outline(picture: Image.Image, mask: np.ndarray, color: Color, line_width: float) -> None:
-    """Tint a region and draw a line around it, outside of it, so that even a region of one pixel stays visible."""
+def _outline(picture: Image.Image, mask: np.ndarray, color: Color, line_width: float, *, is_filled: bool) -> None:
+    """Draw a line around a region, outside of it, so that even a region of one pixel stays visible."""
     stroke = max(2, round(max(picture.size) * _STROKE_SHARE * line_width))
     halo = max(1, round(max(picture.size) * _HALO_SHARE * line_width))
     # Where the region meets the picture's border the line runs inside.
@@ -97,7 +110,7 @@ def _outline(picture: Image.Image, mask: np.ndarray, color: Color, line_width: f
     mask, frame = mask[part], frame[part]
     line = (_grow_roughly(mask, stroke) & ~mask) | (mask & frame)
     crop = picture.crop((left, top, right, bottom))
-    if not whole:
+    if is_filled and not whole:
         crop.paste(color, mask=_soft(mask, _FILL_OPACITY))
     crop.paste(_WHITE, mask=_soft(_grow_roughly(line, halo) & ~(mask & ~frame), 1.0))
     crop.paste(color, mask=_soft(line, 1.0))
