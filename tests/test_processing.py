@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -530,6 +531,44 @@ def test_nothing_up_to_the_image_tokens_depends_on_the_question(
         last = int((ids == processor.image_token_id).nonzero()[-1])
         prefixes.add(tuple(ids[: last + 1].tolist()))
     assert len(prefixes) == 1
+
+
+@dataclass
+class Said:
+    role: str
+    content: list[Any]
+
+
+@dataclass
+class Shown:
+    image: Any
+    mask: Any
+    type: str = "image"
+
+
+class Dumped:
+    """As messages of OpenAI's client give themselves as dicts."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def model_dump(self) -> Any:
+        return self.values
+
+
+def test_messages_and_parts_that_are_objects_keep_their_regions(
+    processor: FineCaptionProcessor, image: Image.Image
+) -> None:
+    region, text = {"box_xyxy": [0, 0, 10, 10]}, {"type": "text", "text": "What is this?"}
+    item = {"type": "image", "image": image, "mask": region}
+    wanted = to_inputs(processor, [{"role": "user", "content": [item, text]}])
+    for message in (
+        Said("user", [item, text]),
+        {"role": "user", "content": [Shown(image, region), text]},
+        Said("user", [Shown(image, region), Dumped(text)]),
+        Dumped({"role": "user", "content": [item, text]}),
+    ):
+        assert_same(to_inputs(processor, [message]), wanted)
 
 
 def test_chat_without_images_works(processor: FineCaptionProcessor) -> None:

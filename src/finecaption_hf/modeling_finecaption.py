@@ -246,13 +246,11 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         Raises:
             ValueError: If an input is missing or unknown, or the numbers of images, regions and masks do not agree.
         """
-        unknown = [name for name, value in kwargs.items() if value is not None and value is not False]
-        if unknown:
+        if unknown := [name for name, value in kwargs.items() if value is not None and value is not False]:
             raise ValueError(
                 f"get_image_features knows no {' and no '.join(unknown)}. It gives the towers' features and the image "
                 "tokens of regions, and no states in between. Leave that out."
             )
-
         if pixel_values.ndim == 2:
             pixel_values, high_res_pixel_values, mask_values = self._unpacked(pixel_values)
         num_images = pixel_values.shape[0]
@@ -328,10 +326,7 @@ class FineCaptionVisionModel(FineCaptionPreTrainedModel):
         return mask_values
 
     def _checked_high_res_features(
-        self,
-        high_res_features: torch.Tensor | None,
-        high_res_pixel_values: torch.Tensor | None,
-        num_images: int,
+        self, high_res_features: torch.Tensor | None, high_res_pixel_values: torch.Tensor | None, num_images: int
     ) -> torch.Tensor | None:
         if not (self.config.use_convnext or self.config.use_sam):
             return None
@@ -494,10 +489,7 @@ class FineCaptionModel(FineCaptionVisionModel):
             kwargs = {**kwargs, "use_cache": False}
 
         outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
+            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
         )
         return FineCaptionModelOutputWithPast(**outputs, image_outputs=image_output)
 

@@ -6,6 +6,7 @@ Dimension letters: B regions, I images, S prompts, T tokens. A region reference 
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from .configuration_finecaption import MIN_TRANSFORMERS  # noqa: F401  (an unsupported release ends in that file)
@@ -295,9 +296,9 @@ class FineCaptionProcessor(ProcessorMixin):
         own = inspect.signature(super().apply_chat_template).parameters
         flat = {name: kwargs.pop(name) for name in _CALL_KWARGS & kwargs.keys() - own.keys()}
         is_batch = isinstance(conversation[0], (list, tuple))
-        given = conversation if is_batch else [conversation]
+        given = [[_as_dict(message) for message in chat] for chat in (conversation if is_batch else [conversation])]
         chats = [[_with_regions(message) for message in chat] for chat in given]
-        parts = [part for chat in given for message in chat for part in message.get("content") or ()]
+        parts = [_as_dict(part) for chat in given for message in chat for part in message.get("content") or ()]
         lost = any(isinstance(part, dict) and part.get(key) is not None for part in parts for key in REGION_KEYS)
         if lost and not (kwargs.get("tokenize") and kwargs.get("return_dict")):
             logger.warning_once(
@@ -352,7 +353,12 @@ def _with_regions(message: Any) -> Any:
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, (list, tuple)):
         return message
-    return {**message, "content": [_with_region(part) for part in content]}
+    return {**message, "content": [_with_region(_as_dict(part)) for part in content]}
+
+
+def _as_dict(entry: Any) -> Any:
+    """Messages and their parts may be dataclasses, or objects of OpenAI's client."""
+    return entry.model_dump() if hasattr(entry, "model_dump") else vars(entry) if is_dataclass(entry) else entry
 
 
 def _with_region(part: Any) -> Any:
