@@ -565,7 +565,7 @@ def test_a_stream_that_changes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = open_regions(datasets.IterableDataset.from_generator(rows))
     with pytest.raises(DataError, match="another row than at first"):
         inputs[0]
-    with pytest.raises(DataError, match="it streams, but training draws rows by number"):
+    with pytest.raises(DataError, match="it streams, but rows are drawn by number here"):
         open_dataset(datasets.IterableDataset.from_generator(rows))
 
 

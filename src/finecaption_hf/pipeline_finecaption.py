@@ -271,7 +271,7 @@ def requests_about(
     """
     made = []
     for name, text in questions:
-        label = name or text
+        label = BranchRequest(text, name=name).label
         # Equal seeds would make like draws.
         places = json.dumps([decoding.get("seed", 0), *(image if is_global(label) else place), label])
         seed = int.from_bytes(hashlib.sha256(places.encode()).digest()[:7], "big")

@@ -67,6 +67,9 @@ def train(
     alpha: Alpha = False,
     resize_masks: ResizeMasks = False,
     stored_orientation: StoredOrientation = False,
+    stream: Annotated[
+        bool, typer.Option(help="Read --data as it comes, not by number; needs --max-steps, see docs/training.md.")
+    ] = False,
     on_error: Annotated[
         OnError, typer.Option(help="What happens to a bad example: end with an error, or leave it out and count it.")
     ] = OnError.stop,
@@ -113,6 +116,9 @@ def train(
             "num_samples": samples,
         }
         plan = replace(plan, **{name: value for name, value in given.items() if value is not None})
+        if stream:
+            entries = {name: entry if isinstance(entry, dict) else {"path": entry} for name, entry in plan.data.items()}
+            plan = replace(plan, data={name: {**entry, "stream": True} for name, entry in entries.items()})
 
         from ..training.arguments import parse_options
         from ..training.runner import train as run

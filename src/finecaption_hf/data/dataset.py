@@ -52,8 +52,8 @@ class _DatasetRows:
         if not hasattr(self.dataset, "__len__"):
             raise DataError(
                 reader.name,
-                "it streams, but training draws rows by number. Save it, Dataset.from_generator(lambda: (yield from "
-                "stream)) or to_parquet, and give that; of an endless one, stream.take(1000).",
+                "it streams, but rows are drawn by number here. Train on it as a stream (stream: true beside its "
+                "path), or save it, with to_parquet, and give that; of an endless one, stream.take(1000).",
             )
         self.indices = array("q", (row for row, _, _ in places))
 

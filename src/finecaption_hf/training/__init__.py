@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from .callback import StageCallback, apply_stage
     from .dataset import WholeImageDataset
     from .runner import train
+    from .streaming import ExampleStream
     from .trainer import StageTrainer
 
 _LAZY = {
+    "ExampleStream": "streaming",
     "StageCallback": "callback",
     "StageTrainer": "trainer",
     "WholeImageDataset": "dataset",
@@ -36,6 +38,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "STAGES",
+    "ExampleStream",
     "Stage",
     "StageCallback",
     "StageError",

@@ -32,13 +32,16 @@ class WholeImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]
-        example = self.dataset[index]
-        whole = tuple(region for region in example.regions if _is_whole(region))
-        others = tuple(region for region in example.regions if not _is_whole(region))
-        if not whole or not others:
-            return example
-        chosen = np.random.default_rng((self.seed, index)).random() < self.share
-        return replace(example, regions=whole if chosen else others)
+        return choose_regions(self.dataset[index], self.share, (self.seed, index))
+
+
+def choose_regions(example: Any, share: float, seed: tuple[int, int]) -> Any:
+    """The example with the region that is its whole image alone, or without it: see `WholeImageDataset`."""
+    whole = tuple(region for region in example.regions if _is_whole(region))
+    others = tuple(region for region in example.regions if not _is_whole(region))
+    if not whole or not others:
+        return example
+    return replace(example, regions=whole if np.random.default_rng(seed).random() < share else others)
 
 
 def _is_whole(region: Any) -> bool:

@@ -20,7 +20,7 @@ class Recipe:
         model: checkpoint that the first stage starts from: a folder, `owner/name` or `owner/name@revision` on the Hub.
         data: examples by name: a path, or the arguments of `finecaption_hf.data.open_dataset` with `path`, such as
             `{path: a.json, images: a.zip, on_error: skip, box_format: xywh}`; relative paths are relative to the
-            recipe.
+            recipe. With `stream: true` those of `ExampleStream`, whose `path` may be a `datasets.IterableDataset`.
         eval_data: the same, for the evaluation loss and the sample captions.
         eval_share: share of the data that is held out for that, where there is no `eval_data`.
         training: `transformers.TrainingArguments` of all stages.

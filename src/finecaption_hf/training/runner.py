@@ -25,6 +25,7 @@ from .dataset import WholeImageDataset
 from .recipes import Recipe
 from .samples import SampleCallback
 from .stages import Stage, StageError, with_given_data
+from .streaming import ExampleStream
 from .trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,9 @@ def _train_stage(
         raise StageError("FSDP needs GPUs: accelerate does not shard on the CPU. Leave fsdp out.")
     if args.deepspeed and args.hf_deepspeed_config.is_zero3():
         _check_zero3(stage, args.hf_deepspeed_config)
+    streams = any(_is_stream(recipe.data[name]) for name in stage.data or recipe.data if name in recipe.data)
+    if streams:
+        _prepare_for_stream(stage, recipe, args)
     description = _description(recipe, stage, origin)
     if args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,12 @@ def _train_stage(
         if before != args.world_size:
             tell(f"It was written by {before} processes, now there are {args.world_size}: random numbers will differ.")
 
-    train_data, eval_data = open_data(recipe, stage, args.seed, tell)
+    batch_size = args.train_batch_size * args.world_size
+    train_data, eval_data = open_data(recipe, stage, args.seed, tell, batch_size)
+    if isinstance(train_data, ExampleStream) and checkpoint is not None:
+        # Read past without opening pictures; the trainer would make all those batches again.
+        train_data.num_skipped = read_seal(checkpoint)["global_step"] * args.gradient_accumulation_steps * batch_size
+        args.ignore_data_skip = True
     model, processor = _load_model(recipe, model_source, args)
     if args.should_save and checkpoint is None:
         _keep_origin(model_source, folder)
@@ -141,6 +150,24 @@ def _train_stage(
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     _write_final(trainer, callback, stage, folder)
+
+
+def _is_stream(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and bool(entry.get("stream"))
+
+
+def _prepare_for_stream(stage: Stage, recipe: Recipe, args: TrainingArguments) -> None:
+    """Refuse what needs a length, and have each process take its batches itself: they cannot be cut for sending."""
+    names = list(stage.data or recipe.data)
+    if len(names) > 1:
+        raise StageError(
+            f"A stream is not mixed with others, but there are {', '.join(names)}. Write their shards mixed."
+        )
+    if recipe.eval_share and not recipe.eval_data:
+        raise StageError("Of a stream no share can be held out. Give --eval-data instead of --eval-share.")
+    if args.max_steps <= 0:
+        raise StageError("A stream has no length, so the trainer cannot know when to end. Give --max-steps.")
+    args.accelerator_config.dispatch_batches = False
 
 
 def _check_zero3(stage: Stage, config: Any) -> None:
@@ -213,7 +240,11 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 
 def open_data(
-    recipe: Recipe, stage: Stage, seed: int, tell: Callable[[str], None] = lambda line: None
+    recipe: Recipe,
+    stage: Stage,
+    seed: int,
+    tell: Callable[[str], None] = lambda line: None,
+    batch_size: int = 1,
 ) -> tuple[Dataset, Dataset | None]:
     """Data of a stage: the mix with its whole-image samples, and what is held out.
 
@@ -221,6 +252,7 @@ def open_data(
         recipe, stage: what says which data.
         seed: of mix and samples.
         tell: gets a line about each data set.
+        batch_size: see `ExampleStream`.
 
     Raises:
         StageError: If the stage names data that is not given.
@@ -241,6 +273,14 @@ def open_data(
         return data
 
     held_out: list[Any] = [opened(entry) for entry in recipe.eval_data.values()]
+    if _is_stream(entry := recipe.data[names[0]]):
+        fields = {name: value for name, value in entry.items() if name not in ("path", "stream")}
+        share, most = stage.whole_image_share, recipe.max_regions
+        stream = ExampleStream(
+            entry["path"], seed=seed, whole_image_share=share, max_regions=most, batch_size=batch_size, **fields
+        )
+        tell(f"{entry['path']}: read as a stream, of {len(stream.shards)} shards.")
+        return stream, _joined(held_out)
     parts: dict[str, Any] = {}
     for name in names:
         whole = opened(recipe.data[name])
@@ -253,10 +293,11 @@ def open_data(
     mix = next(iter(parts.values()))
     if len(parts) > 1:
         mix = MixedDataset(parts, dict(stage.data) or None, seed=seed)
-    evaluated = (
-        None if not held_out else held_out[0] if len(held_out) == 1 else torch.utils.data.ConcatDataset(held_out)
-    )
-    return WholeImageDataset(mix, stage.whole_image_share, seed), evaluated
+    return WholeImageDataset(mix, stage.whole_image_share, seed), _joined(held_out)
+
+
+def _joined(datasets: list[Any]) -> Any:
+    return datasets[0] if len(datasets) == 1 else torch.utils.data.ConcatDataset(datasets) if datasets else None
 
 
 def _split(length: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -281,7 +322,9 @@ def _description(recipe: Recipe, stage: Stage, model: str) -> dict[str, Any]:
 
 def absolute(entry: Any) -> Any:
     """An entry of a recipe's data with its path from the root, so that the same data is known from any folder."""
-    return {**entry, "path": os.path.abspath(entry["path"])} if isinstance(entry, Mapping) else os.path.abspath(entry)
+    if isinstance(entry, Mapping):
+        return {**entry, "path": absolute(entry["path"])}
+    return os.path.abspath(entry) if isinstance(entry, str | os.PathLike) else type(entry).__name__
 
 
 def _check_run(folder: Path, description: Mapping[str, Any]) -> None:

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from .callback import StageCallback
 from .stages import StageError
+from .streaming import ExampleStream
 
 
 class StageTrainer(Trainer):
@@ -41,6 +44,14 @@ class StageTrainer(Trainer):
         finally:
             if quantised:
                 del model._hf_peft_config_loaded
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer`'s."""
+        loader = super().get_train_dataloader()
+        if isinstance(self.train_dataset, ExampleStream):
+            # It would take its seed from the random numbers of training, which are those of the checkpoint by then.
+            loader.base_dataloader.generator = torch.Generator()
+        return loader
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""

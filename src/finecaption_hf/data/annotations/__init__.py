@@ -75,6 +75,15 @@ def recognise(path: Path) -> list[type[AnnotationFile]]:
     return found
 
 
+def shards_of(path: Path) -> list[Path]:
+    """The files of a pattern, or of a folder of parquet files or of WebDataset, each of which can be read alone."""
+    if is_pattern(path):
+        return matching(path, "")
+    formats = {each.format for each in recognise(path)} if path.is_dir() else set()
+    suffix = ".parquet" if Parquet.format in formats else ".tar" if WebDataset.format in formats else None
+    return [path] if suffix is None else matching(path, suffix)
+
+
 def has_splits(format: str | None) -> bool:
     """Whether a format knows parts of a data set by name."""
     return any(each.format == format and each.has_splits for each in ANNOTATION_FORMATS)
@@ -111,5 +120,6 @@ __all__ = [
     "open_annotations",
     "recognise",
     "see",
+    "shards_of",
     "write_coco",
 ]

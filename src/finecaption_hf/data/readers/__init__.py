@@ -233,7 +233,7 @@ class ExampleReader:
         self._columns = Columns(
             getattr(dataset, "features", None), self.options.box_format, dict(declared_formats(schema))
         )
-        for index, row in enumerate(dataset):  # a stream has neither length nor rows by number
+        for index, row in enumerate(_whole_rows(dataset)):
             where = f"{self.name}[{index}]"
             yield where, self._parse(row, where), row, (index, 0, 0)
 
@@ -399,6 +399,15 @@ def load_rows(source: Any) -> Any:
     from .rows import load
 
     return load(source)
+
+
+def _whole_rows(dataset: Any) -> Iterator[Any]:
+    """The rows of a dataset; of one that streams all of them, also in a worker of a DataLoader, which gets a part."""
+    if hasattr(dataset, "__len__"):
+        yield from dataset
+    else:
+        for batch in dataset.iter(batch_size=1):
+            yield {key: value for key, (value,) in batch.items()}
 
 
 def _below(where: str, error: DataError) -> str:
