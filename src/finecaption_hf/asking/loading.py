@@ -79,13 +79,18 @@ def load(
     cached = None if os.path.isdir(name) else try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         source["revision"] = os.path.basename(os.path.dirname(cached))
-    if not is_deepspeed_zero3_enabled():  # which deals the weights out to its processes as they are loaded
+    zero3 = is_deepspeed_zero3_enabled()
+    if not zero3:  # which deals the weights out to its processes as they are loaded
         options["device_map"] = {"": device}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     loaded = AutoModelForImageTextToText.from_pretrained(
         name, config=config, dtype=dtype or "auto", **source, **options
     )
+    if zero3:
+        # Here the library also keeps rules for names that this checkpoint did not need. It would apply them in reverse
+        # when it saves, and write model.language_model.model.layers.
+        loaded._weight_conversions = [rule for rule in loaded._weight_conversions if rule.was_used()]
     parts = loaded.eval(), AutoProcessor.from_pretrained(name, **source)
     return parts if adapter is None else _with_adapter(*parts, os.fspath(adapter), {})
 

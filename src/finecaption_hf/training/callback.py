@@ -233,7 +233,9 @@ class StageCallback(TrainerCallback, ExportableState):
 
 
 def _trainable_names(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """Also of a model whose parts FSDP has wrapped to recompute their activations."""
+    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return {name.replace("_checkpoint_wrapped_module.", "") for name in names}
 
 
 def _own_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from huggingface_hub import try_to_load_from_cache
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
@@ -104,11 +105,12 @@ def _train_stage(
             f"{args.n_gpu} GPUs but one process: a batch cannot be cut by its first dimension. Start one process for "
             "each with accelerate launch, or show one with CUDA_VISIBLE_DEVICES=0."
         )
-    if args.fsdp and args.device.type == "cpu":
-        # accelerate would leave the model whole in each process (DDP) and say nothing.
-        raise StageError("FSDP needs GPUs: accelerate does not shard on the CPU. Leave fsdp out.")
-    if args.deepspeed and args.hf_deepspeed_config.is_zero3():
-        _check_zero3(stage, args.hf_deepspeed_config)
+    _check_sharding(stage, args)
+    if args.deepspeed:
+        import deepspeed
+
+        # accelerate does it for GPUs only, and without it ZeRO-3 counts one process while the model is made.
+        deepspeed.init_distributed()
     streams = any(_is_stream(recipe.data[name]) for name in stage.data or recipe.data if name in recipe.data)
     if streams:
         _prepare_for_stream(stage, recipe, args)
@@ -170,13 +172,22 @@ def _prepare_for_stream(stage: Stage, recipe: Recipe, args: TrainingArguments) -
     args.accelerator_config.dispatch_batches = False
 
 
-def _check_zero3(stage: Stage, config: Any) -> None:
-    """Refuse at once what would end at the first checkpoint: each process holds a part of every tensor only."""
-    if stage.peft is not None:
-        raise StageError(f"Stage {stage.name!r}: adapters are not merged under ZeRO-3. Use zero_optimization stage 2.")
+def _check_sharding(stage: Stage, args: TrainingArguments) -> None:
+    """Refuse at once what would shard nothing, or end at the first checkpoint: each process holds parts of tensors."""
+    zero3 = args.deepspeed and args.hf_deepspeed_config.is_zero3()
+    if (zero3 or args.fsdp) and stage.peft is not None:
+        raise StageError(
+            f"Stage {stage.name!r}: adapters are not merged under ZeRO-3 and FSDP. Use DeepSpeed with "
+            "zero_optimization stage 2, without options that begin with stage3_."
+        )
     option = "stage3_gather_16bit_weights_on_model_save"
-    if not config.get_value(f"zero_optimization.{option}", False):
+    if zero3 and not args.hf_deepspeed_config.get_value(f"zero_optimization.{option}", False):
         raise StageError(f"ZeRO-3 would write checkpoints without weights. Set {option}: true under zero_optimization.")
+    if args.fsdp and args.fsdp_config.get("state_dict_type", "FULL_STATE_DICT") != "FULL_STATE_DICT":
+        raise StageError("FSDP would write checkpoints without weights. Set state_dict_type: FULL_STATE_DICT.")
+    if args.fsdp and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        # accelerate would leave the model whole in each process (DDP) and say nothing.
+        raise StageError("FSDP needs several processes on GPUs: accelerate does not shard elsewhere. Leave fsdp out.")
 
 
 def _write_final(trainer: StageTrainer, callback: StageCallback, stage: Stage, folder: Path) -> None:
