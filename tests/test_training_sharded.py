@@ -27,6 +27,7 @@ from waiting import exit_code
 from finecaption_hf.asking import load
 from finecaption_hf.resuming import read_seal
 from finecaption_hf.training import runner
+from finecaption_hf.training.callback import StageCallback
 from finecaption_hf.training.recipes import Recipe, read_recipe
 from finecaption_hf.training.stages import STAGES, StageError
 
@@ -82,10 +83,11 @@ def together(
     output: Path,
     options: dict[str, Any],
     kill: str | None = None,
+    work: Callable[..., None] = run_sharded,
 ) -> list[int]:
     """Exit codes of two processes."""
     arguments = (free_port(), kind, recipe, output, options, kill)
-    processes = [PROCESSES.Process(target=run_sharded, args=(rank, *arguments)) for rank in range(2)]
+    processes = [PROCESSES.Process(target=work, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     try:
@@ -223,3 +225,51 @@ def test_what_would_not_shard_or_write_no_weights_is_refused(
     recipe = replace(recipe, stages=(replace(recipe.stages[0], peft=peft),))
     with pytest.raises(StageError, match=message):
         runner.train(recipe, tmp_path / "out", options={"use_cpu": True, "bf16": False})
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+WIDE = 400_000
+"""Tokens of a vocabulary whose two matrices are nearly all of a model: 32 channels in float32, 51.2 MB each."""
+
+
+def held() -> int:
+    """Bytes of main memory that this process holds, without what it has in common with files."""
+    return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+
+def run_measured(rank: int, port: int, kind: str, recipe: Recipe, output: Path, options: dict, kill: None) -> None:
+    """Write what is held more when the model is loaded and when it is sharded, and end."""
+    become(rank, port, kind)
+    found, start = [], held()
+
+    class Measured(StageCallback):
+        def on_init_end(self, *args: Any, **kwargs: Any) -> None:
+            found.append(held() - start)
+            super().on_init_end(*args, **kwargs)
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            found.append(held() - start)
+            (output / f"{rank}.json").write_text(json.dumps(found))
+            torch.distributed.barrier()
+            os._exit(0)
+
+    runner.StageCallback = Measured  # type: ignore[misc]
+    run(recipe, output, options, None, 0, {})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured on Linux")
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_one_process_alone_loads_the_weights(kind: str, setting: Recipe, tmp_path: Path, embedded: Any) -> None:
+    model = write_checkpoint(tmp_path / "model", embedded[1], text_config={"vocab_size": WIDE})
+    size = (model / "model.safetensors").stat().st_size
+    load(model, device="cpu", dtype="bfloat16")[0].save_pretrained(model)  # as big ones are; trained in float32
+    recipe = sharded(replace(setting, stages=setting.stages[:1], model=str(model)), kind)
+    assert together(kind, recipe, tmp_path, FLOAT32, work=run_measured) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    margin = 40e6  # of what libraries and the towers take
+    loaded = {"zero3": (size / 2, size / 2), "fsdp2": (size, 0)}[kind]
+    assert first[0] < loaded[0] + margin
+    assert second[0] < loaded[1] + margin
+    assert max(first[1], second[1]) < size / 2 + margin

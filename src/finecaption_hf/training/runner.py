@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, enable_fsdp_ram_efficient_loading
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
@@ -223,9 +224,21 @@ def _load_model(recipe: Recipe, source: str, args: TrainingArguments) -> tuple[A
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(**quantization)
-    device = args.device if quantization is not None else "cpu"
+    # Where the model is whole on each GPU, it goes there at once, not through the main memory.
+    device = "cpu" if args.fsdp else str(args.device)
+    if args.fsdp and args.fsdp_config.get("cpu_ram_efficient_loading"):
+        enable_fsdp_ram_efficient_loading()
+        device = "cpu" if args.local_process_index == 0 else "meta"
     name, revision = split_revision(source)
-    return load(name, device=device, revision=revision, **options)
+    model, processor = load(name, device=device, revision=revision, **options)
+    if device == "meta":
+        # accelerate deals out the weights of the first process. It knows parameters by their addresses, which those on
+        # the meta device lack; memory that nothing is written to takes no room.
+        for module in model.modules():
+            for key, value in module.named_parameters(recurse=False):
+                setattr(module, key, nn.Parameter(torch.empty_like(value, device="cpu"), value.requires_grad))
+        model.tie_weights()
+    return model, processor
 
 
 def _keep_origin(source: str, folder: Path) -> None:
