@@ -78,7 +78,7 @@ def fit_within(
     sizes = [max(1, (2 * side * target + half) // (2 * source)) for side in (height, width)]
     starts = [int((target_height - sizes[0]) / 2), int((target_width - sizes[1]) / 2)]
     if finer is not None:
-        fine = fit_within(height, width, *finer, pad, crop)
+        fine = fit_within(height, width, finer[0], finer[1], pad, crop)
         for axis, share in enumerate((target_height / finer[0], target_width / finer[1])):
             borders = ((starts[axis], fine[2 + axis]), (starts[axis] + sizes[axis], fine[2 + axis] + fine[axis]))
             start, end = (min(max(own, math.ceil(x * share - 0.5)), math.floor(x * share + 0.5)) for own, x in borders)

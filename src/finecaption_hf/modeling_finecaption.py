@@ -461,9 +461,9 @@ class FineCaptionModel(FineCaptionVisionModel):
                         f"region_indices have shape {tuple(region_indices.shape)} for {inputs_embeds.shape[0]} "
                         "sequences. Give the region of each sequence."
                     )
-                region_indices = region_indices.to(image_features.device)
-                _check_indices("region", region_indices, len(image_features), "sequence", "Leave their masks out.")
-                sequence_features = image_features.index_select(0, region_indices)
+                of_regions = region_indices.to(image_features.device)
+                _check_indices("region", of_regions, len(image_features), "sequence", "Leave their masks out.")
+                sequence_features = image_features.index_select(0, of_regions)
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, sequence_features)
             if region_indices is not None:
                 check_values(

@@ -559,11 +559,7 @@ class RegionCaptioningPipeline(Pipeline):
     # --- what the library calls ---------------------------------------------------------------------------------------
 
     def _sanitize_parameters(
-        self,
-        questions: Any = None,
-        log_probs: bool | None = None,
-        max_batch_tokens: int | None = None,
-        **decoding: Any,
+        self, questions: Any = None, log_probs: bool | None = None, max_batch_tokens: int | None = None, **decoding: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sort parameters by the step that takes them, and refuse wrong ones before any work is done."""
         decoding = {name: value for name, value in decoding.items() if value is not None}
