@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from .checkpoint import read_json
-from .figures import Report, metrics_table, plain, table
+from .figures import Report, comparison_table, metrics_table, plain, table
 from .licences import llama_terms
 from .provenance import Provenance
 
@@ -172,6 +172,8 @@ def evaluation_section(repo: str, evaluation: Report) -> str:
         "\n".join(metrics_table(evaluation, repo)),
         f"Signature: `{evaluation['signature']}`",
     ]
+    if comparison := evaluation.get("comparison"):
+        paragraphs += [f"### Compared with {plain(Path(comparison['model']).name)}", *comparison_table(comparison)]
     for diagnostic in evaluation["diagnostics"]:
         figures = table(diagnostic["table"]["columns"], diagnostic["table"]["rows"])
         paragraphs += [f"### {diagnostic['title']}", figures, *diagnostic.get("notes", [])]

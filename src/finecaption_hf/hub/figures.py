@@ -47,6 +47,21 @@ def metrics_table(report: Report, model: str | None = None) -> list[str]:
     ]
 
 
+def comparison_table(comparison: Mapping[str, Any]) -> list[str]:
+    """A Markdown table of the paired differences to another model, and what they are."""
+    rows = []
+    for row in comparison["metrics"].values():
+        bounds = row["interval_95"]
+        interval = "" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+        rows.append(
+            [row["label"], f"{row['second']:.2f}", f"{row['first']:.2f}", f"{row['difference']:+.2f}", interval]
+        )
+    return [
+        "Paired differences on the same regions and questions, this checkpoint minus that one.",
+        table(["metric", "that one", "this checkpoint", "difference", "95 % interval"], rows),
+    ]
+
+
 def model_index(report: Report, model: str) -> dict[str, Any]:
     """The `model-index` of a card: an entry per metric, with interval, number of captions and signature."""
     name = data_name(report) or "unnamed data"
