@@ -135,7 +135,7 @@ def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
         canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")
     }
     # Of one test, which is skipped without; CONTRIBUTING.md says how to install it.
-    known |= {"gguf", "pillow-heif", "deepspeed"}
+    known |= {"gguf", "pillow-heif", "deepspeed", "torchao"}
     for path in paths:
         assert imported(path).keys() <= known, f"{path.name}: {imported(path).keys() - known}"
 

@@ -1,6 +1,7 @@
 """Load a FineCaption checkpoint."""
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -91,6 +92,8 @@ def load(
         # Here the library also keeps rules for names that this checkpoint did not need. It would apply them in reverse
         # when it saves, and write model.language_model.model.layers.
         loaded._weight_conversions = [rule for rule in loaded._weight_conversions if rule.was_used()]
+    if getattr(loaded, "is_loaded_in_8bit", False):  # else a line for every layer and step: bfloat16 becomes float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     parts = loaded.eval(), AutoProcessor.from_pretrained(name, **source)
     return parts if adapter is None else _with_adapter(*parts, os.fspath(adapter), {})
 

@@ -21,6 +21,7 @@ from . import (
     info,
     prompts,
     push,
+    quantise,
     renew,
     scenes,
     space,
@@ -49,6 +50,7 @@ app.command(context_settings=train.CONTEXT)(ablate.ablate)
 app.command()(push.push)
 app.command()(renew.renew)
 app.add_typer(export.app, name="export")
+app.command()(quantise.quantise)
 
 
 @app.callback(invoke_without_command=True)

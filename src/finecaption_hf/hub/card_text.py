@@ -1,6 +1,7 @@
 """The text of a generated model card: use, parts, training, evaluation, licences, limits. What is not known is said."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ _TOWERS = (
     ("sam_config", "SAM tower", "use_sam"),
     ("text_config", "language model", None),
 )
+# Beside a weight: its scales, and how it is packed.
+_OF_BITSANDBYTES = re.compile(r"\.weight\.|\.(SCB|weight_format)$")
 _SNIPPET = """```python
 from transformers import pipeline
 
@@ -56,6 +59,7 @@ def card_text(
         "## Parts",
         *_parts(config, provenance),
         "{:,} parameters, saved as {}.".format(*count_parameters(folder)),
+        *_quantised(config, folder, evaluation),
         "## Training",
         *_training(provenance, trainer),
         _marked("evaluation", evaluation),
@@ -128,10 +132,35 @@ def count_parameters(folder: Path) -> tuple[int, str]:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
+                if _OF_BITSANDBYTES.search(name):
+                    continue
                 tensor = file.get_slice(name)
-                count += math.prod(tensor.get_shape())
+                packed = tensor.get_dtype() == "U8"  # two values of 4 bits in a byte
+                count += math.prod(tensor.get_shape()) * (1 + packed)
                 dtypes.add(tensor.get_dtype())
     return count, ", ".join(sorted(dtypes))
+
+
+def _quantised(config: Mapping[str, Any], folder: Path, evaluation: Report | None) -> Iterator[str]:
+    how = config.get("quantization_config")
+    if how is None:
+        return
+    yield "## Quantised"
+    method = str(how.get("quant_method"))
+    if method == "bitsandbytes":
+        kind = f"4 bits ({how['bnb_4bit_quant_type'].upper()})" if how["load_in_4bit"] else "8 bits (LLM.int8)"
+        kept = [name for name in how["llm_int8_skip_modules"] or () if not name.startswith("model.")]
+        yield f"Weights of linear layers are held in {kind}, except for those of: {', '.join(kept) or 'lm_head'}."
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    share = size / (2 * count_parameters(folder)[0])
+    yield (
+        f"The files of weights take {size / 1e6:,.1f} MB, {share:.0%} of what bfloat16 takes. Loading them needs "
+        f"`{method}`; nothing else changes."
+    )
+    if evaluation is not None and evaluation.get("comparison"):
+        yield "What that costs in accuracy stands under Evaluation."
+    else:
+        yield "What that costs in accuracy was not measured."
 
 
 def _training(provenance: Provenance, trainer: str) -> Iterator[str]:
