@@ -10,7 +10,7 @@ from other_models import FAMILIES, llava_without_template, random_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from finecaption_hf.asking import DescriberError, ask
+from finecaption_hf.asking import DescriberError, ask, load_describer
 from finecaption_hf.asking.describers import (
     DescribeAnything,
     FilledBoxDescriber,
@@ -378,5 +378,5 @@ def test_region_model_refuses_a_referral_that_it_cannot_follow(model: Any, kind:
 
 
 def test_code_beside_weights_is_not_run_unasked() -> None:
-    with pytest.raises(ValueError, match="Look at that code, then give trust_remote_code: true"):
-        DescribeAnything.from_pretrained()
+    with pytest.raises(DescriberError, match="Look at that code, then give trust_remote_code"):
+        load_describer("nvidia/DAM-3B-Self-Contained", describer="describe_anything")

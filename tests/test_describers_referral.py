@@ -224,6 +224,8 @@ def test_box_is_written_as_each_model_has_learnt_it(box_format: str, text: str) 
 def test_box_of_the_whole_picture_reaches_the_end_of_every_scale(box_format: str) -> None:
     text = write_box((0, 0, 100, 60), (60, 100), box_format, seen=(112, 196))
     ends = {"pixels": "100, 60", "unit": "1.0, 1.0", "qwen2_vl": "(1000,1000)", "qwen2_5_vl": "196, 112"}
+    # 20 of 100 rows of the square are above the picture, and 20 are below.
+    ends |= {"llava_square": "[0.0, 0.2, 1.0, 0.8]", "shikra": "[0.000,0.200,1.000,0.800]"}
     assert ends.get(box_format, "1023" if box_format == "kosmos2" else "1000, 1000") in text
 
 

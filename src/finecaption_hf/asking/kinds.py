@@ -50,7 +50,8 @@ def load_describer(
             image-text-to-text model of transformers; `"openai:MODEL"`, a model behind OpenAI's interface; `"pixels"`,
             what can be told without a model; `None` means the checkpoint that comes with the package.
         describer: the kind, where the model does not tell it: one of `KINDS`; or the code of a model that has its own:
-            `"describe_anything"`, or `"module:function"`, see `RegionModel`.
+            one of `REGION_MODELS`, such as `"describe_anything"`, or `"module:function"`, see `RegionModel`; with
+            `"@"` and the path of a Python behind it, it runs in that one's environment.
         referral: how regions are pointed out, as `read_referral` takes it; `None` means what suits the model's family.
         prompts: what other models are asked, as `read_templates` takes it, or a YAML file with that (a path, not a
             text); `None` means what suits the family.
@@ -171,9 +172,12 @@ def _kind(model: str | None, describer: str | None, given: Mapping[str, Any]) ->
     from .describers.region_models import REGION_MODELS
 
     if describer is not None:
-        module, colon, function = describer.partition(":")
-        if describer in (*KINDS, *REGION_MODELS) or (
-            colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+        code = describer.partition("@")[0]
+        module, colon, function = code.partition(":")
+        if (
+            describer in KINDS
+            or code in REGION_MODELS
+            or (colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")))
         ):
             return describer
         raise DescriberError(
@@ -294,24 +298,36 @@ def _endpoint(model: str | None, given: dict[str, Any]) -> Describer:
 
 def _region_model(code: str, model: str | None, given: dict[str, Any]) -> Describer:
     from .describers import Referral, RegionModelDescriber
-    from .describers.families import OTHERS
-    from .describers.region_models import REGION_MODELS
+    from .describers.families import OTHERS, Family
+    from .describers.region_models import REGION_MODELS, RegionModel
+    from .describers.separate import SeparateModel
 
-    make: Callable[..., Any] = REGION_MODELS[code] if code in REGION_MODELS else _imported(code)
+    code, _, python = code.partition("@")
+    known = REGION_MODELS.get(code)
     own = ("referral", "prompts", "name", "box_format")
     asked = {option: given.pop(option) for option in own if option in given}
     arguments = {**given, **given.pop("arguments", {})}
     arguments.pop("arguments", None)
+    loaded: RegionModel
+    with _told(model or code, given.get("device")):
+        if python:
+            loaded = SeparateModel(python, f"region_adapters.{code}:load" if known else code, model, arguments)
+        else:
+            make = _imported(f"{__package__}.describers.region_adapters.{code}:load" if known else code)
+            _check_taken(make, arguments, code)
+            loaded = make(*([] if model is None else [model]), **arguments)
+    family = known.family if known else Family(Referral("mask")) if loaded.takes_mask else OTHERS
+    asked = {"name": model or code, "box_format": known.box_format if known else "pixels", **asked}
+    referral, prompts = asked.pop("referral", family.referral), asked.pop("prompts", family.prompts)
+    return RegionModelDescriber(loaded, referral, prompts, **asked)
+
+
+def _check_taken(make: Callable[..., Any], arguments: Mapping[str, Any], code: str) -> None:
     taken = inspect.signature(make).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         known = {parameter.name for parameter in taken}
         if useless := [option for option in arguments if option not in known]:
             raise DescriberError(f"{', '.join(useless)}: no effect with {code}, which does not take it. Leave it out.")
-    with _told(model or code, given.get("device")):
-        loaded = make(*([] if model is None else [model]), **arguments)
-    referral = asked.pop("referral", Referral("mask") if loaded.takes_mask else OTHERS.referral)
-    prompts = asked.pop("prompts", OTHERS.prompts)
-    return RegionModelDescriber(loaded, referral, prompts, **{"name": model or code, **asked})
 
 
 def _imported(code: str) -> Callable[..., Any]:

@@ -10,7 +10,8 @@ from .endpoint import EndpointDescriber, EndpointError
 from .filled_box import FilledBoxDescriber
 from .pixels import PixelsDescriber
 from .referral import Referral
-from .region_models import DescribeAnything, RegionModel, RegionModelDescriber
+from .region_adapters.describe_anything import DescribeAnything
+from .region_models import RegionModel, RegionModelDescriber
 from .templates import PromptTemplates
 from .transformers_models import TransformersDescriber
 

@@ -18,14 +18,17 @@ class BoxFormat:
     Attributes:
         template: the box as text, with `{x1}`, `{y1}`, `{x2}`, `{y2}`, or `{first}` and `{last}` for a grid's cells.
         units: `"pixels"` of the picture that is handed over; `"seen"`, pixels of the picture after the processor has
-            resized it; `"unit"`, shares of width and height with two decimals; `"thousandths"` of them, rounded;
-            `"thousandths_down"`, rounded down; `"grid"`, the first and the last of 32 x 32 cells.
+            resized it; `"unit"`, shares of width and height; `"thousandths"` of them, rounded;
+            `"thousandths_down"`, rounded down; `"grid"`, the first and the last of 32 x 32 cells; `"square"`, shares of
+            the square that the picture is padded to in its middle, by the model's own code.
         source: where the convention is written down.
+        decimals: of shares.
     """
 
     template: str
     units: str
     source: str
+    decimals: int = 2
 
 
 _PIXELS = "[{x1}, {y1}, {x2}, {y2}]"
@@ -51,6 +54,18 @@ BOX_FORMATS: dict[str, BoxFormat] = {
         "<phrase> it</phrase><object><patch_index_{first:04d}><patch_index_{last:04d}></object>",
         "grid",
         "Kosmos-2, arXiv 2306.14824, section 2",
+    ),
+    "llava_square": BoxFormat(
+        _PIXELS, "square", "VILA, llava/eval/refcoco.py: LLaVA-1.5's data, whose pictures are padded"
+    ),
+    "shikra": BoxFormat(
+        "[{x1:.3f},{y1:.3f},{x2:.3f},{y2:.3f}]",
+        "square",
+        "Shikra, mllm/dataset/process_function/box_process_function.py (PlainBoxFormatter)",
+        decimals=3,
+    ),
+    "ferret": BoxFormat(
+        _PIXELS, "thousandths_down", "Ferret, ferret/eval/model_lvis.py (VOCAB_IMAGE_W, VOCAB_IMAGE_H)"
     ),
 }
 """Name -> how a box is written. `box_format` of a row of a table chooses one by name."""
@@ -100,7 +115,11 @@ def write_box(box: Box, size: tuple[int, int], box_format: str, seen: tuple[int,
             raise DescriberError(f"The box format {box_format!r} needs the size of the picture after resizing.")
         numbers = [round(share * seen[1 - index % 2]) for index, share in enumerate(shares)]
     elif chosen.units == "unit":
-        numbers = [round(share, 2) for share in shares]
+        numbers = [round(share, chosen.decimals) for share in shares]
+    elif chosen.units == "square":
+        side = max(size)
+        corner = ((side - width) // 2, (side - height) // 2)
+        numbers = [round((value + corner[index % 2]) / side, chosen.decimals) for index, value in enumerate(box)]
     else:
         # In whole numbers: 0.29 * 1000 is 290, but not in floating point.
         exact = [(box[index] * 1000, size[1 - index % 2]) for index in range(4)]

@@ -1,13 +1,14 @@
-"""Models whose code comes from elsewhere, such as Describe Anything: a small class each makes them comparable."""
+"""Models whose code comes from elsewhere, such as Describe Anything: a small class each makes them describers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ...prompts_finecaption import BranchUpdate
+from .families import Family
 from .referral import Referral
 from .referring import Job, ReferringDescriber, describe_error
 from .templates import PromptTemplates
@@ -85,81 +86,38 @@ class RegionModelDescriber(ReferringDescriber):
                 yield job.failed(describe_error(error))
 
 
-class DescribeAnything:
-    """NVIDIA's Describe Anything Model (arXiv 2504.16072), through the interface that its code publishes.
+@dataclass(frozen=True)
+class OwnCode:
+    """A model whose code this package has an adapter for.
 
-    It answers through `get_description(image_pil, mask_pil, query, streaming=, temperature=, top_p=, num_beams=,
-    max_new_tokens=)`, with the mask as a picture of 0 and 255 and a query that begins with `<image>`. Its published
-    examples draw at temperature 0.2; here it is greedy unless told otherwise, as all models of a table are.
-
-    Args:
-        model: what `init_dam` of the published model returns, or anything with that `get_description`.
-        max_new_tokens: the longest answer.
-        temperature, top_p: 0 takes the likeliest token.
-        settings: more for reports, such as the revision.
+    Attributes:
+        family: how it is asked where nobody says it.
+        box_format: a name of `BOX_FORMATS`: how it writes boxes.
     """
 
-    takes_mask = True
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 0.5,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._model = model
-        self._options = {"temperature": temperature, "top_p": top_p, "num_beams": 1, "max_new_tokens": max_new_tokens}
-        self.settings: Mapping[str, Any] = {
-            "describer": "describe_anything",
-            "decoding": self._options,
-            **(settings or {}),
-        }
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str = "nvidia/DAM-3B-Self-Contained",
-        *,
-        trust_remote_code: bool = False,
-        revision: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: str = "float16",
-        conv_mode: str = "v1",
-        prompt_mode: str = "full+focal_crop",
-        **options: Any,
-    ) -> "DescribeAnything":
-        """Load the published model, whose code lies beside its weights.
-
-        Raises:
-            ValueError: If `trust_remote_code` was not given.
-        """
-        if not trust_remote_code:
-            raise ValueError(
-                f"{model} runs code that lies beside its weights. Look at that code, then give trust_remote_code: true "
-                "and a revision, so that it stays the code that you looked at."
-            )
-        from transformers import AutoModel
-
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = AutoModel.from_pretrained(
-            model, trust_remote_code=True, revision=revision, dtype=getattr(torch, dtype)
-        ).to(device)
-        modes = {"conv_mode": conv_mode, "prompt_mode": prompt_mode}
-        settings = {"checkpoint": model, "revision": revision, "dtype": dtype, **modes}
-        return cls(loaded.init_dam(**modes), settings=settings, **options)
-
-    def answer(self, image: Image.Image, mask: np.ndarray | None, prompt: str) -> str:
-        """See `RegionModel`."""
-        if mask is None:
-            raise ValueError("Describe Anything needs a mask, also of the whole image.")
-        picture = Image.fromarray(mask.astype(np.uint8) * 255)
-        answer = self._model.get_description(image, picture, f"<image>\n{prompt}", streaming=False, **self._options)
-        return answer if isinstance(answer, str) else "".join(answer)
+    family: Family
+    box_format: str = "pixels"
 
 
-REGION_MODELS: dict[str, Callable[..., RegionModel]] = {"describe_anything": DescribeAnything.from_pretrained}
-"""Name -> what makes a `RegionModel` of a model's name, with revision, device and further arguments by name."""
+_MASK = Family(Referral("mask"))
+_BOX = Family(Referral("box_text"))
+
+REGION_MODELS: dict[str, OwnCode] = {
+    "describe_anything": OwnCode(_MASK),
+    "gar": OwnCode(_MASK),
+    "pam": OwnCode(Family(Referral("filled_box"))),
+    # The form of a question in its training data, Osprey-724K, with its misspelling.
+    "osprey": OwnCode(
+        Family(Referral("mask", sentence="Ther are 1 part region in the picture: region1<mask><pos>.")),
+    ),
+    "omg_llava": OwnCode(Family(Referral("mask", sentence="The region in the picture is marked by region1 <mark>."))),
+    "glamm": OwnCode(Family(Referral("filled_box", sentence="The region in the picture is marked by <bbox>."))),
+    "ferret": OwnCode(
+        Family(Referral("mask", sentence="The marked region is the area {box} <region_fea>.")), box_format="ferret"
+    ),
+    "shikra": OwnCode(_BOX, box_format="shikra"),
+    "vila": OwnCode(_BOX, box_format="llava_square"),
+    "llava_hr": OwnCode(_BOX, box_format="llava_square"),
+}
+"""A file of `region_adapters`, whose `load` makes a `RegionModel` of a model's name and further arguments -> the
+referral that the model was trained with, and its way of writing boxes."""
