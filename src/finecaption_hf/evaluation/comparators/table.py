@@ -19,6 +19,7 @@ from ...asking.describers import (
 )
 from ...asking.describers.referral import WITH_MASK, read_referral
 from ...asking.describers.referring import describe_error
+from ...asking.describers.region_models import REGION_MODELS
 from ...asking.describers.settings import check_options, options_of
 from ...asking.describers.templates import read_templates
 from ...asking.kinds import options_of_kind
@@ -162,6 +163,8 @@ def _read_row(value: Any) -> Row:
     if kind not in KINDS:
         raise EvaluationError(f"kind is {kind!r}. Give one of {', '.join(KINDS)}.")
     ours = kind == "finecaption"
+    if kind == "describer" and (own := REGION_MODELS.get(str(options.get("describer")).partition("@")[0])):
+        value = {"referral": own.family.referral, **value}
     for name in ("name",) if ours else ("name", "model", "referral"):
         if value.get(name) is None:
             hint = " Say how the region is pointed out, such as box_drawn or box_text." if name == "referral" else ""
@@ -178,10 +181,11 @@ def _read_row(value: Any) -> Row:
     check_options(options, _options_of(kind), f"the kind {kind!r}")
     if options.get("box_format", "pixels") not in BOX_FORMATS:
         raise EvaluationError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
-    if kind == "describer" and not re.fullmatch(r"describe_anything|[\w.]+:\w+", options.get("describer", "")):
+    known = "|".join(REGION_MODELS)
+    if kind == "describer" and not re.fullmatch(rf"({known}|[\w.]+:\w+)(@.+)?", options.get("describer", "")):
         raise EvaluationError(
-            f"the option describer is {options.get('describer')!r}. Give describe_anything, or module:function of your "
-            "own."
+            f"the option describer is {options.get('describer')!r}. Give {', '.join(REGION_MODELS)}, or "
+            "module:function of your own."
         )
     row = Row(**{**value, "referral": referral, "prompts": read_templates(value.get("prompts"))})
     if row.cites is not None:
