@@ -43,8 +43,8 @@ def asked_for() -> list[Requirement]:
     """All that setup.cfg and pyproject.toml ask for."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
-    # Annotation tools, TRL and ONNX are tested in their newest release, by whoever installs them.
-    left_out = ("annotation-tools", "trl", "onnx")
+    # Annotation tools, TRL, ONNX and DeepSpeed are tested in their newest release, by whoever installs them.
+    left_out = ("annotation-tools", "trl", "onnx", "deepspeed")
     extras = {name: text for name, text in parser["options.extras_require"].items() if name not in left_out}
     texts = [parser["options"]["install_requires"], *extras.values()]
     build = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
