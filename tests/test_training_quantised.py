@@ -56,6 +56,7 @@ def dequantised(value: torch.Tensor, setting: Recipe) -> torch.Tensor:
     return functional.int8_vectorwise_dequant(whole, scales).float()
 
 
+@pytest.mark.parametrize("setting", ["nf4", pytest.param("int8", marks=pytest.mark.slow)], indirect=True)
 def test_quantised_training_continues_to_the_same_weights(setting: Recipe, trained: Path, tmp_path: Path) -> None:
     process = start(setting, tmp_path, OPTIONS, kill="step", number=3)
     assert exit_code(process) == -signal.SIGKILL
