@@ -1,6 +1,7 @@
 """Who imports whom: docs/architecture.md draws it, and this test says where an arrow goes another way."""
 
 import ast
+import functools
 import traceback
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -48,7 +49,12 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
-def _imports(module: str) -> Iterator[str]:
+@functools.cache
+def _imports(module: str) -> frozenset[str]:
+    return frozenset(_each_import(module))
+
+
+def _each_import(module: str) -> Iterator[str]:
     """The modules of the package that a module imports, lazily too; not those for types alone."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
