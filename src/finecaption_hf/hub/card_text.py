@@ -31,6 +31,7 @@ regions = [{{"box_xyxy": [40, 60, 200, 180]}}]  # or masks, polygons, COCO RLE; 
 for record in describe("photo.jpg", regions, ["color", "region"]):
     print(record["box_xyxy"], record["answers"])
 ```"""
+_COMPARED = "### Compared with "
 
 
 def card_text(
@@ -141,7 +142,7 @@ def count_parameters(folder: Path) -> tuple[int, str]:
     return count, ", ".join(sorted(dtypes))
 
 
-def _quantised(config: Mapping[str, Any], folder: Path, evaluation: Report | None) -> Iterator[str]:
+def _quantised(config: Mapping[str, Any], folder: Path, evaluation: str) -> Iterator[str]:
     how = config.get("quantization_config")
     if how is None:
         return
@@ -157,7 +158,7 @@ def _quantised(config: Mapping[str, Any], folder: Path, evaluation: Report | Non
         f"The files of weights take {size / 1e6:,.1f} MB, {share:.0%} of what bfloat16 takes. Loading them needs "
         f"`{method}`; nothing else changes."
     )
-    if evaluation is not None and evaluation.get("comparison"):
+    if _COMPARED in evaluation:
         yield "What that costs in accuracy stands under Evaluation."
     else:
         yield "What that costs in accuracy was not measured."
@@ -202,7 +203,7 @@ def evaluation_section(repo: str, evaluation: Report) -> str:
         f"Signature: `{evaluation['signature']}`",
     ]
     if comparison := evaluation.get("comparison"):
-        paragraphs += [f"### Compared with {plain(Path(comparison['model']).name)}", *comparison_table(comparison)]
+        paragraphs += [f"{_COMPARED}{plain(Path(comparison['model']).name)}", *comparison_table(comparison)]
     for diagnostic in evaluation["diagnostics"]:
         figures = table(diagnostic["table"]["columns"], diagnostic["table"]["rows"])
         paragraphs += [f"### {diagnostic['title']}", figures, *diagnostic.get("notes", [])]
