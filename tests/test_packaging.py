@@ -254,7 +254,7 @@ def test_what_travels_is_short_enough_to_be_read() -> None:
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in HUB_FILES}
     assert len(lines) <= 12
     assert max(lines.values()) <= 700, lines
-    assert sum(lines.values()) <= 5_640, lines
+    assert sum(lines.values()) <= 5_650, lines
 
 
 def test_nothing_that_travels_reaches_for_the_network_for_yaml_or_for_cards() -> None:

@@ -250,6 +250,18 @@ def test_every_unknown_key_of_an_image_in_a_chat_is_an_error(part: dict[str, Any
         _with_regions({"role": "user", "content": [{"type": "image", **part}]})
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "What is it?", "mask": RLE}]},
+        {"role": "user", "content": "What is it?", "box_xyxy": [2, 1, 6, 4]},
+    ],
+)
+def test_a_region_beside_the_text_of_a_chat_is_an_error(message: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="stands in a part of a chat without an image, so it would be lost"):
+        _with_regions(message)
+
+
 def test_mask_file_that_is_not_there_or_no_mask_says_so_when_it_is_needed(folder: Path) -> None:
     Image.new("RGB", (W, H), "red").save(folder / "red.png")
     rows = [{"image": "a.png", "regions": [{"mask_file": name, "branches": BRANCHES}]} for name in ("b.png", "red.png")]

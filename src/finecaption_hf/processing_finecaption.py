@@ -351,9 +351,8 @@ def _special_token_id(tokenizer: Any, token: str) -> int:
 def _with_regions(message: Any) -> Any:
     """A copy of a message in which the source and the mask of each image are one `ImageRegion`."""
     content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, (list, tuple)):
-        return message
-    return {**message, "content": [_with_region(_as_dict(part)) for part in content]}
+    _refuse_without_image(message)
+    return message if not isinstance(content, (list, tuple)) else {**message, "content": [*map(_with_region, content)]}
 
 
 def _as_dict(entry: Any) -> Any:
@@ -362,10 +361,21 @@ def _as_dict(entry: Any) -> Any:
 
 
 def _with_region(part: Any) -> Any:
+    part = _as_dict(part)
     if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
+        _refuse_without_image(part)
         return part
     region = _image_region(part)
     return part if region is None else {"type": "image", "image": region}  # a bare placeholder's comes beside the chat
+
+
+def _refuse_without_image(entry: Any) -> None:
+    """Refuse a region that stands where no image can."""
+    if isinstance(entry, dict) and (lost := [key for key in REGION_KEYS if entry.get(key) is not None]):
+        raise ValueError(
+            f"{lost[0]!r} stands in a part of a chat without an image, so it would be lost. Put the image there, too: "
+            "{'type': 'image', 'image': ..., 'mask': ...}; or give images and masks beside the chat."
+        )
 
 
 def _image_region(entry: Mapping[Any, Any]) -> ImageRegion | None:
@@ -380,10 +390,7 @@ def _image_region(entry: Mapping[Any, Any]) -> ImageRegion | None:
                 raise ValueError(f"An image has a region of its own, and {key!r} beside it. Give one of them.")
             region = inner.mask
     if source is None and key is not None:
-        raise ValueError(
-            f"{key!r} stands in a part of a chat without an image, so it would be lost. Put the image there, too: "
-            "{'type': 'image', 'image': ..., 'mask': ...}; or give images and masks beside the chat."
-        )
+        _refuse_without_image(entry)
     return None if source is None else ImageRegion(source, region)
 
 
