@@ -55,6 +55,9 @@ def push(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Picture to show in the card (repeatable).", show_default=False),
     ] = None,
+    handler: Annotated[
+        bool, typer.Option("--handler", help="Add handler.py, with which Inference Endpoints answer about regions.")
+    ] = False,
     message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload FineCaption checkpoint",
     as_json: Json = False,
 ) -> None:
@@ -76,6 +79,7 @@ def push(
             base_model=base_model,
             space=space,
             pictures=picture or (),
+            handler=handler,
             message=message,
             tell=lambda line: typer.echo(line, err=True),
         )

@@ -23,6 +23,9 @@ Evaluation = str | os.PathLike[str] | Report | None
 """A report.json of `finecaption evaluate`: its path, or its content."""
 
 _CARD = "README.md"
+HANDLER = Path(__file__).parent / "templates" / "handler.txt"
+HANDLER_NEEDS = "transformers>=5.19,<6\ntimm>=1.0\n"
+"""Of what an endpoint's own image may lack or have too old."""
 
 
 def push(model: Any, processor: Any, repo: str, *, max_shard_size: int | str = "50GB", **options: Any) -> Pushed:
@@ -58,6 +61,7 @@ def push_folder(
     space: str | None = None,
     pictures: Sequence[str | os.PathLike[str]] = (),
     tags: Sequence[str] = (),
+    handler: bool = False,
     message: str = "Upload FineCaption checkpoint",
     create_pr: bool = False,
     token: bool | str | None = None,
@@ -82,6 +86,7 @@ def push_folder(
         space: `owner/name` of a Space with a demo of it, for the card.
         pictures: files to be shown in the card, beside those in the folder.
         tags: more tags of the card.
+        handler: write handler.py and requirements.txt as well, with which an Inference Endpoint answers about regions.
         message: of the commit.
         create_pr: propose the commit instead of making it.
         token: by default the one of `hf auth login` or HF_TOKEN.
@@ -99,6 +104,8 @@ def push_folder(
     given = _pictures(pictures)
     contents |= given
     contents |= _eval_results(report, dataset, tell)
+    if handler:
+        contents |= {"handler.py": HANDLER.read_bytes(), "requirements.txt": HANDLER_NEEDS.encode()}
     target = Repository(repo, revision=revision, create_pr=create_pr, token=token)
 
     def look(source: str) -> Path | None:
