@@ -129,7 +129,7 @@ def llava_next() -> tuple[Any, Any]:
     return _llava(*classes, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]])
 
 
-def _qwen(model_class: Any, processor_class: Any, **vision: Any) -> tuple[Any, Any]:
+def _qwen(model_class: Any, processor_class: Any, text: Any = None, **vision: Any) -> tuple[Any, Any]:
     tokenizer = byte_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     processor = processor_class(
         Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 8 * 28 * 28}),
@@ -141,7 +141,7 @@ def _qwen(model_class: Any, processor_class: Any, **vision: Any) -> tuple[Any, A
     tokens |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = model_class.config_class(
-        text_config={**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope},
+        text_config={**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope, **(text or {})},
         vision_config={"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 14, **vision},
         **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()},
     )
@@ -247,7 +247,11 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
 def random_model(family: str, seed: int = 0) -> tuple[Any, Any]:
     """A model in evaluation mode and its processor, by `model_type`."""
     torch.manual_seed(seed)
-    model, processor = FAMILIES[family]()
+    return settled(*FAMILIES[family](), seed)
+
+
+def settled(model: Any, processor: Any, seed: int) -> tuple[Any, Any]:
+    """The model in evaluation mode, with nothing in it that is zero, and without an end."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

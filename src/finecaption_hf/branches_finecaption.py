@@ -447,10 +447,10 @@ def choose_tokens(logits: torch.Tensor, branches: Sequence[Branch], prefix_ids: 
     penalised = [number for number, branch in enumerate(branches) if branch.penalty != 1]
     if penalised:
         own = logits.clone()
-        before = torch.tensor(sorted(set(prefix_ids)), device=logits.device)
+        before = torch.tensor(sorted(set(prefix_ids)), device=logits.device, dtype=torch.long)
         for number in penalised:
             branch = branches[number]
-            seen = torch.tensor([*branch.question_ids, *branch.token_ids], device=logits.device)
+            seen = torch.tensor([*branch.question_ids, *branch.token_ids], device=logits.device, dtype=torch.long)
             seen = torch.cat([before, seen]).unique()
             scores = own[number, seen]
             own[number, seen] = torch.where(scores < 0, scores * branch.penalty, scores / branch.penalty)

@@ -237,7 +237,7 @@ class BranchEngine:
                         branch.reported = len(branch.token_ids)
                         yield BranchUpdate(branch.region, branch.index, self._answer(branch))
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or wave.is_smallest:
+                if not is_out_of_memory(error) or wave.is_smallest:
                     raise
                 failure = str(error).partition("\n")[0]
             if failure is not None:
@@ -675,7 +675,7 @@ def _free_main_memory() -> int:
     return psutil.virtual_memory().available
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)

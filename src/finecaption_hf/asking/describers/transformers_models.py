@@ -1,20 +1,28 @@
 """Any image-text-to-text model of transformers, asked about regions."""
 
 import copy
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.utils import logging
 
+from ...branches_finecaption import Branch, ChooseInGenerate, StopInGenerate, choose_tokens
+from ...engine_finecaption import is_out_of_memory
 from ...masks_finecaption import RegionMask
-from ...prompts_finecaption import BranchUpdate
+from ...prompts_finecaption import BranchAnswer, BranchUpdate
 from ..errors import DescriberError
 from .boxes import BOX_FORMATS, CONVENTIONS, write_box
 from .referral import Color, Marked, Referral, pad_to_square
 from .referring import Job, ReferringDescriber, describe_error
+from .shared_prefix import Inputs, Prefix, PreparedOnce, Row, changed, go_on, group, join, on_device, same_logits
 from .templates import PromptTemplates
+
+logger = logging.get_logger(__name__)
 
 _GREY = (127, 127, 127)
 
@@ -26,9 +34,18 @@ _ONE_BY_ONE = ("kosmos-2",)
 """Model types whose generation counts the padding of a batch as positions (transformers 5.19 to 5.23), so that an
 answer would depend on what is asked beside it."""
 
+_PLACES_ITSELF = ("florence2",)
+"""Model types whose processor puts the picture's token before every text, and a second one if there is one already."""
+
+_SEES_AHEAD = ("paligemma",)
+"""Model types whose picture attends to the question behind it, so that no two questions can share what it is."""
+
 
 class TransformersDescriber(ReferringDescriber):
-    """Answers of a model of `AutoModelForImageTextToText`, greedy and in batches.
+    """Answers of a model of `AutoModelForImageTextToText`, in batches.
+
+    Of the questions about a region, the picture is prepared once, and where their prompts begin alike, with the picture
+    in it, keys and values of that are computed once. Whether a model allows it is tried with the first of them.
 
     Args:
         model: in evaluation mode, on its device.
@@ -40,10 +57,15 @@ class TransformersDescriber(ReferringDescriber):
         box_format: a name of `BOX_FORMATS`; `None` means that of the model's type.
         square: pad pictures to a square; `None` means where the model's type was trained so (`SQUARE`), or where the
             image processor would cut off the ends of the longer side.
-        batch_size: questions at once; Kosmos-2 answers one at a time, see `_ONE_BY_ONE`.
-        max_new_tokens: the longest answer.
-        generation: further options of `generate`, such as `repetition_penalty`.
+        batch_size: questions at once; Kosmos-2 answers one at a time, see `_ONE_BY_ONE`. When memory runs out, it is
+            halved, and work goes on.
+        max_new_tokens: the longest answer where a request says nothing.
+        generation: further options of `generate`, such as `repetition_penalty`. With `num_beams` or `do_sample`,
+            requests cannot say how they are answered, and answers have no log-probabilities.
         settings: more of what decides the answers, for reports, such as the revision.
+
+    Attributes:
+        shares_prefixes (`bool`, *optional*): whether it does; `None` until several questions were asked about a region.
 
     Raises:
         DescriberError: If the model cannot be referred to in this way.
@@ -74,15 +96,25 @@ class TransformersDescriber(ReferringDescriber):
         self._model, self._processor = model, processor
         self._square = square if square is not None else model_type in SQUARE or _cuts(processor.image_processor)
         self._background = _background(processor.image_processor)
-        self._batch_size = batch_size = 1 if model_type in _ONE_BY_ONE else batch_size
+        self._at_once = batch_size = 1 if model_type in _ONE_BY_ONE else batch_size
         self._seen: dict[tuple[int, int], tuple[int, int]] = {}
         self._chat = bool(getattr(processor, "chat_template", None))
-        # Batches end in the same column only if what is missing is added on the left.
-        processor.tokenizer.padding_side = "left"
+        # Batches end in the same column only if what is missing is added on the left; encoders count from there.
+        processor.tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, **(generation or {})}
-        self._generation = _generation_config(model, processor, options)
+        self._generation = config = _generation_config(model, processor, options)
+        self._searches = bool(config.do_sample) or config.num_beams != 1
+        self._penalty = 1.0
+        if self._searches:
+            self.decodes = ()  # by requests
+        else:
+            self._penalty, config.repetition_penalty = config.repetition_penalty or 1.0, 1.0  # done here
+        ends = config.eos_token_id
+        self._end_ids = set([] if ends is None else ends if isinstance(ends, list) else [ends])
+        self._pad_id: int = processor.tokenizer.pad_token_id
+        self.shares_prefixes: bool | None = None
         self.settings = {
             **self.settings,
             "model_type": model_type,
@@ -164,57 +196,175 @@ class TransformersDescriber(ReferringDescriber):
         return write_box(marked.box_xyxy, size, self._box_format, seen)
 
     def _answer(self, jobs: Iterator[Job | BranchUpdate]) -> Iterator[BranchUpdate]:
-        # Together with what is decoded alike; what is drawn has a seed of its own, and so is drawn alone.
-        for _, alike in groupby(jobs, lambda job: sorted(job.decoding.items()) if isinstance(job, Job) else None):
-            while batch := list(islice(alike, self._batch_size)):
-                yield from (job for job in batch if isinstance(job, BranchUpdate))
-                if asked := [job for job in batch if isinstance(job, Job)]:
-                    yield from self._answer_together(asked)
+        rows = self._rows(jobs)
+        while wave := list(islice(rows, self._at_once)):
+            yield from (job for job, _ in wave if isinstance(job, BranchUpdate))
+            if asked := [(job, region) for job, region in wave if isinstance(job, Job)]:
+                yield from self._answer_together(asked)
 
-    def _answer_together(self, jobs: list[Job]) -> Iterator[BranchUpdate]:
+    def _rows(self, jobs: Iterator[Job | BranchUpdate]) -> "Iterator[tuple[Job | BranchUpdate, _Region | None]]":
+        """Jobs, each with what those about its region have in common, where they are several."""
+        for _, of_region in groupby(jobs, lambda job: job.place[0] if isinstance(job, Job) else job.region):
+            together = list(of_region)
+            asked = [job for job in together if isinstance(job, Job)]
+            region = _Region(self._processor, asked) if len(asked) > 1 else None
+            yield from ((job, region) for job in together)
+
+    def _answer_together(self, rows: "_Rows") -> Iterator[BranchUpdate]:
         """What fails in a batch is asked again by itself, so that its error is its own."""
         try:
-            images, texts = [job.marked.image for job in jobs], [job.text for job in jobs]
-            answers = self._generate(images, texts, **jobs[0].decoding)
+            answers = self._generate(rows)
         except Exception as error:
-            reason = describe_error(error)
+            reason, is_memory = describe_error(error), is_out_of_memory(error)
         else:
-            yield from (job.answered(answer) for job, answer in zip(jobs, answers, strict=True))
+            yield from answers
             return
         # Here the exception is gone, and with it the memory that its frames held.
+        for _, region in rows:
+            if region is not None:
+                region.prefix = None
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if len(jobs) == 1:
-            yield jobs[0].failed(reason)
-            return
-        for job in jobs:
-            yield from self._answer_together([job])
+        if is_memory and len(rows) > 1:
+            self._at_once = size = max(min(self._at_once, len(rows)) // 2, 1)  # it stays for later calls
+            logger.warning(f"Memory ran out ({reason}). What is left is asked {size} at once instead of {len(rows)}.")
+            for start in range(0, len(rows), size):
+                yield from self._answer_together(rows[start : start + size])
+        elif len(rows) > 1 or rows[0][1] is not None:
+            for job, _ in rows:
+                yield from self._answer_together([(job, None)])
+        else:
+            yield rows[0][0].failed(reason)
 
     @torch.inference_mode()
-    def _generate(
-        self, images: list[Image.Image], texts: list[str], seed: int | None = None, **decoding: Any
-    ) -> list[str]:
-        inputs = self._inputs(images, texts).to(self._model.device, self._model.dtype)
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-                decoding |= {"do_sample": True, "top_k": 0}
-            made = self._model.generate(**inputs, generation_config=self._generation, **decoding)
-        length = inputs["input_ids"].shape[1]
-        answers = self._processor.batch_decode(made[:, length:], skip_special_tokens=True)
-        clean = getattr(self._processor, "post_process_generation", None)
-        if self._model.config.model_type == "kosmos-2" and clean is not None:
-            answers = [clean(answer)[0] for answer in answers]  # without the boxes that it writes after phrases
-        return [answer.strip() for answer in answers]
+    def _generate(self, rows: "_Rows") -> list[BranchUpdate]:
+        """The answers, in any order."""
+        search = self._search if self._searches else self._choose
+        return [answer for jobs, inputs in self._batches(rows) for answer in search(jobs, inputs)]
 
-    def _inputs(self, images: list[Image.Image], texts: list[str]) -> Any:
+    def _batches(self, rows: "_Rows") -> Iterator[tuple[list[Job], Inputs]]:
+        """What is generated together: questions behind prefixes, and the rest."""
+        asked = [(job, region) for job, region in rows if region is not None]
+        if asked and self.shares_prefixes is None:
+            self.shares_prefixes = self._can_share(asked[0][1])
+        sharing: set[tuple[int, int]] = set()
+        if self.shares_prefixes:
+            behind = [self._row(job, region) for job, region in asked]
+            for numbers in group(behind):
+                jobs = [asked[number][0] for number in numbers]
+                sharing |= {job.place for job in jobs}
+                yield jobs, go_on(self._model, [behind[number] for number in numbers], self._pad_id)
+        rest = [(job, region) for job, region in rows if job.place not in sharing]
+        if rest:
+            jobs, together = [job for job, _ in rest], None
+            if any(region is not None for _, region in rest):
+                side = self._processor.tokenizer.padding_side
+                together = join([self._prompt(*row) for row in rest], self._pad_id, side)
+            yield jobs, on_device(self._model, together or self._plain(jobs))
+
+    def _row(self, job: Job, region: "_Region") -> Row:
+        if region.prefix is None:
+            region.prefix = Prefix(self._model, self._prompt(region.jobs[0], region), self._generation)
+        return Row(region.prefix, self._prompt(job, region))
+
+    def _can_share(self, region: "_Region") -> bool:
+        """Whether a question behind a prefix gets the logits that it gets alone: the shortest, beside the longest."""
+        if self._searches or self._model.config.is_encoder_decoder or self._model.config.model_type in _SEES_AHEAD:
+            return False
+        by_length = sorted(region.jobs, key=lambda job: len(job.text))
+        try:
+            rows = [self._row(job, region) for job in (by_length[0], by_length[-1])]
+            shares = all(row.shares for row in rows)
+            if shares:
+                together = next(numbers for numbers in group(rows) if 0 in numbers)
+                plain = on_device(self._model, self._plain(by_length[:1]))
+                shared = go_on(self._model, [rows[number] for number in together], self._pad_id)
+                shares = same_logits(self._model, plain, shared, together.index(0), self._generation)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            logger.info(f"{self.name} cannot go on from a prefix ({describe_error(error)}).")
+            shares = False
+        if not shares:
+            logger.info(f"Questions about a region each have a prefix of their own with {self.name}.")
+        return shares
+
+    def _choose(self, jobs: list[Job], inputs: Inputs) -> Iterator[BranchUpdate]:
+        """Answer each job as its request says, whatever is answered with it."""
+        config = self._generation
+        counts = inputs["attention_mask"].bool()
+        branches = [
+            Branch(
+                *job.place,
+                job.request,
+                () if self._model.config.is_encoder_decoder else tuple(ids[own].tolist()),
+                job.request.max_new_tokens or config.max_new_tokens,
+                job.request.repetition_penalty or self._penalty,
+                [],
+            )
+            for job, ids, own in zip(jobs, inputs["input_ids"], counts, strict=True)
+        ]
+        self._model.generate(
+            **inputs,
+            generation_config=changed(config, max_new_tokens=max(branch.max_new_tokens for branch in branches)),
+            logits_processor=LogitsProcessorList([ChooseInGenerate(self._advance, branches)]),
+            stopping_criteria=StoppingCriteriaList([StopInGenerate(branches)]),
+        )
+        for branch in branches:
+            text, end = self._text(branch.token_ids), self._stop(branch)
+            answer = BranchAnswer(
+                text[:end].strip(), tuple(branch.token_ids), tuple(branch.log_probs or ()), branch.finish_reason
+            )
+            yield BranchUpdate(branch.region, branch.index, answer)
+
+    def _advance(self, logits: torch.Tensor, branches: Sequence[Branch]) -> list[int]:
+        """Choose the next token of each branch, and finish those that end with it."""
+        tokens = choose_tokens(logits, branches, ())
+        for branch, token in zip(branches, tokens, strict=True):
+            branch.token_ids.append(token)
+            if token in self._end_ids:
+                branch.finish_reason = "end"
+            elif self._stop(branch) is not None:
+                branch.finish_reason = "stop_string"
+            elif len(branch.token_ids) >= branch.max_new_tokens:
+                branch.finish_reason = "length"
+        return tokens
+
+    def _stop(self, branch: Branch) -> int | None:
+        """Where the first of the stop strings begins in the text."""
+        stops = branch.request.stop_strings
+        text = self._text(branch.token_ids) if stops else ""
+        return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+
+    def _search(self, jobs: list[Job], inputs: Inputs) -> Iterator[BranchUpdate]:
+        """Answer by beams or draws of `generate`, which requests have no say in."""
+        made = self._model.generate(**inputs, generation_config=self._generation)
+        start = 0 if self._model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        for job, tokens in zip(jobs, made[:, start:].tolist(), strict=True):
+            yield job.answered(self._text(tokens))
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        text: str = self._processor.tokenizer.decode(token_ids, skip_special_tokens=True)
+        if self._model.config.model_type == "kosmos-2":
+            text = self._processor.post_process_generation(text)[0]  # without the boxes that it writes after phrases
+        return text
+
+    def _prompt(self, job: Job, region: "_Region | None") -> Inputs:
+        return dict(self._inputs([job.marked.image], [job.text], None if region is None else region.processor))
+
+    def _plain(self, jobs: list[Job]) -> Any:
+        return self._inputs([job.marked.image for job in jobs], [job.text for job in jobs])
+
+    def _inputs(self, images: list[Image.Image], texts: list[str], processor: Any = None) -> Any:
         options = {"padding": True, "return_tensors": "pt"}
+        processor = processor or self._processor
         if self._chat:
             chats = [self._messages(text, image) for image, text in zip(images, texts, strict=True)]
-            return self._processor.apply_chat_template(
+            return processor.apply_chat_template(
                 chats, tokenize=True, return_dict=True, add_generation_prompt=True, processor_kwargs=options
             )
-        return self._processor(images=images, text=[self._with_image(text) for text in texts], **options)
+        return processor(images=images, text=[self._with_image(text) for text in texts], **options)
 
     def _messages(self, text: str, image: Image.Image | None = None) -> list[dict[str, Any]]:
         picture = {"type": "image"} if image is None else {"type": "image", "image": image}
@@ -226,7 +376,9 @@ class TransformersDescriber(ReferringDescriber):
 
     def _with_image(self, text: str) -> str:
         token = getattr(self._processor, "image_token", None)
-        return text if token is None or token in text else f"{token}\n{text}"
+        if token is None or token in text or self._model.config.model_type in _PLACES_ITSELF:
+            return text
+        return f"{token}\n{text}"
 
     def _example(self) -> str:
         """The whole prompt, as the model gets it, with the names of what is filled in."""
@@ -282,3 +434,17 @@ def _generation_config(model: Any, processor: Any, options: Mapping[str, Any]) -
     if config.pad_token_id is None:
         config.pad_token_id = processor.tokenizer.pad_token_id
     return config
+
+
+class _Region:
+    """What the questions about a region have in common while they are answered: its picture is prepared once, and the
+    prefix of their prompts computed once."""
+
+    def __init__(self, processor: Any, jobs: list[Job]) -> None:
+        self.processor = copy.copy(processor)
+        self.processor.image_processor = PreparedOnce(processor.image_processor)
+        self.jobs = jobs
+        self.prefix: Prefix | None = None
+
+
+_Rows = list[tuple[Job, _Region | None]]
