@@ -1,10 +1,12 @@
 """What `finecaption info` counts, against parameters of real models and against formulas written out by hand."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from other_models import random_model
 from tiny import tiny_config, tiny_model
 from transformers import LlamaConfig, MixtralConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -254,3 +256,26 @@ def test_the_command_ends_with_one_line_for_what_the_user_can_mend(tmp_path: Any
     result = run_info(tmp_path / "absent")
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert "neither a folder" in result.stderr
+
+
+# --- models beside FineCaption ---------------------------------------------------------------------------------------
+
+
+def test_weights_of_another_model_are_counted_without_reading_them(tmp_path: Path) -> None:
+    model = random_model("llava")[0]
+    model.config.save_pretrained(tmp_path)
+    result = run_info(tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    number = sum(parameter.numel() for parameter in model.parameters())
+    found = json.loads(result.output)
+    assert found["parameters"] == number
+    assert found["weight_bytes"] == {"float32": 4 * number, "bfloat16": 2 * number}
+    assert "float32" in run_info(tmp_path).output
+    refused = run_info(tmp_path, "--set", "use_sam=false")
+    assert refused.exit_code == 2 and "--set changes fields of FineCaption alone" in refused.output
+
+
+def test_model_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    result = run_info(tmp_path)
+    assert result.exit_code == 2 and "no image-text-to-text model of type 'llama'" in result.output

@@ -350,7 +350,7 @@ def _told(model: str, device: Any = None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise DescriberError(
             f"{model} does not fit into the memory of {device or 'the GPU'}. Give a dtype such as bfloat16, another "
-            "device, or a smaller model."
+            f"device, or a smaller model; finecaption info {model} tells what it takes."
         ) from error
     except (OSError, ValueError) as error:
         causes = list(_causes(error))

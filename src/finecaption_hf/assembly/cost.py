@@ -67,6 +67,27 @@ class ModelInfo:
     trainable_parameters: dict[str, int]
 
 
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What the weights of any image-text-to-text model of transformers take; activations and cache come on top.
+
+    Args:
+        parameters: their number.
+        weight_bytes: by dtype, as it is held.
+    """
+
+    parameters: int
+    weight_bytes: dict[str, int]
+
+
+class OtherModelError(ValueError):
+    """The model is no FineCaption; `config` is its configuration."""
+
+    def __init__(self, message: str, config: Any) -> None:
+        super().__init__(message)
+        self.config = config
+
+
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
@@ -80,7 +101,8 @@ def read_config(source: str | os.PathLike[str] | None = None, changes: Sequence[
 
     Raises:
         OSError: If there is no such folder, file or repository.
-        ValueError: If it holds a model of another kind, a change names no field, or sizes do not fit together.
+        OtherModelError: If it holds a model of another kind.
+        ValueError: If a change names no field, or sizes do not fit together.
     """
     config = _read(source)
     if not changes:
@@ -114,8 +136,9 @@ def _read(source: str | os.PathLike[str] | None) -> FineCaptionConfig:
     # A folder needs no network, and without one the library would wait for it.
     config = AutoConfig.from_pretrained(name, local_files_only=os.path.isdir(name))
     if not isinstance(config, FineCaptionConfig):
-        raise ValueError(
-            f"{name} holds a model of type {config.model_type!r}, not 'finecaption'. Give a FineCaption checkpoint."
+        raise OtherModelError(
+            f"{name} holds a model of type {config.model_type!r}, not 'finecaption'. Give a FineCaption checkpoint.",
+            config,
         )
     return config
 
@@ -166,6 +189,26 @@ def model_info(config: FineCaptionConfig) -> ModelInfo:
         },
         trainable_parameters={name: _size(chosen) for name, chosen in _stages(model).items()},
     )
+
+
+def weights_info(config: Any) -> WeightsInfo:
+    """Count what the weights of a model of transformers take; none are read.
+
+    Raises:
+        ValueError: If transformers has no image-text-to-text model of that configuration.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+    except ValueError as error:
+        raise ValueError(
+            f"transformers has no image-text-to-text model of type {config.model_type!r}. Give a FineCaption "
+            "checkpoint, or a model that takes pictures and text."
+        ) from error
+    number = _size(model.parameters())
+    return WeightsInfo(number, {dtype: size * number for dtype, size in BYTES_PER_VALUE.items()})
 
 
 def _size(parameters: Iterable[torch.Tensor]) -> int:

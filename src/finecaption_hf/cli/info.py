@@ -11,7 +11,7 @@ from rich.table import Table
 from .common import Json, errors_in_one_line
 
 if TYPE_CHECKING:
-    from ..assembly.cost import ModelInfo
+    from ..assembly.cost import ModelInfo, WeightsInfo
 
 _RUNS = {
     "vision_tower": "once per region",
@@ -48,21 +48,34 @@ def info(
 ) -> None:
     """Tell what a model costs: parameters, FLOPs, tokens per region, memory, trainable parameters per stage.
 
-    Counted from the configuration alone: no weights are read. Memory is that of weights and of one region's prefix;
-    activations come on top.
+    Of models beside FineCaption, parameters and memory of the weights. Counted from the configuration alone: no weights
+    are read. Memory is that of weights and of one region's prefix; activations come on top.
     """
     with errors_in_one_line():
-        from ..assembly.cost import model_info, read_config
+        from ..assembly.cost import OtherModelError, model_info, read_config, weights_info
 
-        found = model_info(read_config(source, changes or ()))
+        try:
+            found: ModelInfo | WeightsInfo = model_info(read_config(source, changes or ()))
+        except OtherModelError as other:
+            if changes:
+                raise ValueError(f"{other} --set changes fields of FineCaption alone.") from other
+            found = weights_info(other.config)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
         _print_info(found)
 
 
-def _print_info(found: "ModelInfo") -> None:
+def _print_info(found: "ModelInfo | WeightsInfo") -> None:
+    from ..assembly.cost import WeightsInfo
+
     console = Console()
+    if isinstance(found, WeightsInfo):
+        console.print(f"{_millions(found.parameters)} parameters. Weights:")
+        for dtype, size in found.weight_bytes.items():
+            console.print(f"  {dtype}: {_gibibytes(size)}")
+        console.print("Activations and the cache of keys and values come on top.")
+        return
     parts = Table("part", "parameters", "FLOPs", "runs")
     for name, runs in _RUNS.items():
         if name in found.parameters:
