@@ -32,6 +32,7 @@ tags:
 - custom_code
 - finecaption
 - region-captioning
+- rendered-scenes-only
 ---
 
 # finecaption-tiny

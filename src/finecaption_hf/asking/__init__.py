@@ -8,6 +8,7 @@
 
 from .asker import ask, check_questions, stream
 from .captioning import caption_regions
+from .cards import SCENES_ONLY, card_address, card_of, note_of
 from .describer import Describer
 from .errors import DescriberError
 from .finecaption import FineCaptionDescriber
@@ -15,13 +16,17 @@ from .kinds import load_describer
 from .loading import load
 
 __all__ = [
+    "SCENES_ONLY",
     "Describer",
     "DescriberError",
     "FineCaptionDescriber",
     "ask",
     "caption_regions",
+    "card_address",
+    "card_of",
     "check_questions",
     "load",
     "load_describer",
+    "note_of",
     "stream",
 ]

@@ -46,6 +46,12 @@ class FineCaptionDescriber(BranchEngine):
         """Where the model is."""
         return self.model.device
 
+    @property
+    def source(self) -> tuple[str, str | None] | None:
+        """Folder or Hub id that the weights are from, and the commit of a Hub id; `None` where they are of none."""
+        name = self.model.name_or_path
+        return (name, getattr(self.model.config, "_commit_hash", None)) if name else None
+
     @cached_property
     def _fingerprint(self) -> str:
         return model_fingerprint(self.model, self.processor)

@@ -222,7 +222,7 @@ def caption(
             raise ValueError("--threshold, --alpha and --resize-masks go with --mask: they say how its files are read.")
         if keep_sent and not as_json:
             raise ValueError("--keep-sent goes with --json: what was sent stands in the records.")
-        from ..asking import ask, check_questions
+        from ..asking import ask, check_questions, note_of
         from ..data.heif import HEIF, enable_heif
         from ..data.mask_rules import MaskRules
         from ..data.orientation import stored_orientation_of
@@ -264,6 +264,8 @@ def caption(
             typer.echo(f"{number} region{'' if number == 1 else 's'} found by: {name}", err=True)
     with errors_in_one_line(at_work=True):
         records = ask(loaded, picture, masks or None, asked, high_res_features=features, **decoding)
+    if (note := note_of(loaded)) is not None:
+        records = [{**record, "model_note": note} for record in records]
     if as_json:
         typer.echo(json.dumps(records, ensure_ascii=False, indent=2))
     else:

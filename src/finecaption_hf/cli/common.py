@@ -240,7 +240,9 @@ def _where_to_write() -> str:
     return f" (Files of the Hub go to {home}, which cannot be written to. Set HF_HOME to a folder that can.)"
 
 
-def load_describer(model: str | None, device: str | None, dtype: Dtype | None, **options: Any) -> "Describer":
+def load_describer(
+    model: str | None, device: str | None = None, dtype: Dtype | str | None = None, **options: Any
+) -> "Describer":
     """What answers questions; `options` are those of `asking.load_describer`."""
     from .. import asking
 
@@ -252,7 +254,10 @@ def load_describer(model: str | None, device: str | None, dtype: Dtype | None, *
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return asking.load_describer(model, device=device, dtype=None if dtype is None else dtype.value, **options)
+    loaded = asking.load_describer(model, device=device, dtype=None if dtype is None else Dtype(dtype).value, **options)
+    if (note := asking.note_of(loaded)) is not None and os.environ.get("RANK", "0") == "0":
+        typer.echo(f"Note: {note} Another model: --model.", err=True)
+    return loaded
 
 
 def check_attributes(questions: Sequence[tuple[str, str]], known: Mapping[str, str]) -> None:

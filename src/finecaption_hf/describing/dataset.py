@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from .. import __version__
-from ..asking import Describer, check_questions
+from ..asking import Describer, check_questions, note_of
 from ..data.encoding import encode_rle
 from ..data.examples import DataError
 from ..data.regions import ImageInput, RegionInput, RegionInputs
@@ -235,6 +235,7 @@ class _Worker:
         self.describer = describer
         self.asked = asked
         self.options = options
+        self.note = {} if (note := note_of(describer)) is None else {"model_note": note}
 
     def prepare(self, item: ImageInput) -> AskedImage:
         """Read an image and its regions; runs in threads."""
@@ -268,7 +269,7 @@ class _Worker:
     def answer(self, images: Sequence[AskedImage]) -> list[dict[str, Any]]:
         """The records of all regions of a batch."""
         answer_all(self.describer, images, log_probs=self.options.log_probs)
-        return [record for image in images for record in image.records(self.options.log_probs)]
+        return [record | self.note for image in images for record in image.records(self.options.log_probs)]
 
 
 def _checked(item: ImageInput, region: RegionInput, picture: Any) -> RegionMask | Exception:

@@ -23,6 +23,7 @@ class FilledBoxDescriber:
         self.independent = describer.independent
         self.questions = describer.questions
         self.settings: Mapping[str, Any] = {**describer.settings, "referral": Referral("filled_box").settings}
+        self.source = getattr(describer, "source", None)  # whose card speaks of this too
         self.refusal, self.stream = describer.refusal, describer.stream
 
     def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> Any:
