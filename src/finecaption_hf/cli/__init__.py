@@ -3,6 +3,7 @@
 What is slow to import (torch, transformers) is imported where a command needs it, so that help comes at once.
 """
 
+import logging
 from typing import Annotated
 
 import typer
@@ -27,34 +28,41 @@ from . import (
     space,
     train,
 )
+from .layout import HANDS_ON, HEADINGS, SETTINGS, Command, Group
 
 app = typer.Typer(
     name="finecaption",
+    cls=Group,
     help="Captions for any region of a picture.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=SETTINGS,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command(cls=caption.CaptionCommand)(caption.caption)
-app.command(cls=common.OrderedCommand)(describe.describe)
-app.command()(prompts.prompts)
-app.add_typer(scenes.app, name="scenes")
-app.command()(assemble.assemble)
-app.command()(info.info)
-app.add_typer(data.app, name="data")
-app.command(context_settings=train.CONTEXT)(train.train)
-app.command()(evaluate.evaluate)
-app.command()(demo.demo)
-app.command()(space.space)
-app.command(context_settings=train.CONTEXT)(ablate.ablate)
-app.command()(push.push)
-app.command()(renew.renew)
-app.add_typer(export.app, name="export")
-app.command()(quantise.quantise)
+_ASK, _DATA, _TRAIN, _JUDGE, _SHARE = HEADINGS
+
+app.command(cls=caption.CaptionCommand, rich_help_panel=_ASK)(caption.caption)
+app.command(cls=common.OrderedCommand, rich_help_panel=_ASK)(describe.describe)
+app.command(cls=Command, rich_help_panel=_ASK)(demo.demo)
+app.command(cls=Command, rich_help_panel=_ASK)(prompts.prompts)
+app.add_typer(data.app, name="data", rich_help_panel=_DATA)
+app.add_typer(scenes.app, name="scenes", rich_help_panel=_DATA)
+app.command(cls=Command, rich_help_panel=_TRAIN)(assemble.assemble)
+app.command(cls=Command, rich_help_panel=_TRAIN)(info.info)
+app.command(cls=Command, rich_help_panel=_TRAIN, context_settings=HANDS_ON)(train.train)
+app.command(cls=Command, rich_help_panel=_TRAIN)(quantise.quantise)
+app.add_typer(export.app, name="export", rich_help_panel=_TRAIN)
+app.command(cls=Command, rich_help_panel=_JUDGE)(evaluate.evaluate)
+app.command(cls=Command, rich_help_panel=_JUDGE, context_settings=HANDS_ON)(ablate.ablate)
+app.command(cls=Command, rich_help_panel=_SHARE)(push.push)
+app.command(cls=Command, rich_help_panel=_SHARE)(renew.renew)
+app.command(cls=Command, rich_help_panel=_SHARE)(space.space)
 
 
 @app.callback(invoke_without_command=True)
 def options(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    # Where bitsandbytes and peft are installed, importing transformers.Trainer warns about kernels of 4 bits.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if version:
         typer.echo(f"finecaption-hf {__version__}")
         raise typer.Exit

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from .. import EMBEDDED_CHECKPOINT
 from ..prompts_finecaption import FineCaptionError
+from .layout import Command
 
 if TYPE_CHECKING:
     from ..asking import Describer
@@ -40,7 +40,10 @@ Model = Annotated[
         show_default="the embedded FineCaption",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...", show_default="cuda if there is one")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where the model runs, such as cpu, cuda:1 or mps.", show_default="cuda if there is one"),
+]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Precision.", show_default="as saved")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 Tasks = Annotated[list[Task] | None, typer.Option("--task", help="A kind of caption.", rich_help_panel=_QUESTIONS)]
@@ -185,7 +188,7 @@ def describer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-class OrderedCommand(TyperCommand):
+class OrderedCommand(Command):
     """Notes in which order options stand on the command line; otherwise only the order within each option is known."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import Json, Model, errors_in_one_line
+from .layout import Command, Group
 from .reading import (
     Alpha,
     BoxFormat,
@@ -29,7 +30,7 @@ from .reading import (
 if TYPE_CHECKING:
     from ..data.check import DatasetReport
 
-app = typer.Typer(help="Datasets of described regions.", no_args_is_help=True)
+app = typer.Typer(help="Datasets of described regions.", no_args_is_help=True, cls=Group, rich_markup_mode=None)
 
 
 @app.callback()
@@ -37,7 +38,7 @@ def group() -> None:
     """Datasets of described regions."""
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     ctx: typer.Context,
     path: Annotated[Path, typer.Argument(help="Annotations: a file, or a folder of them.", show_default=False)],

@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from .common import Json, Model, errors_in_one_line
+from .layout import Command, Group
 
-app = typer.Typer(help="Write a checkpoint's vision part in another format.", no_args_is_help=True)
+app = typer.Typer(
+    help="Write a checkpoint's vision part in another format.", no_args_is_help=True, cls=Group, rich_markup_mode=None
+)
 
 
 @app.callback()
@@ -16,7 +19,7 @@ def _group() -> None:
     """Keeps `onnx` a command of its own while it is the only one."""
 
 
-@app.command()
+@app.command(cls=Command)
 def onnx(
     out: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write.")],
     model: Model = None,

@@ -11,8 +11,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .common import Device, DtypeOption, Json, Model, errors_in_one_line, load_describer
+from .layout import Command, Group
 
-app = typer.Typer(help="Rendered scenes, whose right answers are known.", no_args_is_help=True)
+app = typer.Typer(
+    help="Rendered scenes, whose right answers are known.", no_args_is_help=True, cls=Group, rich_markup_mode=None
+)
 
 Seed = Annotated[int, typer.Option(min=0, help="The first scene; scenes are numbered.")]
 
@@ -29,7 +32,7 @@ Regions = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def render(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to; made if it does not exist.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Number of scenes.")] = 8,
@@ -64,7 +67,7 @@ def render(
     typer.echo(f"Wrote {n} scenes to {records}", err=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
     n: Annotated[int, typer.Option("--n", min=1, help="Number of scenes.")] = 500,
     seed: Seed = 0,

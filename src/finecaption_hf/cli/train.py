@@ -25,9 +25,6 @@ class OnError(str, Enum):
     skip = "skip"
 
 
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
 def train(
     ctx: typer.Context,
     output: Annotated[

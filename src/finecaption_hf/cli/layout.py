@@ -1,0 +1,152 @@
+"""How commands show their help and their errors: plain sections, whole at any width, with examples at the end."""
+
+import difflib
+import inspect
+import os
+import re
+import sys
+import textwrap
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from .examples import EXAMPLES
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+HEADINGS = ("Ask about regions", "Data", "Build and train", "Judge", "Share on the Hub")
+HANDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands whose further options are those of transformers.TrainingArguments."""
+
+
+Sections = dict[str, list[tuple[str, str]]]  # rows of name and text, by heading
+
+
+class _Page:
+    """What pages of commands and of groups have in common; examples are at their end."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+        # Texts were written without a place to break at hyphens, so that names of options stay whole.
+        formatter.buffer[:] = [part.replace(_GLUE, "-") for part in formatter.buffer]
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(_glued(inspect.cleandoc(self.help or "")))  # type: ignore[attr-defined]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_options(self, ctx, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        _write_examples(ctx, formatter)
+
+
+class Command(_Page, TyperCommand):
+    """Options stand under their headings, in the order of the command's function."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:  # above all: an option is missing, which may be one that is misspelt
+            if ctx.ignore_unknown_options:
+                known = [name for option in self.params for name in option.opts]
+                left = [text.partition("=")[0] for text in given if text.startswith("--")]
+                near = {text: nearest(text, known) for text in left if text not in known}
+                missing = {name for name in near.values() if name in getattr(error.param, "opts", ())}
+                for text, name in near.items():
+                    if name in missing:
+                        error.message = f"There is no option {text}. Did you mean {name}?"
+            raise
+
+
+class Group(_Page, TyperGroup):
+    """Commands stand under their headings, each with the first paragraph of its help."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        super().format_options(ctx, formatter)
+        sections: Sections = {heading: [] for heading in HEADINGS}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            text = " ".join((command.help or "").partition("\n\n")[0].split())
+            sections.setdefault(command.rich_help_panel or "Commands", []).append((name, text))
+        _write(formatter, sections)
+
+
+def nearest(name: str, known: Any) -> str | None:
+    """The name that is most like another; `None` where none is."""
+    folded = {each.casefold(): each for each in known}
+    found = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return folded[found[0]] if found else None
+
+
+def listed(names: Any) -> str:
+    """Names with commas between; one that has a comma itself is quoted."""
+    return ", ".join(f'"{name}"' if "," in name else name for name in names)
+
+
+def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    found: Sections = {}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            name = re.sub(r"<(.+?)>$", _as_written, record[0])
+            text = re.sub(r"\[default: \((.*)\)(?=[;\]])", r"[default: \1", record[1])
+            found.setdefault(parameter.rich_help_panel or heading, []).append((name, text))
+    _write(formatter, found)
+
+
+def _write(formatter: Any, sections: Sections) -> None:
+    for heading, rows in sections.items():
+        if rows:
+            with formatter.section(_bold(heading)):
+                formatter.write_dl([(name, _glued(text)) for name, text in rows], col_max=24)
+
+
+def _as_written(kind: re.Match[str]) -> str:
+    """What typer says of a value's type -> what stands in its place: `<int range>` -> `N`, `<list[a|b]>` -> `a|b`."""
+    name = re.sub(r"^list\[(.*)\]$| range$", r"\1", kind[1])
+    return {"int": "N", "float": "X", "str": "TEXT", "path": "PATH"}.get(name, name)
+
+
+def _write_examples(ctx: Any, formatter: Any) -> None:
+    examples = EXAMPLES.get(command_name(ctx), ())
+    if not examples:
+        return
+    with formatter.section(_bold("Examples")):
+        for number, (what, command) in enumerate(examples):
+            if number:
+                formatter.write_paragraph()
+            formatter.write_text(_glued(what))
+            for line in _broken(command, formatter.width - 6):
+                formatter.write(f"    {line}\n")
+
+
+def command_name(ctx: Any) -> str:
+    """The words of a command behind `finecaption`."""
+    words: list[str] = []
+    while ctx.parent is not None:
+        words.insert(0, ctx.info_name)
+        ctx = ctx.parent
+    return " ".join(words)
+
+
+def _broken(command: str, width: int) -> list[str]:
+    """Lines of a shell, none wider than that where a space allows it; they can be pasted as they are."""
+    # No break inside quotes, nor between an option and its value.
+    whole = re.sub(r'"[^"]*"|--?[a-z][\w-]* (?!-)', lambda part: part[0].replace(" ", "\0"), command)
+    lines = textwrap.wrap(whole, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(lines).replace("\0", " ").splitlines()
+
+
+_GLUE = "\1"
+
+
+def _glued(text: str) -> str:
+    return text.replace("-", _GLUE)
+
+
+def _bold(text: str) -> str:
+    return typer.style(text, bold=True) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text

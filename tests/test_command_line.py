@@ -1,0 +1,105 @@
+"""What the command line says: its help at any width, its examples, and its errors as a newcomer meets them."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from finecaption_hf.cli import app
+from finecaption_hf.cli.examples import EXAMPLES
+
+ROOT_COMMAND: Any = typer.main.get_command(app)
+
+
+def commands(command: Any = ROOT_COMMAND, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(words behind `finecaption`, command) of all commands and groups."""
+    yield name, command
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{name} {word}".strip())
+
+
+COMMANDS = dict(commands())
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def opened(name: str, width: int = 80) -> Any:
+    """The context of a command, without arguments."""
+    context = ROOT_COMMAND.make_context("finecaption", [], resilient_parsing=True, terminal_width=width)
+    for word in name.split():
+        command = context.command.commands[word]
+        context = command.make_context(word, [], parent=context, resilient_parsing=True)
+    return context
+
+
+def said(*arguments: object) -> str:
+    """The one line of an error that ends a command."""
+    result = run(*arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output and not result.stdout, result.output
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("Error: ") and "Value error" not in line, result.stderr
+    return line
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_whole_at_every_width(name: str, width: int) -> None:
+    text = opened(name, width).get_help()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    command = COMMANDS[name]
+    wanted = [command.help, *(parameter.help for parameter in command.params)]
+    for inner in getattr(command, "commands", {}).values():
+        wanted += [inner.name, inner.help.partition("\n\n")[0]]
+    for sentence in wanted:
+        assert " ".join(sentence.split()) in words, sentence
+    for parameter in command.params:
+        assert parameter.param_type_name == "argument" or re.search(rf"^  {parameter.opts[-1]}\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_option_is_a_sentence(name: str) -> None:
+    command = COMMANDS[name]
+    for text in (command.help, *(parameter.help for parameter in command.params)):
+        assert re.match(r"[A-Z0-9]", text) and text.endswith("."), text
+
+
+def test_commands_stand_in_groups() -> None:
+    text = run("-h").stdout
+    assert text == run("--help").stdout
+    headings = ["Ask about regions:", "Data:", "Build and train:", "Judge:", "Share on the Hub:", "Examples:"]
+    assert sorted(headings, key=text.index) == headings
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_parsed_by_their_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = " ".join(opened(name).get_help().replace("\\\n", " ").split())
+    assert EXAMPLES[name]
+    for _, text in EXAMPLES[name]:
+        assert text in shown
+        first, *words = shlex.split(text)
+        assert first == "finecaption"
+        for word in words:
+            if re.fullmatch(r"[\w-]+\.(jpg|png|jsonl?|yaml|zip|pth)|checkpoint|photos", word):
+                (tmp_path / word).touch() if "." in word else (tmp_path / word).mkdir(exist_ok=True)
+        (tmp_path / "evaluation").mkdir(exist_ok=True)
+        (tmp_path / "evaluation" / "report.json").touch()
+        depth = max(count for count in range(len(words) + 1) if " ".join(words[:count]) in COMMANDS)
+        command, arguments = COMMANDS[" ".join(words[:depth])], words[depth:]
+        if "-h" not in arguments:
+            handed_on = command.make_context(words[depth - 1], list(arguments), parent=opened("")).args
+            if handed_on:
+                from finecaption_hf.training.arguments import parse_options
+
+                parse_options(handed_on)
