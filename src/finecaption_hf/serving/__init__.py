@@ -1,0 +1,1 @@
+"""Many users at once, and whole data sets: FineCaption in vLLM."""
