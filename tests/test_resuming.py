@@ -13,6 +13,7 @@ from finecaption_hf.resuming import (
     ResumeError,
     UnfinishedError,
     check_same,
+    files_fingerprint,
     read_manifest,
     read_seal,
     repair,
@@ -200,3 +201,29 @@ def test_a_folder_that_lost_something_since_it_was_sealed_is_torn(tmp_path: Path
     files[1].unlink()
     with pytest.raises(ResumeError, match="is torn: inner/b is missing"):
         read_seal(tmp_path)
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "differs"),
+    [
+        ("config.json", 5, True),
+        ("model.safetensors", 3, True),
+        ("model.safetensors", -1, True),
+        ("README.md", 0, False),
+    ],
+)
+def test_files_of_another_checkpoint_have_another_fingerprint(
+    tmp_path: Path, name: str, place: int, differs: bool
+) -> None:
+    header = b'{"weight": {"dtype": "U8", "shape": [50], "data_offsets": [0, 50]}}'
+    weights = len(header).to_bytes(8, "little") + header + bytes(50)
+    for file, content in (("config.json", b'{"size": 3}'), ("model.safetensors", weights), ("README.md", b"# A")):
+        (tmp_path / file).write_bytes(content)
+    before = files_fingerprint(tmp_path)
+    changed = bytearray((tmp_path / name).read_bytes())
+    changed[place if name != "model.safetensors" or place < 0 else 8 + place] ^= 1
+    (tmp_path / name).write_bytes(changed)
+    assert (files_fingerprint(tmp_path) != before) == differs

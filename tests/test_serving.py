@@ -191,3 +191,10 @@ def test_the_model_says_which_releases_of_vllm_it_knows_before_it_needs_their_na
     monkeypatch.delitem(sys.modules, "finecaption_hf.serving.vllm_model", raising=False)
     with pytest.raises(ImportError, match=rf"vLLM {installed} is installed.*0\.32 and 0\.33 only.*pip install"):
         import_module("finecaption_hf.serving.vllm_model")
+
+
+def test_a_describer_without_vllm_says_what_to_install(without_vllm: None) -> None:
+    from finecaption_hf.serving.vllm_describer import VllmDescriber
+
+    with pytest.raises(ImportError, match=r"pip install 'finecaption-hf\[vllm\]'"):
+        VllmDescriber("some")

@@ -4,13 +4,13 @@
   a line costs that entry only (`repair`).
 - A *manifest* says what the work was begun with. `check_same` is the one comparison of then and now, in one message.
 - A *seal*, written last, says that a folder is whole: `seal` and `read_seal`.
-- `model_fingerprint` says which model it is, for manifests.
+- `model_fingerprint` says which model it is, for manifests; `files_fingerprint` says it of a folder that is not loaded.
 - `whole_file` and `write_json` write a file that appears as a whole, or not at all.
 
 `ResumeError` is raised for what is on disk, `UnfinishedError` where the disk takes nothing more.
 """
 
-from .fingerprint import model_fingerprint
+from .fingerprint import files_fingerprint, model_fingerprint
 from .lines import EntryFile, repair, to_line
 from .manifest import SEAL, check_same, differences, read_manifest, read_seal, seal
 from .writing import ResumeError, UnfinishedError, whole_file, write_json, writing_into
@@ -22,6 +22,7 @@ __all__ = [
     "UnfinishedError",
     "check_same",
     "differences",
+    "files_fingerprint",
     "model_fingerprint",
     "read_manifest",
     "read_seal",

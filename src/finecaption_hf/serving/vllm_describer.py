@@ -1,0 +1,134 @@
+"""A FineCaption checkpoint in vLLM as a describer, for whole data sets."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers.utils import cached_file
+
+from ..asking.loading import load_processor
+from ..masks_finecaption import RegionMask
+from ..prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, PromptEncoder, Question, find_question
+from ..resuming import files_fingerprint
+from .vllm import check_version, register, vllm_version
+
+_ENDS = {"stop": "end", "length": "length"}
+
+
+class VllmDescriber:
+    """Answers of a checkpoint in vLLM, in this process: see `Describer`.
+
+    Args:
+        model: a folder or the id of a Hub repository.
+        name: for reports; `None` means `model`.
+        max_new_tokens: the longest answer where a request says nothing; `None` means the checkpoint's, else 64.
+        **options: of `vllm.LLM`, such as `dtype`, `max_model_len` and `tensor_parallel_size`.
+
+    Raises:
+        ImportError: If vLLM is not installed, or is none of the tested releases.
+        ValueError: If vLLM cannot serve the checkpoint.
+    """
+
+    independent = False  # a batch changes how sums are rounded
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        max_new_tokens: int | None = None,
+        **options: Any,
+    ) -> None:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ImportError("vLLM is not installed. Run: pip install 'finecaption-hf[vllm]'") from error
+        check_version()
+        register()
+        self.name = name or os.fspath(model)
+        processor = load_processor(model)
+        self._prompts = PromptEncoder(processor)
+        self._token, self._length = processor.image_token_id, processor.image_seq_length
+        self.questions: Mapping[str, str] = processor.questions
+        self._llm = LLM(os.fspath(model), **options)
+        self._context = self._llm.model_config.max_model_len
+        defaults = self._llm.get_default_sampling_params()  # of the checkpoint's generation configuration
+        self.max_new_tokens = max_new_tokens or defaults.max_tokens or 64
+        self._penalty = defaults.repetition_penalty
+        self.settings = {
+            "fingerprint": files_fingerprint(Path(cached_file(os.fspath(model), "config.json")).parent),
+            "engine": f"vllm {vllm_version()}",
+            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "referral": "mask",
+            "decoding": {"max_new_tokens": self.max_new_tokens},
+            "options": options,
+        }
+
+    def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> list[dict[str, Any]]:
+        """See `Describer`."""
+        return [{"image": picture, "mask": None if region.is_whole else region.pixels} for region in regions]
+
+    def refusal(self, question: Question) -> str | None:
+        """See `Describer`."""
+        try:
+            self._question_ids(question)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def stream(
+        self,
+        prepared: Sequence[Any],
+        requests: Sequence[Sequence[BranchRequest]],
+        *,
+        log_probs: bool = False,
+        partial: bool = False,
+    ) -> Iterator[BranchUpdate]:
+        """See `Describer`. Answers come whole."""
+        from vllm import SamplingParams
+
+        # With one placeholder for a region, which vLLM makes as many of as there are image tokens.
+        before = [*self._prompts.prefix_ids[: -self._length], self._token]
+        prompts, parameters, places = [], [], []
+        for region, (item, of_region) in enumerate(zip(chain.from_iterable(prepared), requests, strict=True)):
+            for branch, request in enumerate(of_region):
+                ids = self._question_ids(request.question)
+                longest = request.max_new_tokens or self.max_new_tokens
+                room = self._context - len(self._prompts.prefix_ids)
+                if len(ids) + longest > room:
+                    error = (
+                        f"The question takes {len(ids)} tokens and its answer up to {longest}, but there is room for "
+                        f"{room} of both. Shorten the question, or lower max_new_tokens."
+                    )
+                    yield BranchUpdate(region, branch, BranchAnswer("", finish_reason="error", error=error))
+                    continue
+                prompts.append({"prompt_token_ids": [*before, *ids], "multi_modal_data": {"image": item}})
+                parameters.append(
+                    SamplingParams(
+                        max_tokens=longest,
+                        temperature=request.temperature,
+                        top_p=request.top_p,
+                        repetition_penalty=request.repetition_penalty or self._penalty,
+                        stop=list(request.stop_strings),
+                        seed=request.seed,
+                        logprobs=0 if log_probs else None,
+                    )
+                )
+                places.append((region, branch))
+        for place, output in zip(places, self._llm.generate(prompts, parameters, use_tqdm=False), strict=True):
+            yield BranchUpdate(*place, _answer(output.outputs[0], log_probs))
+
+    def _question_ids(self, question: Question) -> tuple[int, ...]:
+        if isinstance(question, str):
+            question = find_question(question, self.questions) or question
+        return self._prompts.question_ids(question)
+
+
+def _answer(output: Any, log_probs: bool) -> BranchAnswer:
+    tokens = tuple(output.token_ids)
+    found = tuple(step[token].logprob for token, step in zip(tokens, output.logprobs)) if log_probs else None
+    reason = "stop_string" if isinstance(output.stop_reason, str) else _ENDS[output.finish_reason]
+    return BranchAnswer(output.text.strip(), tokens, found, reason)
