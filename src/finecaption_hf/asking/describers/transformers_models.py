@@ -357,14 +357,19 @@ class TransformersDescriber(ReferringDescriber):
         return self._inputs([job.marked.image for job in jobs], [job.text for job in jobs])
 
     def _inputs(self, images: list[Image.Image], texts: list[str], processor: Any = None) -> Any:
-        options = {"padding": True, "return_tensors": "pt"}
         processor = processor or self._processor
         if self._chat:
             chats = [self._messages(text, image) for image, text in zip(images, texts, strict=True)]
             return processor.apply_chat_template(
-                chats, tokenize=True, return_dict=True, add_generation_prompt=True, processor_kwargs=options
+                chats,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",  # some processors, SmolVLM's, do not find it beside `padding`
+                add_generation_prompt=True,
+                processor_kwargs={"padding": True},
             )
-        return processor(images=images, text=[self._with_image(text) for text in texts], **options)
+        prompts = [self._with_image(text) for text in texts]
+        return processor(images=images, text=prompts, padding=True, return_tensors="pt")
 
     def _messages(self, text: str, image: Image.Image | None = None) -> list[dict[str, Any]]:
         picture = {"type": "image"} if image is None else {"type": "image", "image": image}
