@@ -157,7 +157,7 @@ def ask(address: str, value: Any, questions: Any = ("region",), settings: Any = 
     (index,) = (it["id"] for it in json.loads(config)["dependencies"] if it["api_name"] == "answer")
     session = os.urandom(6).hex()
     settings = settings if isinstance(settings, str) else json.dumps(settings)[1:-1]
-    data = f'[null, {json.dumps(value)}, {json.dumps(questions)}, [], "", {settings}]'
+    data = f'[null, {json.dumps(value)}, {json.dumps(questions)}, [], "", {settings}, null, null]'
     body = f'{{"data": {data}, "fn_index": {index}, "session_hash": "{session}", "trigger_id": 1}}'.encode()
     status, text = send(address, "gradio_api/queue/join", body, Content_Type="application/json")
     return (status, text) if status != 200 else send(address, f"gradio_api/queue/data?session_hash={session}")

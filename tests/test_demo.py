@@ -14,10 +14,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import types
 import urllib.error
 import urllib.parse
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -35,6 +37,7 @@ from waiting import LIMIT_S, at_once, start
 from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.asking import FineCaptionDescriber
 from finecaption_hf.cli import app as cli
+from finecaption_hf.cli.demo import _read_models
 from finecaption_hf.data.encoding import encode_mask, encode_rle
 from finecaption_hf.demo import (
     MAX_PICTURE_PIXELS,
@@ -44,11 +47,14 @@ from finecaption_hf.demo import (
     read_upload,
     stream_pieces,
 )
+from finecaption_hf.demo import models as demo_models
 from finecaption_hf.demo.answering import KeptAnswers, what_the_model_saw
 from finecaption_hf.demo.encoded import EncodedPictures
 from finecaption_hf.demo.guard import _names_address
+from finecaption_hf.demo.models import Models, Offered
 from finecaption_hf.demo.segmenting import PointMasks
 from finecaption_hf.demo.uploads import read_picture
+from finecaption_hf.drawing import COLORS
 from finecaption_hf.masks_finecaption import as_mask
 
 QUESTIONS = ["region", "Color", "global"]
@@ -183,20 +189,23 @@ def test_picture_is_encoded_once_whoever_asks(picture: Image.Image) -> None:
             calls.append(image.size)
             return torch.zeros(1, 4, 8, 8)
 
-    encoded = EncodedPictures(Describer(), max_bytes=3 * 2 * 256 * 256 + 2 * 4 * 4 * 64)
-    first = encoded.features(picture)
-    assert encoded.features(picture.copy()) is first and len(calls) == 1
+    encoded = EncodedPictures(max_bytes=3 * 2 * 256 * 256 + 2 * 4 * 4 * 64)
+    describer: Any = Describer()
+    first = encoded.features(describer, picture)
+    assert encoded.features(describer, picture.copy()) is first and len(calls) == 1
     # One pixel differs, or the same bytes make another picture.
     other = picture.copy()
     other.putpixel((3, 3), (1, 2, 3))
-    assert encoded.features(other) is not first
+    assert encoded.features(describer, other) is not first
     flat = Image.frombytes("RGB", (512, 128), picture.tobytes())
-    assert encoded.features(flat) is not first and len(calls) == 3
+    assert encoded.features(describer, flat) is not first and len(calls) == 3
     # There was room for two.
-    encoded.features(picture)
+    encoded.features(describer, picture)
     assert calls == [(256, 256)] * 2 + [(512, 128), (256, 256)]
-    small = EncodedPictures(Describer(), max_bytes=1)
-    assert small.features(picture) is small.features(picture), "the last picture is always kept"
+    small = EncodedPictures(max_bytes=1)
+    kept = small.features(describer, picture)
+    assert small.features(describer, picture) is kept, "the last picture is always kept"
+    assert small.features(describer, picture, "another model") is not kept
 
 
 def test_encoder_that_dies_leaves_its_turn_to_the_next(picture: Image.Image) -> None:
@@ -210,10 +219,10 @@ def test_encoder_that_dies_leaves_its_turn_to_the_next(picture: Image.Image) -> 
                 raise RuntimeError("out of memory")
             return torch.zeros(1, 4, 8, 8)
 
-    encoded = EncodedPictures(Describer())
-    first = start(encoded.features, picture)
+    encoded = EncodedPictures()
+    first = start(encoded.features, Describer(), picture)
     assert at_it.wait(60)
-    second = start(encoded.features, picture)
+    second = start(encoded.features, Describer(), picture)
     go_on.set()
     with pytest.raises(RuntimeError, match="out of memory"):
         first.result(timeout=LIMIT_S)
@@ -236,7 +245,7 @@ def test_large_picture_goes_smaller_to_what_makes_masks() -> None:
 
             return types.SimpleNamespace(masks=masks)
 
-    encoded = EncodedPictures(None, Halves())
+    encoded = EncodedPictures(Halves())
     for size in ((4096, 1000), (2048, 500)):
         scale = size[0] / 2048
         place, box = (100 * scale, 50 * scale), [400 * scale, 100 * scale, 1200 * scale, 300 * scale]
@@ -257,11 +266,11 @@ def test_click_and_answer_share_one_encoding_where_the_tower_is_a_published_one(
     model, processor, sam = shared_parts()
     calls: list[int] = []
     model.model.sam_tower.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
-    encoded = EncodedPictures(None, SharedSegmenter(model, processor, sam))
+    encoded = EncodedPictures(SharedSegmenter(model, processor, sam))
     read: list[Any] = []
     point_masks = PointMasks(encoded, "shared", lambda path: read.append(path) or picture.copy())
     found = point_masks.segment({"path": "p.png", "points": [[120, 170]], "labels": [1]})
-    features = encoded.features(picture)
+    features = encoded.features(FineCaptionDescriber(model, processor), picture)
     assert found["candidates"] and read == ["p.png"]
     assert features is not None and features.shape[-1] == model.config.grid_size and calls == [1]
 
@@ -272,7 +281,7 @@ def test_command_works_without_opencv_and_says_what_is_missing(monkeypatch: pyte
 
     built: list[Any] = []
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setattr(app, "build_demo", lambda *parts, segmenter: built.append(segmenter))
+    monkeypatch.setattr(app, "build_demo", lambda *parts, segmenter, title: built.append(segmenter))
     monkeypatch.setattr(app, "launch_demo", lambda demo, **options: options["on_start"]("http://here/"))
     result = CliRunner().invoke(cli, ["demo", "--device", "cpu"])
     assert result.exit_code == 0, result.output
@@ -385,7 +394,7 @@ def test_bad_requests_for_masks_give_a_message(request_: Any) -> None:
     def read(path: Any) -> Image.Image:
         raise UploadError("not uploaded")
 
-    point_masks = PointMasks(EncodedPictures(None), "none", read)
+    point_masks = PointMasks(EncodedPictures(), "none", read)
     assert set(point_masks.segment(request_)) == {"error"}
     good = {"path": "/etc/passwd", "points": [[1, 1]], "labels": [1]}
     assert point_masks.segment(good) == {"error": "not uploaded"}
@@ -662,6 +671,78 @@ def test_users_at_once_get_their_own_regions(client: Any, address: str) -> None:
     assert at_once(use, 3) == [[told] * 3 for told in alone]
 
 
+# --- several models ---------------------------------------------------------------------------------------------------
+
+
+class _Loaded:
+    """Something that a model's memory is held by."""
+
+
+def test_one_model_is_in_memory_and_is_kept_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, Any]] = []
+
+    def load(model: str, **options: Any) -> Any:
+        alive = [name for name, it in made if it() is not None]
+        assert not alive, f"{alive} is in memory beside {model}"
+        loaded = _Loaded()
+        made.append((model, weakref.ref(loaded)))
+        return loaded
+
+    monkeypatch.setattr(demo_models, "load_describer", load)
+    models = Models([Offered("a", "a"), Offered("b", "b", {"referral": "box_text"})])
+    with models.using("a"), models.using("a"):  # by two at once
+        waiting = start(lambda: _use(models, "b"))
+        time.sleep(0.2)
+        assert not waiting.done() and [name for name, _ in made] == ["a"]
+    waiting.result(timeout=LIMIT_S)
+    at_once(lambda number: [_use(models, "ab"[(number + step) % 2]) for step in range(5)], 4)
+    _use(models, "b")
+    number = len(made)
+    _use(models, "b")
+    assert len(made) == number, "it was there already"
+
+
+def _use(models: Models, name: str) -> None:
+    with models.using(name):
+        time.sleep(0.001)
+
+
+def test_model_that_cannot_be_loaded_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    models = Models([Offered("pixels", "pixels"), Offered("gone", str(tmp_path / "gone"))])
+    with pytest.raises(UploadError, match="gone cannot be loaded"), models.using("gone"):
+        pass
+    with models.using("pixels") as describer:
+        assert describer.name == "pixels"
+
+
+def test_models_of_the_command_have_options_of_their_own() -> None:
+    given = ["pixels", "{model: some/llava, referral: {kind: box_drawn}, name: LLaVA}", "{adapter: lora}"]
+    offered = _read_models(given, {"device": "cpu", "adapter": None})
+    assert offered == [
+        Offered("pixels", "pixels", {"device": "cpu"}),
+        Offered("LLaVA", "some/llava", {"device": "cpu", "referral": {"kind": "box_drawn"}, "name": "LLaVA"}),
+        Offered("lora", None, {"device": "cpu", "adapter": "lora"}),
+    ]
+    assert _read_models(None, {}) == [Offered("finecaption-tiny")]
+    with pytest.raises(ValueError, match="no YAML"):
+        _read_models(["{model: [}"], {})
+    with pytest.raises(ValueError, match="Two models are named 'pixels'"):
+        _read_models(["pixels", "{model: pixels}"], {})
+
+
+def test_numbers_of_regions_can_be_read_on_their_colors() -> None:
+    from finecaption_hf.demo.picker import ink
+
+    def luminance(color: tuple[int, int, int]) -> float:
+        parts = [part / 255 for part in color]
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts))
+
+    for color in COLORS:
+        light, dark = sorted([luminance(color), 1.0 if ink(color) == "white" else 0.0], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, color
+
+
 @pytest.fixture
 def answer(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What answers the page: `answer(session, picture, box, questions)` gives what it shows."""
@@ -677,7 +758,9 @@ def answer(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
         picture.save(path)
         mask = encode_rle(as_mask({"box_xyxy": box}, picture.height, picture.width))
         request = types.SimpleNamespace(session_hash=session)
-        return found(KeptAnswers(), picked(str(path), path.name, [mask]), questions, [], "", 24, 0, 0, request)
+        return found(
+            KeptAnswers(), picked(str(path), path.name, [mask]), questions, [], "", 24, 0, 0, None, None, request
+        )
 
     return shown
 

@@ -3,6 +3,7 @@
 Screenshots go to the folder that FINECAPTION_SCREENSHOTS names; those in docs/ are from there.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -17,9 +18,11 @@ import pytest
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from demo_server import running_demo
 from PIL import Image
+from pycocotools import mask as coco
 
 from finecaption_hf.data.encoding import encode_mask, encode_rle
-from finecaption_hf.masks_finecaption import as_mask, decode_mask
+from finecaption_hf.masks_finecaption import RegionMask, as_mask, decode_mask
+from finecaption_hf.segmentation import read_regions
 
 pytest.importorskip("gradio", reason="gradio (the extra browser) is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
@@ -79,9 +82,10 @@ def browser(chromium: Any) -> Iterator[Any]:
 class Demo:
     """A page of the demo, and what users do there."""
 
-    def __init__(self, page: Any, address: str) -> None:
+    def __init__(self, page: Any, address: str, *, at_once: bool = False) -> None:
         self.page = page
         self.address = address
+        self.at_once = at_once
         self.faults: list[str] = []
         self.elsewhere: list[str] = []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
@@ -95,6 +99,8 @@ class Demo:
     def load(self) -> None:
         self.page.goto(self.address)
         self.page.wait_for_selector('[data-tool][aria-checked="true"]')
+        self.page.evaluate(f"document.querySelector('.fc-at-once').checked = {str(self.at_once).lower()}")
+        self.page.evaluate("document.querySelector('.fc-picker details').open = true")
 
     def open(self, path: Path = EXAMPLE_PICTURE, size: str = "256x256") -> None:
         self.page.locator(".fc-file").set_input_files(str(path))
@@ -210,7 +216,7 @@ def _records(demo: Demo) -> Any:
     """What the JSON box holds."""
     demo.page.get_by_role("button", name=re.compile("^JSON")).click()
     with demo.page.expect_download() as waiting:
-        demo.page.locator('#fc-json a[download], #fc-json button[aria-label*="ownload"]').first.click()
+        demo.page.locator("#fc-file a[download]").click()
     return json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
 
 
@@ -267,6 +273,13 @@ def test_regions_are_numbered_and_captions_light_them(demo: Demo) -> None:
     demo.picture("demo-regions")
     demo.page.locator("#fc-table tr", has_text="Color").nth(0).hover()
     assert demo.page.locator(".fc-canvas").get_attribute("data-lit") == "1"
+    # And back: a region under the mouse lights its rows.
+    demo.page.mouse.move(*demo.place(130, 190))
+    assert demo.page.locator(".fc-canvas").get_attribute("data-lit") == "2"
+    lit = "rows => rows.map(row => getComputedStyle(row).boxShadow !== 'none')"
+    assert demo.page.eval_on_selector_all("#fc-table tbody tr", lit) == [False] * 3 + [True] * 3
+    demo.page.mouse.move(*demo.place(20, 240))
+    assert not any(demo.page.eval_on_selector_all("#fc-table tbody tr", lit))
 
 
 def test_answers_stream_and_stop_keeps_what_is_there(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,9 +306,10 @@ def test_answers_stream_and_stop_keeps_what_is_there(demo: Demo, monkeypatch: py
     )
     demo.page.locator("#fc-ask").click()
     demo.page.locator("#fc-progress").get_by_text("Answering").wait_for()
-    demo.page.locator("#fc-stop").click()
+    demo.page.locator("#fc-stop").click()  # which waits until it is enabled
     demo.page.locator("#fc-progress").get_by_text(re.compile("Stopped|Done")).wait_for()
     assert len(demo.rows()) == 17
+    demo.page.locator("#fc-stop:disabled").wait_for()
     stopped = demo.page.locator("#fc-progress").inner_text()
     assert demo.page.evaluate("window.seen.size") >= 2
     assert "Stopped" in stopped and any(row[2] for row in demo.rows())
@@ -313,15 +327,28 @@ def test_masks_come_back_as_they_were_exported(demo: Demo, tmp_path: Path) -> No
     assert (as_mask(Image.open(png), 256, 256) == mask).all()
     assert (decode_mask(blob.read_text(), 256, 256) == mask).all()
     (told,) = json.loads(rle.read_text())
-    assert (as_mask(told, 256, 256) == mask).all()
+    # COCO's compressed form, as pycocotools and the command line take it.
+    assert told == encode_rle(mask) and coco.area(told) == mask.sum()
+    for option in ("rle", "mask"):
+        ((_, read),) = read_regions([(option, str(rle))], 256, 256)
+        assert isinstance(read, RegionMask) and (read.pixels == mask).all()
+    (tmp_path / "plain.json").write_text(json.dumps({"size": [256, 256], "counts": _counts(mask)}))
     (tmp_path / "compressed.json").write_text(json.dumps(encode_rle(mask)))
     (tmp_path / "own.txt").write_text(encode_mask(mask))
-    for number, path in enumerate((png, blob, rle, tmp_path / "compressed.json", tmp_path / "own.txt"), start=2):
+    names = ("compressed.json", "own.txt", "plain.json")
+    for number, path in enumerate((png, blob, rle, *map(tmp_path.joinpath, names)), start=2):
         demo.page.locator(".fc-mask").set_input_files(str(path))
         demo.page.wait_for_function(
             f"document.querySelector('.fc-canvas').dataset.areas.split(',').length === {number}"
         )
-    assert demo.areas == [int(mask.sum())] * 6
+    assert demo.areas == [int(mask.sum())] * 7
+
+
+def _counts(mask: np.ndarray) -> list[int]:
+    """COCO RLE as it is uncompressed."""
+    column = np.concatenate([[False], mask.T.ravel(), [False]])
+    changes = np.flatnonzero(column[1:] != column[:-1])
+    return np.diff(np.concatenate([[0], changes, [mask.size] if changes[-1] < mask.size else []])).astype(int).tolist()
 
 
 def test_bad_files_give_a_message_and_work_goes_on(demo: Demo, tmp_path: Path) -> None:
@@ -339,7 +366,7 @@ def test_bad_files_give_a_message_and_work_goes_on(demo: Demo, tmp_path: Path) -
 
 
 def test_tools_for_points_are_hidden_where_nothing_answers_them(demo: Demo) -> None:
-    assert demo.page.locator("[data-points]").count() >= 6
+    assert demo.page.locator("[data-points]").count() >= 5
     assert not demo.page.locator("[data-points]").locator("visible=true").count()
 
 
@@ -397,6 +424,7 @@ def test_example_comes_with_regions_and_reload_starts_anew(demo: Demo) -> None:
     demo.page.locator("#fc-examples .thumbnail-lg, #fc-examples button.thumbnail-item").first.click()
     demo.page.wait_for_function("document.querySelector('.fc-canvas').dataset.size === '512x512'")
     assert len(demo.areas) >= 2 and all(demo.areas)
+    assert len(demo.answered()) == len(demo.areas), "an example is asked about at once"
     rows = demo.ask("Color")
     assert len(rows) == 2 * len(demo.areas)
     demo.page.get_by_role("button", name="What the model saw").click()
@@ -412,11 +440,16 @@ def test_answers_go_when_the_picture_changes(demo: Demo) -> None:
     demo.open()
     demo.box(178, 25, 249, 96)
     assert demo.ask("Color")
-    demo.page.locator("#fc-examples .thumbnail-lg, #fc-examples button.thumbnail-item").first.click()
+    demo.page.locator(".fc-file").set_input_files(str(EXAMPLE_MASK))
     demo.page.wait_for_function("!document.querySelector('#fc-table tbody tr')")
+    # An example, which is asked about at once, has answers of its own only.
+    demo.page.locator("#fc-examples .thumbnail-lg, #fc-examples button.thumbnail-item").first.click()
+    assert len(demo.answered()) == 2 * len(demo.areas)
 
 
-def test_answers_end_when_the_picture_changes_before_they_do(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_end_when_the_picture_changes_before_they_do(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from finecaption_hf.demo import app
 
     stream, ended = app.stream_pieces, []
@@ -434,7 +467,8 @@ def test_answers_end_when_the_picture_changes_before_they_do(demo: Demo, monkeyp
     demo.box(178, 25, 249, 96)
     demo.page.locator("#fc-ask").click()
     demo.page.locator("#fc-progress").get_by_text("Answering").wait_for()
-    demo.page.locator("#fc-examples .thumbnail-lg, #fc-examples button.thumbnail-item").first.click()
+    Image.open(EXAMPLE_PICTURE).resize((120, 120)).save(tmp_path / "other.png")
+    demo.open(tmp_path / "other.png", "120x120")
     demo.page.wait_for_function("!document.querySelector('#fc-table tbody tr')")
     demo.page.wait_for_timeout(1000)
     assert ended and demo.rows() == [] and demo.page.locator("#fc-progress").inner_text().strip() == ""
@@ -487,11 +521,207 @@ def test_words_of_users_are_no_markup(demo: Demo) -> None:
     assert rows[-1][1].startswith("<img src=x") and demo.page.evaluate("window.hit") is None
 
 
-def test_small_screen_shows_everything(demo: Demo) -> None:
-    demo.page.set_viewport_size({"width": 390, "height": 800})
+SIZES = [(1280, 900), (1920, 1080), (390, 844)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_describe_is_in_sight_and_no_row_is_hidden(demo: Demo, width: int, height: int) -> None:
+    demo.page.set_viewport_size({"width": width, "height": height})
     demo.open()
-    demo.picture("demo-phone")
-    assert demo.page.evaluate("document.documentElement.scrollWidth") <= 390
+    for number in range(5):
+        demo.do("addRegion")
+        demo.box(20 + 40 * number, 30, 50 + 40 * number, 200)
+    demo.ask("Color", "Shape", "Hair")
+    demo.picture(f"demo-{width}")
+    for place in (0, 10_000):
+        demo.page.evaluate(f"window.scrollTo(0, {place})")
+        box = demo.page.locator("#fc-ask").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height
+    assert demo.page.evaluate("document.documentElement.scrollWidth") <= width
+    # Rows are as wide as there is room, and in no box of its own that has to be scrolled.
+    hidden = """() => {
+        for (let part = document.querySelector('.fc-tables'); part !== document.body; part = part.parentElement)
+            if (part.scrollHeight > part.clientHeight + 2 && getComputedStyle(part).overflowY !== 'visible')
+                return part.outerHTML.slice(0, 99);
+        return '';
+    }"""
+    assert demo.page.evaluate(hidden) == ""
+    tables = [table.bounding_box() for table in demo.page.locator(".fc-answers").all()]
+    assert len({table["x"] for table in tables}) == {390: 1, 1280: 3, 1920: 4}[width]
+
+
+def test_boxes_and_strokes_are_asked_about_at_once_or_the_next_step_is_said(demo: Demo) -> None:
+    demo.open()
+    demo.box(178, 25, 249, 96)
+    assert "Press Describe, or Enter" in demo.status
+    demo.page.wait_for_timeout(1500)
+    assert demo.run == "0" and demo.rows() == []
+    demo.do("addRegion")
+    demo.page.locator(".fc-at-once").check()
+    demo.box(100, 149, 160, 209)
+    assert "is asked about" in demo.status
+    assert [row[0] for row in demo.answered()] == ["1", "2"]
+    before = demo.run
+    demo.do("addRegion")
+    demo.tool("brush")
+    demo.drag((60, 60), (90, 60))
+    demo.drag((60, 70), (90, 70))
+    assert [row[0] for row in demo.answered(before)] == ["1", "2", "3"]
+    assert int(demo.run) == int(before) + 1, "the first of two strokes was asked about for itself"
+
+
+def test_colours_in_a_region_are_those_of_the_picture(demo: Demo) -> None:
+    demo.open()
+    pixels = """([x, y]) => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
+        const canvas = document.querySelector('.fc-canvas'), scale = Math.min(canvas.width, canvas.height) / 256;
+        const left = (canvas.width - 256 * scale) / 2, top = (canvas.height - 256 * scale) / 2;
+        done([...canvas.getContext('2d').getImageData(left + x * scale - 3, top + y * scale - 3, 6, 6).data]);
+    })))"""
+    place = [195, 45]  # of the picture, away from the number
+    before = demo.page.evaluate(pixels, place)
+    assert any(before)
+    demo.tool("box")
+    demo.drag((178, 25), (249, 96))
+    demo.page.mouse.move(*demo.place(20, 240))
+    assert demo.page.evaluate(pixels, place) == before
+    demo.ask()
+    demo.page.locator("#fc-table tbody tr").first.hover()
+    assert demo.page.evaluate(pixels, place) != before, "the region of a row under the mouse is filled"
+    demo.page.mouse.move(5, 5)
+    assert demo.page.evaluate(pixels, place) == before
+    # While one paints, what is painted is seen.
+    demo.tool("brush")
+    demo.page.mouse.move(*demo.place(20, 240))
+    demo.page.mouse.down()
+    demo.page.mouse.move(*demo.place(30, 240))
+    assert demo.page.evaluate(pixels, place) != before
+    demo.page.mouse.up()
+    assert demo.page.evaluate(pixels, place) == before
+
+
+def test_tools_are_one_stop_for_tab_and_arrows_choose(demo: Demo) -> None:
+    page = demo.page
+    demo.tool("brush")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.tool") == "box"
+    assert page.locator('[data-tool="box"]').get_attribute("aria-checked") == "true"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "fc-at-once"
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.dataset.tool") == "brush"
+
+
+def test_canvas_and_thumbnails_say_what_they_are(demo: Demo) -> None:
+    demo.open()
+    canvas = demo.page.get_by_role("application")
+    assert "256 by 256 pixels" in canvas.get_attribute("aria-label")
+    described = canvas.get_attribute("aria-describedby")
+    assert "Arrow keys" in demo.page.locator(f"#{described}").inner_text()
+    names = [demo.page.get_by_role("button", name=name).count() for name in ("Zoom in", "Zoom out")]
+    assert names == [1, 1]
+    named = "parts => parts.map(it => it.getAttribute('aria-label') || it.innerText || it.querySelector('img')?.alt)"
+    thumbnails = demo.page.eval_on_selector_all("#fc-examples button", named)
+    assert len(thumbnails) == 4 and all(thumbnails)
+
+
+def test_touch_targets_have_44_pixels(chromium: Any, address: str) -> None:
+    context = _context(chromium, viewport={"width": 390, "height": 844}, is_mobile=True)
+    try:
+        user = Demo(context.new_page(), address)
+        user.open()
+        small = """() => [...document.querySelectorAll('button, label:has(> input), summary, select')].filter(part => {
+            const box = part.getBoundingClientRect();
+            return box.width && !part.closest('.fc-hidden, footer') && (box.height < 43.9 || box.width < 43.9);
+        }).map(part => part.outerHTML.slice(0, 120))"""
+        assert user.page.evaluate(small) == []
+    finally:
+        context.close()
+
+
+def _axe() -> str:
+    """axe-core, which AXE_CORE names, or which pip or npm installed."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    installed = [] if found is None or found.origin is None else [Path(found.origin).with_name("axe.min.js")]
+    named = [Path(os.environ["AXE_CORE"])] if "AXE_CORE" in os.environ else []
+    for path in (*named, *installed, Path("node_modules/axe-core/axe.min.js")):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    pytest.skip("axe-core is not installed (the extra browser); npm has it too, and AXE_CORE names its axe.min.js")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_page_violates_no_rule_of_level_a_and_aa(
+    chromium: Any, address_of_several: str, width: int, height: int, scheme: str
+) -> None:
+    axe = _axe()
+    context = _context(chromium, viewport={"width": width, "height": height}, color_scheme=scheme)
+    try:
+        user = Demo(context.new_page(), address_of_several)
+        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+        told = 'found.violations.map(it => [it.id, it.nodes.map(at => at.target + " " + at.html.slice(0, 200))])'
+        run = f"axe.run({{runOnly: {tags}}}).then(found => {told})"
+        user.page.evaluate(axe)
+        assert user.page.evaluate(run) == []
+        user.open()
+        for number in range(3):
+            user.do("addRegion")
+            user.box(20 + 60 * number, 30, 70 + 60 * number, 200)
+        user.ask("Color")
+        user.tool("eraser")
+        user.drag((30, 50), (60, 50))  # an answer that holds no more
+        for name in ("What the model saw", "Copy as Python", "JSON", "About the model", "Settings"):
+            user.page.get_by_role("button", name=re.compile(f"^{name}")).click()
+        user.page.mouse.move(5, 5)
+        user.page.wait_for_timeout(600)  # colours fade in
+        assert user.page.evaluate(run) == []
+    finally:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def address_of_several(address: str) -> Iterator[str]:
+    from finecaption_hf.demo.app import build_demo, launch_demo
+    from finecaption_hf.demo.models import Models, Offered
+
+    app = build_demo(Models([Offered("finecaption-tiny"), Offered("pixels", "pixels")]), title="Which <one>?")
+    yield launch_demo(app)
+    app.close()
+
+
+def test_page_says_who_answers_and_two_models_answer_side_by_side(browser: Any, address_of_several: str) -> None:
+    user = Demo(browser.new_page(), address_of_several)
+    page = user.page
+    assert page.title() == "Which <one>?" and page.locator("h1").inner_text() == "Which <one>?"
+    banner = page.locator("#fc-banner")
+    assert "finecaption-tiny knows rendered scenes only: try the examples" in banner.inner_text()
+    page.get_by_role("button", name="About the model").click()
+    page.locator("#fc-about", has_text="It does not describe photographs").wait_for()
+
+    def choose(box: str, name: str) -> None:
+        page.locator(f"#{box} input").click()
+        page.get_by_role("option", name=name).click()
+
+    user.open()
+    user.box(178, 25, 249, 96)
+    tiny = user.ask("Color")
+    choose("fc-model", "pixels")
+    page.locator("#fc-banner", has_text="pixels answers.").wait_for()
+    pixels = user.ask()
+    assert [row[:2] for row in pixels] == [row[:2] for row in tiny] and pixels[1][2] != tiny[1][2]
+    choose("fc-beside", "finecaption-tiny")
+    both = user.ask()
+    assert both == [[*left, right[2]] for left, right in zip(pixels, tiny)]
+    heads = page.locator(".fc-answers th").all_inner_texts()
+    assert heads[1:] == ["Question", "pixels", "finecaption-tiny"]
+    assert "pixels answers." in banner.inner_text() and "rendered scenes only" in banner.inner_text()
+    contents = _records(user)
+    assert [content["model"] for content in contents] == ["pixels", "embedded"]
+    assert ["model_note" in content for content in contents] == [False, True]
+    user.picture("demo-side-by-side")
+    assert not user.faults and not user.elsewhere
+    page.close()
 
 
 class _Discs:
@@ -543,7 +773,7 @@ def address_with_points(embedded: Any, discs: _Discs, address: str) -> Iterator[
 @pytest.fixture
 def points(browser: Any, address_with_points: str, discs: _Discs) -> Iterator[Demo]:
     page = browser.new_page()
-    found = Demo(page, address_with_points)
+    found = Demo(page, address_with_points, at_once=True)
     found.open()
     yield found
     page.close()
@@ -627,16 +857,17 @@ def test_click_gives_mask_and_answer_at_once(
     assert [record["answers"] for record in expected] == [region["answers"] for region in content["regions"]]
 
 
-def test_answer_of_a_changed_region_is_greyed_and_comes_back_with_the_mask(points: Demo) -> None:
+def test_answer_of_a_changed_region_is_struck_out_and_comes_back_with_the_mask(points: Demo) -> None:
     points.drag((214, 60))
     points.answered()
-    opacity = "getComputedStyle(document.querySelector('#fc-table tbody tr')).opacity"
-    assert points.page.evaluate(opacity) == "1"
+    points.page.locator(".fc-at-once").uncheck()
+    line = "getComputedStyle(document.querySelector('#fc-table tbody td')).textDecorationLine"
+    assert points.page.evaluate(line) == "none"
     points.tool("eraser")
     points.drag((214, 60))
-    assert float(points.page.evaluate(opacity)) < 1
+    assert points.page.evaluate(line) == "line-through"
     points.do("undo")
-    assert points.page.evaluate(opacity) == "1"
+    assert points.page.evaluate(line) == "none"
 
 
 def test_keyboard_alone_leads_from_the_file_to_the_answer(demo: Demo) -> None:
@@ -832,13 +1063,13 @@ def test_command_in_a_browser_clicks_with_opencv_and_calls_nobody(chromium: Any,
     context = _context(chromium)
     try:
         with running_demo(tmp_path) as command:
-            user = Demo(context.new_page(), command.address)
+            user = Demo(context.new_page(), command.address, at_once=True)
             user.page.set_default_timeout(60_000)  # the first answer of a process loads libraries
             user.open()
             user.drag((112, 180))
             (row,) = user.answered()
             assert "blue" in row[2]
-            assert 1300 < user.areas[0] < 3500 and "OpenCV" in user.status
+            assert 1300 < user.areas[0] < 3500 and "colours and edges" in user.status and "OpenCV" not in user.status
             assert command.tried == [] and not user.elsewhere and not user.faults
             # The page itself may not call elsewhere either.
             called = user.page.evaluate("fetch('http://127.0.0.2:9/').then(() => 'called', () => 'refused')")

@@ -58,6 +58,7 @@ def test_front_matter_is_what_the_hub_reads(folder: Path) -> None:
     # Without quotes 3.10 would be the number 3.1.
     assert card["python_version"] == PYTHON_VERSION and isinstance(card["python_version"], str)
     assert card["suggested_hardware"] == "zero-a10g"
+    assert 'TITLE = "A \\"fine\\" demo: 1"\n' in (folder / "app.py").read_text(encoding="utf-8")  # which the page shows
 
 
 def test_folder_has_the_code_but_no_weights_and_no_leftovers(folder: Path) -> None:

@@ -1,17 +1,18 @@
 """`finecaption demo`: mark regions in a browser, and ask about them."""
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import EMBEDDED_CHECKPOINT
 from .common import (
     ApiKeyEnv,
     BaseUrl,
     Describing,
     Device,
     DtypeOption,
-    Model,
     Prompts,
     Referring,
     TrustRemoteCode,
@@ -20,10 +21,22 @@ from .common import (
     load_describer,
 )
 
+if TYPE_CHECKING:
+    from ..demo.models import Offered
+
 
 def demo(
     ctx: typer.Context,
-    model: Model = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID_OR_FOLDER|YAML",
+            help="FineCaption or any image-text model (Hub id or folder), openai:MODEL, or pixels; repeated, a menu. "
+            "{model: ID, name: .., referral: ..} gives one options of its own.",
+            show_default="the embedded FineCaption",
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "FineCaption",
     adapter: Annotated[
         str | None,
         typer.Option(metavar="ID_OR_FOLDER", help="LoRA or DoRA of peft, merged into the checkpoint."),
@@ -58,20 +71,63 @@ def demo(
         # Not imported here: `demo.app` has to say first that gradio must not call home.
         if find_spec("gradio") is None:
             raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
-        loaded = load_describer(model, device, dtype, adapter=adapter, **describer_options(ctx.params))
+        options = {"device": device, "dtype": None if dtype is None else dtype.value, "adapter": adapter}
+        offered = _read_models(model, options | describer_options(ctx.params))
+        loaded = load_describer(offered[0].model, **offered[0].options)
         from ..demo.app import build_demo, launch_demo
-        from ..segmentation import open_segmenter_beside
+        from ..demo.models import Models
+        from ..segmentation import open_segmenter, open_segmenter_beside
 
         try:
-            opened = open_segmenter_beside(loaded, segmenter, device, None if dtype is None else dtype.value)
+            if len(offered) == 1:
+                opened = open_segmenter_beside(loaded, segmenter, device, options["dtype"])
+            else:  # not over the tower of a model that goes when another is chosen
+                opened = open_segmenter(segmenter, device, options["dtype"])
         except ImportError as error:
             if segmenter is not None:
                 raise
             typer.echo(f"There are no tools for points. {error}", err=True)
             opened = None
-        app = build_demo(loaded, adapter or model, segmenter=opened)
+        models = Models(offered, loaded)
+        del loaded  # or it would stay in memory when another one is chosen
+        app = build_demo(models, segmenter=opened, title=title)
 
         def tell(address: str) -> None:
             typer.echo(f"The demo is at {address} (Ctrl+C ends it).")
 
         launch_demo(app, host=host, port=port, on_start=tell)
+
+
+def _read_models(given: Sequence[str] | None, options: Mapping[str, Any]) -> "list[Offered]":
+    """What `--model` names: ids and folders, or YAML with options of one model's own.
+
+    Args:
+        given: as on the command line.
+        options: of all of them; `None` means that one is not given.
+
+    Raises:
+        ValueError: If a model is no such YAML, or two have the same name.
+    """
+    from ..demo.models import Offered
+
+    offered = []
+    for text in given or [None]:
+        own: Any = {"model": text}
+        if text is not None and text.startswith("{"):
+            import yaml
+
+            try:
+                own = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(f"--model {text}: this is no YAML ({error}).") from error
+        own = {name: value for name, value in {**options, **own}.items() if value is not None}
+        source = own.pop("model", None)
+        offered.append(
+            Offered(own.get("name") or own.get("adapter") or source or EMBEDDED_CHECKPOINT.name, source, own)
+        )
+    names = [each.name for each in offered]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(
+            f"Two models are named {twice!r}. Name one of them: --model '{{model: {twice}, name: OTHER}}'."
+        )
+    return offered

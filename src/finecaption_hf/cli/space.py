@@ -11,7 +11,7 @@ from .common import errors_in_one_line
 def space(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the Space to.")],
     model: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Checkpoint on the Hub that the Space shows.")],
-    title: Annotated[str, typer.Option(help="Title of the Space.")] = "FineCaption",
+    title: Annotated[str, typer.Option(help="Title of the Space and of its page.")] = "FineCaption",
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/SPACE", help="Space on the Hub to upload it to.", show_default=False)
     ] = None,

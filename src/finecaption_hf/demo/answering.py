@@ -36,6 +36,7 @@ class AskedPicture:
         questions: at least one, by name, in their order.
         options: of `BranchRequest`: `max_new_tokens`, `temperature`, `seed`.
         regions: one for each mask, or the whole picture.
+        model: the name of the one that is asked, where a page offers several.
     """
 
     picture: Image.Image
@@ -44,6 +45,7 @@ class AskedPicture:
     questions: tuple[str, ...]
     options: dict[str, Any]
     regions: list[AskedRegion]
+    model: str = ""
 
     @classmethod
     def read(
@@ -53,6 +55,7 @@ class AskedPicture:
         references: Sequence[Any],
         questions: Sequence[str],
         known: Mapping[str, str],
+        model: str = "",
         **options: Any,
     ) -> "AskedPicture":
         """Check a request.
@@ -82,7 +85,7 @@ class AskedPicture:
             )
             for index, mask in enumerate(masks or (RegionMask(None, *size),))
         ]
-        return cls(picture, name, masks, tuple(asked), options, regions)
+        return cls(picture, name, masks, tuple(asked), options, regions, model)
 
     @cached_property
     def digest(self) -> str:
@@ -122,11 +125,17 @@ class AskedPicture:
             for record in (region.record() for region in self.regions)
         ]
 
-    def as_json(self, model: str | None) -> str:
-        """Everything that the answers follow from, but for the picture's pixels, and the answers."""
+    def as_json(self, model: str | None, note: str | None = None) -> str:
+        """Everything that the answers follow from, but for the picture's pixels, and the answers.
+
+        Args:
+            model: its name; `None` means the embedded checkpoint.
+            note: what its card says of its limits, see `note_of`.
+        """
         content = {
             "finecaption_hf": __version__,
             "model": model or "embedded",
+            **({} if note is None else {"model_note": note}),
             "image": {
                 "name": self.name,
                 "size": [self.picture.height, self.picture.width],
@@ -174,7 +183,7 @@ class KeptAnswers:
     def _keys(asked: AskedPicture) -> Iterator[tuple[AskedRegion, int, tuple[Any, ...]]]:
         if asked.options.get("temperature", 0) > 0:
             return
-        of_request = (asked.digest, *sorted(asked.options.items()))
+        of_request = (asked.model, asked.digest, *sorted(asked.options.items()))
         for region, mask in zip(asked.regions, asked.references, strict=True):
             of_mask = None if mask is None else hashlib.sha256(np.packbits(mask.pixels).tobytes()).digest()
             for number, name in enumerate(asked.questions):
@@ -210,29 +219,33 @@ def pixel_digest(picture: Image.Image) -> str:
     return hashlib.sha256(size + np.asarray(picture).tobytes()).hexdigest()
 
 
-def python_snippet(asked: AskedPicture, model: str | None, *, is_finecaption: bool = True) -> str:
+def python_snippet(
+    asked: AskedPicture, model: str | None, *, is_finecaption: bool = True, options: Mapping[str, Any] = {}
+) -> str:
     """Code that gives the same answers; the picture is expected beside it, under its name.
 
     Args:
         asked: what was asked.
         model: its name, as `load_describer` takes it; `None` means the embedded checkpoint.
-        is_finecaption: whether the model is one.
+        is_finecaption: whether the model is one, asked by its mask.
+        options: further ones of `load_describer`, which a model beside FineCaption was loaded with.
     """
     regions = ",\n".join(
         "    None" if mask is None else f"    {encode_rle(mask.pixels)!r}" for mask in asked.references
     )
-    options = "".join(f", {name}={value!r}" for name, value in asked.options.items())
+    decoding = "".join(f", {name}={value!r}" for name, value in asked.options.items())
     source = "" if model is None else repr(model)
     if is_finecaption:
         opened = f"load\n\nmodel, processor = load({source})\ndescribe = model.as_pipeline(processor)\n"
         call = "describe("
     else:
-        opened, call = f"ask, load_describer\n\ndescriber = load_describer({source})\n", "ask(describer, "
+        given = ", ".join([*([source] if source else []), *(f"{name}={value!r}" for name, value in options.items())])
+        opened, call = f"ask, load_describer\n\ndescriber = load_describer({given})\n", "ask(describer, "
     return (
         f"from finecaption_hf.asking import {opened}"
         f"regions = [\n{regions},\n]\n"
         f"questions = {list(asked.questions)!r}\n"
-        f"records = {call}{asked.name!r}, regions, questions{options})\n"
+        f"records = {call}{asked.name!r}, regions, questions{decoding})\n"
         "for record in records:\n"
         '    print(record["box_xyxy"], record["answers"])\n'
     )

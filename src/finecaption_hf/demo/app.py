@@ -1,5 +1,6 @@
 """The Gradio app: layout, events, and the endpoint for scripts."""
 
+import base64
 import html
 import itertools
 import math
@@ -21,12 +22,13 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.middleware import Middleware
 
-from ..asking import Describer, FineCaptionDescriber
+from ..asking import Describer, FineCaptionDescriber, card_address, card_of, note_of
 from ..data.encoding import encode_rle
 from ..drawing import COLORS
 from ..masks_finecaption import MaskError
 from ..prompts_finecaption import TASKS, BranchAnswer, normalise_name
 from ..scenes import render_scene
+from ..segmentation.classical import ClassicalSegmenter
 from .answering import (
     AskedPicture,
     KeptAnswers,
@@ -37,7 +39,8 @@ from .answering import (
 from .api_types import BoxMask, PolygonMask, RegionRecord, RleMask, UploadedFile
 from .encoded import EncodedPictures
 from .guard import Guard
-from .picker import PickedRegions, RegionPicker, picked
+from .models import Models, Offered
+from .picker import PickedRegions, RegionPicker, ink, picked
 from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
 
@@ -51,78 +54,140 @@ _KEPT_SECONDS = 24 * 3600
 _SHOW_EVERY = 0.1
 # Seconds at the most until the user's former request has ended, and until what it had begun to send is sent.
 _WAIT_FOR_FORMER, _WAIT_FOR_PIECE = 30, 2
-# For the outputs of a request: they stay as they are.
-_NOTHING = (gr.skip(),) * 5
+# What a request shows; a part that it says nothing of stays as it is.
+_SHOWN = ("table", "status", "snippet", "content", "file", "seen", "stop", "banner")
+_ALONE = "no other"
 
-# Fonts of the machine: others would be fetched.
+# Fonts of the machine: others would be fetched. Greys of Gradio that are too light to read are darker here.
 _THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
+).set(
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_700",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_label_text_color="*neutral_600",
+    block_label_text_color_dark="*neutral_200",
+    block_title_text_color="*neutral_600",
+    block_title_text_color_dark="*neutral_200",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_200",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    link_text_color="*primary_700",
+    link_text_color_dark="*primary_300",
+)
 _ANNOUNCE = 'element.setAttribute("role", "status");'
 _CSS = """
-#fc-table { max-height: 620px; overflow: auto !important; }
-.fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; margin: 0 !important; }
+#fc-title h1 { margin: 0; font-size: 1.5rem; display: inline; }
+#fc-title p { display: inline; margin-left: 12px; }
+.fc-who { margin: 0; }
+.fc-limits { padding: 8px 12px; border-left: 4px solid #b45309; border-radius: 4px;
+  background: #fef3c7; color: #451a03; }
+.fc-limits b, .fc-limits a { color: #451a03 !important; }
+.fc-limits a { text-decoration: underline; }
+/* In sight at every size and number of regions. */
+#fc-asking { position: fixed; left: 0; right: 0; bottom: 0; z-index: 20; flex-wrap: nowrap; align-items: center;
+  gap: 8px; padding: 6px max(16px, 50vw - 640px); background: var(--body-background-fill);
+  border-top: 1px solid var(--border-color-primary); }
+#fc-asking button { min-height: 44px; }
+footer { margin-bottom: 64px; }
+.icon-button { min-width: 24px; min-height: 24px; }
+#fc-title > *, #fc-banner > *, #fc-picker > *, #fc-progress > *, #fc-table > * { padding: 0 !important; }
+.fc-tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 370px), 1fr)); gap: 12px 24px; }
+.fc-tables.fc-several { grid-template-columns: repeat(auto-fill, minmax(min(100%, 580px), 1fr)); }
+.fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; margin: 0 !important; align-self: start; }
 .fc-answers tr { border: 0 !important; }
-.fc-answers th { position: sticky; top: 0; background: var(--body-background-fill); white-space: nowrap; }
-.fc-answers th, .fc-answers td { border: 0 !important; text-align: left; vertical-align: top; padding: 6px 10px;
-  box-shadow: inset 0 -1px var(--border-color-primary); }
-.fc-answers td:nth-child(2) { width: 30%; min-width: 90px; color: var(--body-text-color); }
+.fc-answers th, .fc-answers td { border: 0 !important; text-align: left; vertical-align: top; padding: 6px 8px;
+  box-shadow: inset 0 -1px var(--border-color-primary); color: var(--body-text-color); }
+.fc-answers td:first-child, .fc-answers th:first-child { width: 38px; }
+.fc-answers td:nth-child(2) { width: 36%; min-width: 90px; }
 .fc-answers td:nth-child(n+2) { overflow-wrap: anywhere; }
-.fc-answers tr:hover, .fc-answers tr:focus { background: var(--background-fill-secondary); }
-.fc-answers .fc-number { display: inline-flex; width: 22px; height: 22px; border-radius: 50%; color: white;
-  font-weight: 700; align-items: center; justify-content: center; }
+.fc-answers tr:hover, .fc-answers tr:focus, .fc-answers tr.fc-lit { background: var(--background-fill-secondary); }
+.fc-answers .fc-number { display: inline-flex; min-width: 22px; height: 22px; border-radius: 11px; padding: 0 3px;
+  font-weight: 700; font-size: 13px; align-items: center; justify-content: center; }
 .fc-answers .fc-open::after { content: "▍"; opacity: .5; }
+.fc-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 #fc-examples .grid-wrap, #fc-seen .grid-wrap { min-height: 0; max-height: none; }
+#fc-python .cm-content *, #fc-json .cm-content *, #fc-about .token { color: var(--body-text-color) !important; }
+#fc-about pre { overflow: visible; }
+#fc-about pre code { white-space: pre-wrap; }
+footer, footer * { color: var(--body-text-color) !important; }
 footer .divider:last-child { display: none; }
 .dark .fc-warn { color: #fbbf24 !important; }
 .dark .fc-bad { color: #f87171 !important; }
-@media (max-width: 640px) { .fc-answers th, .fc-answers td { padding: 6px 5px; } }
+@media (max-width: 640px) {
+  .fc-answers th, .fc-answers td { padding: 6px 5px; }
+  #fc-title p { display: block; margin: 0; }
+  #fc-asking { flex-wrap: wrap; }
+  #fc-progress { order: -1; flex-basis: 100%; }
+  footer { margin-bottom: 100px; }
+}
+@media (pointer: coarse), (max-width: 640px) {
+  button, #fc-attributes label, #fc-captions label { min-height: 44px !important;
+    min-width: 44px !important; }
+}
 """
 
 
 def build_demo(
-    describer: Describer,
+    describer: Describer | Models,
     name: str | None = None,
     on_gpu: Callable[[Any], Any] | None = None,
     segmenter: Any = None,
+    title: str = "FineCaption",
 ) -> gr.Blocks:
     """The app, not yet started.
 
     Args:
-        describer: as `asking.load_describer` returns it.
-        name: of the model, for the snippet and the download; `None` means the embedded checkpoint.
+        describer: as `asking.load_describer` returns it; or several to choose from.
+        name: of the model, as `load_describer` takes it, for the snippet and the download; `None` means the embedded
+            checkpoint. Of several it is known.
         on_gpu (*optional*): decorator of the functions that run the model, such as `spaces.GPU`. What it decorates may
             run in another process: arguments and results are copied, and pictures are encoded for each request.
         segmenter (*optional*): a `finecaption_hf.segmentation.Segmenter`; it runs in this process. Without one there
             are no tools for points.
+        title: of the page.
     """
-    encoded = EncodedPictures(describer, segmenter)
+    models = describer if isinstance(describer, Models) else Models([Offered(name or describer.name, name)], describer)
+    del describer  # or it would stay in memory when another one is chosen
+    encoded = EncodedPictures(segmenter)
 
-    def encode(picture: Image.Image) -> Any:
+    def encode(describer: Describer, asked: AskedPicture) -> Any:
         if not isinstance(describer, FineCaptionDescriber):
             return None
         # What another process encodes would be lost with it, or be copied for each request.
-        return encoded.features(picture) if on_gpu is None else describer.encode(picture)
+        return describer.encode(asked.picture) if on_gpu else encoded.features(describer, asked.picture, asked.model)
 
     turn = threading.Lock()
 
     def pieces(asked: AskedPicture) -> Iterator[tuple[int, int, BranchAnswer]]:
-        growing = stream_pieces(describer, asked, encode(asked.picture))
-        while True:
-            # Piece by piece: engines share memory, which each of them looks at before it takes some.
-            with turn:
-                piece = next(growing, None)
-            if piece is None:
-                return
-            yield piece
+        with models.using(asked.model) as describer:
+            growing = stream_pieces(describer, asked, encode(describer, asked))
+            while True:
+                # Piece by piece: engines share memory, which each of them looks at before it takes some.
+                with turn:
+                    piece = next(growing, None)
+                if piece is None:
+                    return
+                yield piece
 
     point_masks = None
     if segmenter is not None:
-        point_masks = PointMasks(encoded, segmenter.name, lambda path: read_picture(path, get_upload_folder()))
+        found_by = "colours and edges" if isinstance(segmenter, ClassicalSegmenter) else segmenter.name
+        point_masks = PointMasks(encoded, found_by, lambda path: read_picture(path, get_upload_folder()))
     if on_gpu is not None:
         pieces = on_gpu(pieces)
-    tasks = [task for task in _CHOICES if task[1] in describer.questions]
-    attributes = [known for known in describer.questions if normalise_name(known) not in TASKS]
+    with models.using(models.first) as chosen_first:
+        known = dict(chosen_first.questions)
+        longest = min(512, getattr(chosen_first, "max_new_tokens", 128))
+        introduced = _introduction(chosen_first, models.first, len(models.offered) > 1)
+        card = card_of(chosen_first)
+        del chosen_first
+    tasks = [task for task in _CHOICES if task[1] in known]
+    attributes = [name for name in known if normalise_name(name) not in TASKS]
     running: dict[str, _Run] = {}
     numbers = itertools.count(1)
     examples = _render_examples()
@@ -136,14 +201,18 @@ def build_demo(
         max_new_tokens: float,
         temperature: float,
         seed: float,
+        model: str | None,
+        beside: str | None,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        """Answers as they grow; what reproduces and explains them comes at the end."""
+        """Answers as they grow, of one model and then of the other; what reproduces and explains them comes at the
+        end."""
         session, run = request.session_hash or "", _Run(value, next(numbers))
         former, running[session] = running.get(session), run
+        names = list(dict.fromkeys([model or models.first, *([beside] if beside in models.offered else [])]))
 
-        def told(status: str) -> str:
-            return f'<span data-run="{run.number}">{status}</span>'
+        def told(status: str, link: str = "", **more: Any) -> tuple[Any, ...]:
+            return _show(status=f'<span data-run="{run.number}">{status}</span>{link}', **more)
 
         try:
             if former is not None:  # the user asks something else now
@@ -152,43 +221,68 @@ def build_demo(
                 former.ended.wait(_WAIT_FOR_FORMER)
             if value is None:
                 raise UploadError("First choose a picture.")
-            asked = AskedPicture.read(
-                read_picture(value.image.path, get_upload_folder()),
-                Path(value.image.orig_name or "picture.png").name,
-                [rle.model_dump() for rle in value.regions],
-                [*captions, *chosen, *([question] if question.strip() else [])],
-                describer.questions,
-                max_new_tokens=int(_number(max_new_tokens, "The longest answer")),
-                temperature=_number(temperature, "The temperature"),
-                seed=int(_number(seed, "The seed")),
-            )
-            kept.fill(asked)
-            missing, shown = asked.missing, 0.0
-            waiting = _NOTHING[2:]
-            if missing:
-                yield _table(asked, value.versions), told("Looking at the picture …"), *waiting
-            for piece in pieces(asked) if missing else ():
-                asked.take(*piece)
+            picture = read_picture(value.image.path, get_upload_folder())
+            answered: list[AskedPicture] = []
+            snippets, contents, banners, seen = [], [], [], []
+            for name in names:
+                if len(models.offered) > 1:
+                    yield told(f"Loading {html.escape(name)} …", stop=True)
+                with models.using(name) as describer:
+                    asked = AskedPicture.read(
+                        picture,
+                        Path(value.image.orig_name or "picture.png").name,
+                        [rle.model_dump() for rle in value.regions],
+                        [*captions, *chosen, *([question] if question.strip() else [])],
+                        describer.questions,
+                        model=name,
+                        max_new_tokens=int(_number(max_new_tokens, "The longest answer")),
+                        temperature=_number(temperature, "The temperature"),
+                        seed=int(_number(seed, "The seed")),
+                    )
+                    kept.fill(asked)
+                    answered.append(asked)
+                    missing, shown = asked.missing, 0.0
+                    if missing:
+                        table = _table(answered, names, value.versions)
+                        yield told("Looking at the picture …", table=table, stop=True)
+                    for piece in pieces(asked) if missing else ():
+                        asked.take(*piece)
+                        if run.stop.is_set():
+                            break
+                        if time.monotonic() - shown > _SHOW_EVERY:
+                            yield told("Answering …", table=_table(answered, names, value.versions))
+                            shown = time.monotonic()
+                    kept.keep(asked)
+                    snippets.append(_snippet(asked, models.offered[name], describer))
+                    contents.append(_json(asked, models.offered[name], describer))
+                    banners.append(_introduction(describer, name, len(models.offered) > 1))
+                    if not run.stop.is_set():
+                        # Shown at the end: they are many bytes.
+                        which = f"{name}: " if len(names) > 1 else ""
+                        seen += [(image, which + text) for image, text in what_was_seen(describer, asked)]
                 if run.stop.is_set():
                     break
-                if time.monotonic() - shown > _SHOW_EVERY:
-                    yield _table(asked, value.versions), told("Answering …"), *waiting
-                    shown = time.monotonic()
-            kept.keep(asked)
             if running.get(session) is not run:
-                yield _NOTHING  # gradio sends the last of what came once more, perhaps after what another request shows
+                yield _show()  # gradio sends the last of what came once more, perhaps after what another request shows
                 return
-            status = "Stopped: what is below is unfinished." if asked.missing else "Done."
-            yield (
-                _table(asked, value.versions),
-                told(status),
-                python_snippet(asked, name, is_finecaption=isinstance(describer, FineCaptionDescriber)),
-                asked.as_json(name),
-                gr.skip(),
+            is_done = len(answered) == len(names) and not any(asked.missing for asked in answered)
+            content = contents[0] if len(contents) == 1 else f"[{', '.join(contents)}]"
+            yield told(
+                "Done." if is_done else "Stopped: what is below is unfinished.",
+                ' <a class="fc-more" href="#fc-table">See the answers</a>',
+                table=_table(answered, names, value.versions),
+                snippet="\n".join(snippets),
+                content=content,
+                file=_download(content),
+                stop=False,
+                banner="".join(banners),
             )
-            seen = what_was_seen(describer, asked)
-            yield gr.skip(), gr.skip(), *waiting[:2], seen
-        except (UploadError, MaskError, ValueError) as error:
+            yield _show(seen=seen)
+        except Exception as error:
+            if running.get(session) is run:
+                yield _show(status="", stop=False)
+            if not isinstance(error, ValueError):
+                raise
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         finally:
             run.ended.set()
@@ -204,11 +298,11 @@ def build_demo(
         session = request.session_hash or ""
         if (run := running.get(session)) is not None:
             if run.value == value:
-                return _NOTHING  # it overtook this
+                return _show()  # it overtook this
             del running[session]
             run.stop.set()
             run.ended.wait(_WAIT_FOR_PIECE)
-        return "", "", "", "", []
+        return _show(table="", status="", snippet="", content="", file="", seen=[], stop=False)
 
     def describe(
         image: UploadedFile,
@@ -226,27 +320,34 @@ def build_demo(
         try:
             picture = read_picture(image.get("path") if isinstance(image, dict) else None, store)
             references = [] if mask is None else [read_mask(mask, store)]
-            asked = AskedPicture.read(picture, "image", references, attributes or ["region"], describer.questions)
+            questions = attributes or ["region"]
+            asked = AskedPicture.read(picture, "image", references, questions, known, model=models.first)
             for piece in pieces(asked):
                 asked.take(*piece)
             return cast(RegionRecord, asked.records[0])
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    with gr.Blocks(title="FineCaption", delete_cache=(3600, _KEPT_SECONDS), analytics_enabled=False) as demo:
-        gr.Markdown("# FineCaption\nMark a part of a picture, and ask what it is.")
+    with gr.Blocks(title=title, delete_cache=(3600, _KEPT_SECONDS), analytics_enabled=False) as demo:
+        gr.HTML(
+            f"<h1>{html.escape(title)}</h1><p>Mark a part of a picture, and ask what it is.</p>",
+            elem_id="fc-title",
+            padding=False,
+            js_on_load=None,
+        )
+        banner = gr.HTML(introduced, elem_id="fc-banner", js_on_load=None, padding=False)
         with gr.Row():
-            with gr.Column(scale=3, min_width=360):
-                picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks)
-                with gr.Row():
-                    ask = gr.Button("Describe", variant="primary", elem_id="fc-ask", min_width=120)
-                    stop = gr.Button("Stop", elem_id="fc-stop", min_width=120)
-                status = gr.HTML(elem_id="fc-progress", js_on_load=_ANNOUNCE)
-                table = gr.HTML(elem_id="fc-table", js_on_load=None)
+            with gr.Column(scale=3, min_width=320):
+                picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks, padding=False)
             with gr.Column(scale=2, min_width=320):
+                with gr.Row(visible=len(models.offered) > 1):
+                    model = gr.Dropdown(list(models.offered), value=models.first, label="Model", elem_id="fc-model")
+                    beside = gr.Dropdown(
+                        [_ALONE, *models.offered], value=_ALONE, label="Side by side with", elem_id="fc-beside"
+                    )
                 gallery = gr.Gallery(
-                    [path for path, _ in examples],
-                    label="Examples",
+                    [(path, f"Scene {number}") for number, (path, _) in enumerate(examples, start=1)],
+                    label="Examples: rendered scenes, answered at once",
                     columns=len(examples),
                     height="auto",
                     allow_preview=False,
@@ -255,37 +356,53 @@ def build_demo(
                     interactive=False,
                     elem_id="fc-examples",
                 )
-                captions = gr.CheckboxGroup(tasks, value=[tasks[0][1]] if tasks else [], label="Captions")
+                captions = gr.CheckboxGroup(
+                    tasks, value=[tasks[0][1]] if tasks else [], label="Captions", elem_id="fc-captions"
+                )
                 chosen = gr.CheckboxGroup(attributes, label="Attributes", elem_id="fc-attributes")
                 with gr.Row():
                     every = gr.Button("All attributes", size="sm", min_width=120)
                     no_one = gr.Button("No attributes", size="sm", min_width=120)
                 question = gr.Textbox(label="Your own question", placeholder="What is it made of?", max_length=500)
                 with gr.Accordion("Settings", open=False):
-                    max_new_tokens = gr.Slider(
-                        1,
-                        512,
-                        value=min(512, getattr(describer, "max_new_tokens", 128)),
-                        step=1,
-                        label="Longest answer, in tokens",
-                    )
+                    max_new_tokens = gr.Slider(1, 512, value=longest, step=1, label="Longest answer, in tokens")
                     temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest words)")
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed of draws")
+        with gr.Row(elem_id="fc-asking"):
+            ask = gr.Button("Describe", variant="primary", elem_id="fc-ask", min_width=110, scale=2)
+            stop = gr.Button("Stop", elem_id="fc-stop", min_width=80, interactive=False, scale=1)
+            status = gr.HTML(elem_id="fc-progress", js_on_load=_ANNOUNCE, padding=False)
+        table = gr.HTML(elem_id="fc-table", js_on_load=None, padding=False)
         with gr.Accordion("What the model saw", open=False):
             seen = gr.Gallery(
                 label="Inputs of the model", columns=4, height="auto", object_fit="contain", elem_id="fc-seen"
             )
         with gr.Accordion("Copy as Python", open=False):
             snippet = gr.Code(
-                language="python", interactive=False, label="The same answers", max_lines=25, elem_id="fc-python"
+                language="python",
+                interactive=False,
+                label="The same answers",
+                wrap_lines=True,
+                buttons=["copy"],
+                elem_id="fc-python",
             )
         with gr.Accordion("JSON", open=False):
             content = gr.Code(
-                language="json", interactive=False, label="Answers, regions, settings", max_lines=25, elem_id="fc-json"
+                language="json",
+                interactive=False,
+                label="Answers, regions, settings",
+                wrap_lines=True,
+                buttons=["copy"],
+                elem_id="fc-json",
             )
+            file = gr.HTML(elem_id="fc-file", js_on_load=None, padding=False)
 
-        asked_inputs = [gr.State(KeptAnswers()), picker, captions, chosen, question, max_new_tokens, temperature, seed]
-        outputs = [table, status, snippet, content, seen]
+        with gr.Accordion("About the model", open=False, visible=card is not None, elem_id="fc-about") as about_part:
+            about = gr.Markdown("" if card is None else card.text)
+
+        settings = [max_new_tokens, temperature, seed]
+        asked_inputs = [gr.State(KeptAnswers()), picker, captions, chosen, question, *settings, model, beside]
+        outputs = [table, status, snippet, content, file, seen, stop, banner]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asking: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "model", **private}
         for event in (ask.click, question.submit, picker.submit):
@@ -301,6 +418,19 @@ def build_demo(
             path, regions = examples[event.index]
             return picked(path, os.path.basename(path), regions)
 
+        def introduce(name: str) -> Iterator[tuple[Any, ...]]:
+            """Load a model when it is chosen, so that it answers at once later, and say what it is."""
+            yield f"<p>Loading {html.escape(name)} …</p>", gr.skip(), gr.skip()
+            try:
+                with models.using(name) as describer:
+                    card = card_of(describer)
+                    told = _introduction(describer, name, True)
+            except UploadError as error:
+                yield f"<p>{html.escape(str(error))}</p>", gr.skip(), gr.skip()
+            else:
+                yield told, "" if card is None else card.text, gr.update(visible=card is not None)
+
+        model.input(introduce, model, [banner, about, about_part], **asking)
         picker.clear(clear, picker, outputs, queue=False, **private)
         gallery.select(load_example, outputs=picker, **private)
         gr.api(describe, api_name="describe", concurrency_limit=_AT_ONCE, concurrency_id="model")
@@ -388,29 +518,79 @@ def _number(value: Any, name: str) -> float:
     return value
 
 
-def _table(asked: AskedPicture, versions: Sequence[int] = ()) -> str:
-    """One row for each region and question; what users and models write is escaped.
+def _show(**parts: Any) -> tuple[Any, ...]:
+    """The outputs of a request: those of `_SHOWN` that are given."""
+    if "stop" in parts:
+        parts["stop"] = gr.update(interactive=parts["stop"])
+    return tuple(parts.get(name, gr.skip()) for name in _SHOWN)
+
+
+def _snippet(asked: AskedPicture, offered: Offered, describer: Describer) -> str:
+    options = {name: value for name, value in offered.options.items() if name not in ("device", "name")}
+    is_finecaption = isinstance(describer, FineCaptionDescriber) and not options
+    return python_snippet(asked, offered.model, is_finecaption=is_finecaption, options=options)
+
+
+def _json(asked: AskedPicture, offered: Offered, describer: Describer) -> str:
+    return asked.as_json(None if offered.model is None else offered.name, note_of(describer))
+
+
+def _download(content: str) -> str:
+    """A link to JSON as a file; gradio's own holds a button, which those who need large targets cannot hit."""
+    data = base64.b64encode(content.encode()).decode()
+    return f'<a class="fc-more" download="answers.json" href="data:application/json;base64,{data}">Download</a>'
+
+
+def _introduction(describer: Describer, name: str, has_others: bool) -> str:
+    """Who answers, with what its card says of its limits."""
+    card, note = card_of(describer), note_of(describer)
+    told = f"<b>{html.escape(name)}</b> answers."
+    if note is not None:
+        other = "choose another model" if has_others else "start the demo with another model (--model)"
+        told = f"<b>{html.escape(name)} knows rendered scenes only</b>: try the examples, or {other}."
+    if card is not None:
+        told += ' <a href="#fc-about">Its card</a>'
+        if (address := card_address(describer)) is not None:
+            told += f' (<a href="{html.escape(address)}" target="_blank" rel="noreferrer">on the Hub</a>)'
+    return f'<p class="fc-who{"" if note is None else " fc-limits"}"{"" if note is None else " role=note"}>{told}</p>'
+
+
+def _table(answered: Sequence[AskedPicture], models: Sequence[str], versions: Sequence[int] = ()) -> str:
+    """A table for each region, with a row for each question and a column for each model; what users and models write is
+    escaped.
 
     Args:
-        asked: what is shown.
+        answered: what is shown, of the models that had their turn.
+        models: all that are asked.
         versions: the browser's numbers of the masks; its rows light them.
     """
-    rows: list[str] = []
-    missing = set(asked.missing)
-    marks = [f' data-version="{version}"' for version in versions] if len(versions) == len(asked.masks) else []
-    for record in asked.records:
-        index = record["region_index"]
+    first = answered[0]
+    marks = [f' data-version="{version}"' for version in versions] if len(versions) == len(first.masks) else []
+    records, missing = [asked.records for asked in answered], [set(asked.missing) for asked in answered]
+    is_open = ' class="fc-open"'
+    heads = ("Question", *models) if len(models) > 1 else ("Question", "Answer")
+    tables: list[str] = []
+    for index, record in enumerate(records[0]):
         mark = marks[index] if marks else ""
-        number = str(index + 1) if asked.masks else "all"
-        color = "rgb({}, {}, {})".format(*COLORS[index % len(COLORS)])
-        for question, text in record["answers"].items():
-            state = ' class="fc-open"' if (index, question) in missing else ""
-            rows.append(
-                f'<tr tabindex="0"{mark}><td><span class="fc-number" style="background: {color}">{number}</span></td>'
-                f"<td>{html.escape(question)}</td><td{state}>{html.escape(text)}</td></tr>"
+        number = str(index + 1) if first.masks else "all"
+        red, green, blue = COLORS[index % len(COLORS)]
+        style = f"background: rgb({red}, {green}, {blue}); color: {ink((red, green, blue))}"
+        rows = []
+        for question in record["answers"]:
+            cells = "".join(
+                f"<td{is_open if (index, question) in open_ else ''}>"
+                f"{html.escape(of_model[index]['answers'].get(question, ''))}</td>"
+                for of_model, open_ in zip(records, missing)
             )
-    return _head(("Region", "Question", "Answer")) + "".join(rows) + "</tbody></table>"
-
-
-def _head(names: Sequence[str]) -> str:
-    return f'<table class="fc-answers"><thead><tr>{"".join(f"<th>{name}</th>" for name in names)}</tr></thead><tbody>'
+            cells += "<td></td>" * (len(models) - len(answered))
+            rows.append(
+                f'<tr tabindex="0"{mark}><td><span class="fc-number" style="{style}">{number}</span></td>'
+                f"<td>{html.escape(question)}</td>{cells}</tr>"
+            )
+        named = f"Region {number}" if first.masks else "The whole picture"
+        head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in heads)
+        tables.append(
+            f'<table class="fc-answers" aria-label="{named}"><thead><tr><th scope=col><span class="fc-hidden">Region'
+            f"</span></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        )
+    return f'<div class="fc-tables{" fc-several" if len(models) > 1 else ""}">{"".join(tables)}</div>'

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..asking import FineCaptionDescriber
 from ..segmentation.shared import SharedSegmenter
 from .answering import pixel_digest
 
@@ -20,23 +21,23 @@ class EncodedPictures:
     """Features for captions, and encodings for masks of points. They are kept by the pixels, never by name or user.
 
     Args:
-        describer: gives features by `encode`.
         segmenter (*optional*): its encoding gives the features as well where it is over the model's own tower.
         max_bytes: how much is kept at the most, but for the last picture.
     """
 
-    def __init__(self, describer: Any, segmenter: Any = None, max_bytes: int = 500_000_000) -> None:
-        self._describer, self._segmenter, self._max_bytes = describer, segmenter, max_bytes
+    def __init__(self, segmenter: Any = None, max_bytes: int = 500_000_000) -> None:
+        self._segmenter, self._max_bytes = segmenter, max_bytes
         self._kept: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         # One at a time: encoders are what takes memory.
         self._turn = threading.Lock()
 
-    def features(self, picture: Image.Image) -> torch.Tensor | None:
-        """`high_res_features` (1, C, h, w) of a picture in RGB for the describer; `None` where the model has none."""
+    def features(self, describer: FineCaptionDescriber, picture: Image.Image, name: str = "") -> torch.Tensor | None:
+        """`high_res_features` (1, C, h, w) of a picture in RGB for a model, kept by a name that tells it from others;
+        `None` where it has none."""
         if isinstance(self._segmenter, SharedSegmenter):
             features: torch.Tensor = self.for_masks(picture).high_res_features
             return features
-        return self._once("features", self._describer.encode, picture)
+        return self._once(f"features {name}", describer.encode, picture)
 
     def for_masks(self, picture: Image.Image) -> Any:
         """The segmenter's encoding of a picture in RGB, which has `masks(points=, labels=, box_xyxy=)`."""

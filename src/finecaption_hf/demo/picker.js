@@ -6,14 +6,17 @@
 
 const COLORS = props.colors, LIMITS = props.limits;
 const TINY_SHARE = 0.0005, TINY_PIXELS = 64, MAX_UNDO = 60;
-const TINT = 70;  // of 255: little, because the captions speak of colours
+const TINT = 70;  // of 255, while a region is painted or its row is pointed at; else none, because the captions speak of colours
+const ASK_AFTER = 700;  // ms without another stroke
 const LAYER = [6e5, 2e6];  // pixels of what is drawn over the picture for each region: fine lines on small ones, memory on large ones
 
 const find = (selector) => element.querySelector(selector);
+document.documentElement.style.scrollPaddingBottom = "110px";  // what has the focus is not behind the bar with Describe
 const stale = document.head.appendChild(document.createElement("style"));
+const lit = document.head.appendChild(document.createElement("style"));
 const canvas = find(".fc-canvas"), stage = find(".fc-stage"), context = canvas.getContext("2d");
 let picture = null, file = null, width = 0, height = 0;
-let regions = [], active = 0, hovered = null;
+let regions = [], active = 0, hovered = null, filled = null, asking = null;
 let undoStack = [], redoStack = [];
 let tool = "brush", versions = 0, view = { scale: 1, x: 0, y: 0 }, isFitted = true;
 let stroke = null, cursor = null, pinch = null, loads = 0, lastSent = null;
@@ -28,10 +31,11 @@ function newRegion() {
 }
 
 function colorOf(index) { return COLORS[index % COLORS.length]; }
+function inkOf(index) { return props.inks[index % COLORS.length]; }
 
-/** Repaint a region's layer, or where its mask changed inside [x0, x1) x [y0, y1): a tint, and a line along its border with white around it. */
+/** Repaint a region's layer, or where its mask changed inside [x0, x1) x [y0, y1): a line along its border with white around it, and a tint if it is the filled one. */
 function refresh(index, part = null) {
-  const { mask, layer } = regions[index], [red, green, blue] = colorOf(index);
+  const { mask, layer } = regions[index], [red, green, blue] = colorOf(index), tint = regions[index] === filled ? TINT : 0;
   if (!part) layer.getContext("2d").clearRect(0, 0, layer.width, layer.height);
   let [x0, y0, x1, y1] = part ?? regions[index].box;
   if (x1 <= x0 || y1 <= y0) return;
@@ -47,10 +51,19 @@ function refresh(index, part = null) {
       const around = isInside(x - line, y) + isInside(x + line, y) + isInside(x, y - line) + isInside(x, y + line);
       if (!inside && !around) continue;
       pixels.data[at] = inside ? red : 255; pixels.data[at + 1] = inside ? green : 255; pixels.data[at + 2] = inside ? blue : 255;
-      pixels.data[at + 3] = !inside ? 200 : around < 4 ? 255 : TINT;
+      pixels.data[at + 3] = !inside ? 200 : around < 4 ? 255 : tint;
     }
   }
   layer.getContext("2d").putImageData(pixels, x0, y0);
+}
+
+/** Fill one region, or none: the colours of a filled one are not those of the picture. */
+function shade(region) {
+  if (region === filled) return;
+  const changes = [filled, region].map((it) => regions.indexOf(it)).filter((index) => index >= 0);
+  filled = region;
+  changes.forEach((index) => refresh(index));
+  draw();
 }
 
 /** What follows from a region's mask; a new version, unless it is an earlier mask that came back. */
@@ -72,6 +85,22 @@ function settle(region, version = ++versions) {
 }
 
 function encode({ counts }) { return { size: [height, width], counts }; }
+
+/** Counts -> COCO's compressed text: each as its difference from the one before the last, five bits a letter. */
+function compress(counts) {
+  let text = "";
+  counts.forEach((count, index) => {
+    let rest = index > 2 ? count - counts[index - 2] : count, isMore = true;
+    while (isMore) {
+      let bits = rest & 31;
+      rest >>= 5;
+      isMore = bits & 16 ? rest !== -1 : rest !== 0;
+      if (isMore) bits |= 32;
+      text += String.fromCharCode(bits + 48);
+    }
+  });
+  return text;
+}
 
 /** COCO's compressed text -> counts. */
 function uncompress(text) {
@@ -146,7 +175,7 @@ function changed() {
   props.value = lastSent;
   canvas.dataset.areas = regions.map((region) => region.area).join(",");
   // Answers about a mask that is no more are greyed.
-  stale.textContent = `tr[data-version]${regions.map(({ version }) => `:not([data-version="${version}"])`).join("")} { opacity: .4; }`;
+  stale.textContent = `tr[data-version]${regions.map(({ version }) => `:not([data-version="${version}"])`).join("")} td { color: var(--body-text-color-subdued); font-style: italic; text-decoration: line-through; }`;
   listRegions(); draw();
   trigger("change");
 }
@@ -168,7 +197,7 @@ function listRegions() {
     const choose = document.createElement("button");
     choose.type = "button"; choose.setAttribute("aria-pressed", index === active);
     const dot = document.createElement("span");
-    dot.className = "fc-dot"; dot.textContent = numberOf(index) ?? "·";
+    dot.className = "fc-dot"; dot.textContent = numberOf(index) ?? "·"; dot.style.color = inkOf(index);
     const text = document.createElement("span");
     const share = 100 * region.area / (width * height);
     text.textContent = region.area ? `${region.area.toLocaleString("en")} px, ${share < 0.1 ? share.toFixed(3) : share.toFixed(1)}%` : "empty";
@@ -252,7 +281,7 @@ function drawNow() {
     context.beginPath(); context.arc(x, y, 11, 0, 7);
     context.fillStyle = `rgb(${colorOf(index)})`; context.fill();
     context.strokeStyle = "white"; context.lineWidth = 2; context.stroke();
-    context.fillStyle = "white";
+    context.fillStyle = inkOf(index);
     context.fillText(numberOf(index), x, y + 0.5);
   });
   for (const [px, py, label] of regions[active]?.points ?? []) {
@@ -295,10 +324,14 @@ function begin(point, takesAway) {
   if (!picture) return;
   if (!regions.length) regions.push(newRegion());
   const region = regions[active], label = tool === "negative" || takesAway ? 0 : 1;
+  clearTimeout(asking);
+  const isInside = point[0] >= 0 && point[1] >= 0 && point[0] < width && point[1] < height;
+  if (["spot", "positive", "negative"].includes(tool) && !isInside) return say("This is beside the picture", true);
   if (tool === "positive" || tool === "negative") return segment(region, [...region.wanted ?? region.points, [...point, label]]);
   if (tool === "spot") return regions.filter(({ area }) => area).length < LIMITS.regions ? segment(newRegion(), [[...point, 1]])
     : say(`At most ${LIMITS.regions} regions`, true);
   stroke = { path: [point], takesAway, before: snapshot() };
+  shade(region);
   if (tool === "brush" || tool === "eraser") dab(point, point);
   draw();
 }
@@ -316,17 +349,22 @@ function finish() {
   const done = stroke, region = regions[active];
   if (tool === "box" || tool === "lasso") fill(outline(done), done.takesAway ? 0 : 1);
   stroke = null;
+  shade(null);
   settle(region);
   undoStack.push(done.before); if (undoStack.length > MAX_UNDO) undoStack.shift();
   redoStack = [];
-  say(isTiny(region) ? `Region ${numberOf(active)} is tiny (${region.area} px): the model may see little of it` : "");
   changed();
+  if (!region.area) return say("The region is empty: mark what you want to know of");
+  const isAsked = find(".fc-at-once").checked, which = `Region ${numberOf(active)}`;
+  say((isTiny(region) ? `${which} is tiny (${region.area} px): the model may see little of it. ` : "")
+    + (isAsked ? `${which} is asked about; go on to change it, or press + Region for another thing` : `${which} is marked. Press Describe, or Enter, to ask about it`));
+  if (isAsked) asking = setTimeout(() => trigger("submit"), ASK_AFTER);
 }
 
 function cancelStroke() {
   if (!stroke) return;
   const { before } = stroke;
-  stroke = null; regions[active].version = null;  // its mask is another one by now
+  stroke = null; shade(null); regions[active].version = null;  // its mask is another one by now
   restore(before);
 }
 
@@ -397,14 +435,15 @@ function showCandidate(region, number) {
   region.candidate = number;
   region.mask = decode(region.candidates[number].segmentation);
   settle(region); refresh(regions.indexOf(region));
-  const found = `Mask ${number + 1} of ${region.candidates.length} by ${props.segmenter}, score ${region.candidates[number].score.toFixed(2)}`;
-  say(isTiny(region) ? `${found}. It is tiny: try another mask or point, or draw a box and Refine` : found);
+  const many = region.candidates.length, found = `Outline ${number + 1} of ${many}, found by ${props.segmenter}`;
+  say(isTiny(region) ? `${found}. It is tiny: try another outline or point, or draw a box and fit it to the outline`
+    : many > 1 ? `${found}. Not what you mean? Other outline shows the next` : found);
   changed();
 }
 
 function nextCandidate() {
   const region = regions[active];
-  if (!region || region.candidates.length < 2) return say("There is no other mask; set a point first", true);
+  if (!region || region.candidates.length < 2) return say("There is no other outline; set a point first", true);
   remember(); showCandidate(region, ((region.candidate ?? 0) + 1) % region.candidates.length);
 }
 
@@ -441,7 +480,7 @@ canvas.addEventListener("pointerdown", (event) => {
 
 canvas.addEventListener("pointermove", (event) => {
   const now = place(event), before = pointers.get(event.pointerId);
-  if (!before) { if (picture && event.pointerType === "mouse") { cursor = toPicture(now); draw(); } return; }
+  if (!before) { if (picture && event.pointerType === "mouse") { cursor = toPicture(now); lightUp(regionAt(cursor)); draw(); } return; }
   pointers.set(event.pointerId, now);
   if (pinch && pointers.size === 2) {
     const [a, b] = [...pointers.values()];
@@ -464,7 +503,7 @@ function release(event) {
 }
 canvas.addEventListener("pointerup", release);
 canvas.addEventListener("pointercancel", release);
-canvas.addEventListener("pointerleave", () => { if (!stroke) { cursor = null; draw(); } });
+canvas.addEventListener("pointerleave", () => { if (!stroke) { cursor = null; lightUp(null); draw(); } });
 canvas.addEventListener("wheel", (event) => {
   if (!event.ctrlKey && !event.metaKey) return;
   event.preventDefault(); zoom(Math.exp(-event.deltaY / 300), ...place(event));
@@ -504,10 +543,19 @@ function choose(name) {
   cancelStroke(); tool = name;
   element.querySelectorAll("[data-tool]").forEach((button) => {
     button.setAttribute("role", "radio"); button.setAttribute("aria-checked", button.dataset.tool === name);
+    button.tabIndex = button.dataset.tool === name ? 0 : -1;  // one stop for Tab; arrow keys choose among them
   });
   canvas.style.cursor = name === "hand" ? "grab" : "crosshair";
 }
 element.querySelectorAll("[data-tool]").forEach((button) => { button.onclick = () => choose(button.dataset.tool); });
+find('[role="radiogroup"]').addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  const shown = [...element.querySelectorAll("[data-tool]:not([hidden])")];
+  const next = shown[(shown.findIndex((button) => button.dataset.tool === tool) + step + shown.length) % shown.length];
+  choose(next.dataset.tool); next.focus();
+  event.preventDefault();
+});
 
 // --- pictures --------------------------------------------------------------------------------------------------------
 
@@ -538,12 +586,15 @@ function readPicture(url) {
 
 function show(image, stored, masks = []) {
   picture = image; file = stored; width = image.naturalWidth; height = image.naturalHeight;
-  undoStack = []; redoStack = []; stroke = null; hovered = null; active = 0;
+  clearTimeout(asking);
+  undoStack = []; redoStack = []; stroke = null; hovered = filled = null; active = 0;
   regions = masks.map((rle) => Object.assign(newRegion(), { mask: decode(rle) }));
   if (!regions.length) regions.push(newRegion());
   regions.forEach((region, index) => { settle(region); refresh(index); });
   find(".fc-empty").hidden = true;
   canvas.dataset.size = `${width}x${height}`;
+  canvas.setAttribute("aria-label", `${stored.orig_name}, ${width} by ${height} pixels`);
+  stage.style.aspectRatio = `${width} / ${height}`;
   fit(); changed();
   trigger("clear");  // answers about another picture, or under other numbers, would mislead
 }
@@ -555,7 +606,7 @@ async function receive() {
   const turn = ++loads;
   try {
     const image = await readPicture(value.image.url);
-    if (turn === loads) { show(image, value.image, value.regions ?? []); say("An example: change its regions, or ask about them"); }
+    if (turn === loads) { show(image, value.image, value.regions ?? []); say("An example, which is asked about: choose other questions, or mark other regions"); trigger("submit"); }
   } catch (error) { say(`The example cannot be shown: ${error.message ?? error}`, true); }
 }
 watch("value", receive);
@@ -669,7 +720,7 @@ async function exportPng() {
 }
 
 function exportRle() {
-  const marked = regions.filter((region) => region.area).map(encode);
+  const marked = regions.filter((region) => region.area).map(({ counts }) => ({ size: [height, width], counts: compress(counts) }));
   if (!marked.length) return say("There is no region yet", true);
   save(new Blob([JSON.stringify(marked)], { type: "application/json" }), "regions.json");
 }
@@ -701,18 +752,36 @@ element.querySelectorAll("[data-do]").forEach((button) => { button.onclick = ACT
 function light(event) {
   const row = event.target.closest?.("[data-version]");
   const index = row ? regions.findIndex((region) => region.version === Number(row.dataset.version)) : -1;
-  const next = index < 0 ? null : index;
-  if (next !== hovered) { hovered = next; canvas.dataset.lit = next === null ? "" : numberOf(next); draw(); }
+  if (event.target === canvas) return;  // which lights what is under the pointer
+  lightUp(index < 0 ? null : index);
+  if (!stroke) shade(row && index >= 0 ? regions[index] : null);
 }
+
+/** A region in the picture, and its rows and its chip. */
+function lightUp(next) {
+  if (next === hovered) return;
+  hovered = next;
+  canvas.dataset.lit = next === null ? "" : numberOf(next);
+  lit.textContent = next === null ? "" : `tr[data-version="${regions[next].version}"] { background: var(--background-fill-secondary); box-shadow: inset 3px 0 rgb(${colorOf(next)}); }`;
+  draw();
+}
+
+/** The smallest region at a point of the picture, or none. */
+function regionAt([x, y]) {
+  const at = Math.floor(x) * height + Math.floor(y);
+  if (x < 0 || y < 0 || x >= width || y >= height) return null;
+  return regions.reduce((best, { mask, area }, index) => mask[at] && (best === null || area < regions[best].area) ? index : best, null);
+}
+
 /** The answers about the chosen region stand below the picture too: the table may be out of sight. */
 function showSaid() {
   const region = regions[active], isMarked = regions.some(({ area }) => area);
   const rows = document.querySelectorAll(`.fc-answers tbody tr${isMarked ? `[data-version="${region.version}"]` : ":not([data-version])"}`);
-  const text = [...rows].map((row) => row.cells[2].textContent).filter(Boolean).join(" · ");
+  const text = [...rows].map((row) => [...row.cells].slice(2).map((cell) => cell.textContent).filter(Boolean).join(" | ")).filter(Boolean).join(" · ");
   const [dot, said] = find(".fc-said").children;
   dot.hidden = !text || !isMarked;
   if (said.textContent === text) return;  // this is called at every change of the page
-  said.textContent = text; dot.textContent = isMarked ? numberOf(active) : ""; dot.style.background = `rgb(${colorOf(active)})`;
+  said.textContent = text; dot.textContent = isMarked ? numberOf(active) : ""; dot.style.background = `rgb(${colorOf(active)})`; dot.style.color = inkOf(active);
 }
 new MutationObserver(showSaid).observe(document.body, { childList: true, characterData: true, subtree: true });
 

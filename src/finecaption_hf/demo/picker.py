@@ -49,6 +49,7 @@ class RegionPicker(gr.HTML):
             apply_default_css=False,
             limits=limits,
             colors=[list(color) for color in COLORS],
+            inks=[ink(color) for color in COLORS],
             segmenter=None if point_masks is None else point_masks.name,
             server_functions=None if point_masks is None else [_server_function(point_masks)],
             **kwargs,
@@ -68,6 +69,16 @@ class RegionPicker(gr.HTML):
 
     def example_value(self) -> Any:
         return None
+
+
+def ink(color: tuple[int, int, int]) -> str:
+    """Black or white, whichever is read better on an RGB color: with a contrast of at least 4.5."""
+    red, green, blue = (
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (part / 255 for part in color)
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"  # WCAG 2.2, contrast ratio
 
 
 def _server_function(point_masks: PointMasks) -> Callable[[Any], dict[str, Any]]:

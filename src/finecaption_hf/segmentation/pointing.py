@@ -191,6 +191,8 @@ def _references(kind: str, text: str, rules: MaskRules) -> list[Any]:
         meant = {"mask": "a mask blob (base64 of gzip, beginning with H4sI)", "rle": "JSON"}[kind]
         raise ValueError(f"--{kind} {shown}: neither an existing file nor {meant}. Paths are relative to {Path.cwd()}.")
     if isinstance(value, list):
+        if kind != "box" and value and all(isinstance(each, dict) for each in value):
+            return value  # several regions, as the demo saves them
         return [{"box_xyxy" if kind == "box" else "polygon": value}]
     return [value]
 
