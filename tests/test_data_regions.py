@@ -382,3 +382,19 @@ def test_a_format_that_is_none_lists_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no format 'cocoo'\. Known are: jsonl, folder, datasets, coco, .*geojson\.$"):
         open_regions(tmp_path / "rows.jsonl", format="cocoo")
     assert open_regions(tmp_path / "rows.jsonl", format="jsonl").num_regions == 1
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["beside", "apart"])
+def test_folders_that_are_links_are_followed_but_not_in_a_circle(tmp_path, apart):
+    """Data sets lie on other disks: their folders are linked into the place where one works."""
+    disk, here = tmp_path / "disk", tmp_path / "here"
+    for folder in (disk / "images", disk / "masks", here):
+        folder.mkdir(parents=True)
+    picture().save(disk / "images" / "a.png")
+    mask().save(disk / "masks" / "a.png")
+    (disk / "images" / "again").symlink_to(disk, target_is_directory=True)
+    for name in ("images",) if apart else ("images", "masks"):
+        (here / name).symlink_to(disk / name, target_is_directory=True)
+    inputs = open_regions(disk / "masks", images=here) if apart else open_regions(here)
+    assert names(inputs) == [("images/a.png", 1)]
+    assert not errors(inputs)

@@ -13,6 +13,7 @@ from .images import ImageStore, MaskContent, MaskFile, open_images
 from .looking import what_it_looks_like
 from .mask_rules import ARRAYS
 from .names import MASK_FOLDERS, folder_word
+from .walking import folders_below
 
 PICTURES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg"),
@@ -65,8 +66,7 @@ def pictures_with_masks(
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for place, _, files in folders_below(folder):
         base = os.path.relpath(place, folder)
         for name in files:
             if name.lower().endswith((*PICTURES, *ARRAYS)) and not name.startswith("."):

@@ -27,6 +27,7 @@ from .heif import enable_heif, is_heif
 from .mask_rules import ARRAYS, STRICT, MaskArrays, MaskRules, OpenedMask, Part, picture_parts
 from .names import ALIASES, NameIndex, is_foreign, read_aliases
 from .orientation import note_orientation, orientation_of
+from .walking import folders_below
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +192,7 @@ class FolderImages(ImageStore):
         return name[len(root) :] if isinstance(name, str) and name.startswith(root) else name
 
     def names(self) -> Iterator[str]:
-        for place, folders, files in os.walk(self.path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        for place, _, files in folders_below(self.path):
             base = os.path.relpath(place, self.path).replace(os.sep, "/")
             yield from (f"{base}/{name}" if base != "." else name for name in files if not name.startswith("."))
 

@@ -12,6 +12,7 @@ from ..errors import DataError
 from ..folder import natural
 from ..images import MaskFile, open_images
 from ..mask_rules import MaskRules
+from ..walking import folders_below
 from .base import AnnotationFile, ReadOptions, Seen
 from .files import some_folders
 from .label_maps import LabelRegion, read_map
@@ -34,8 +35,7 @@ class Ade20k(AnnotationFile):
     def __init__(self, path: Path, options: ReadOptions) -> None:
         super().__init__(path, options)
         self._stems: list[str] = []
-        for place, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for place, _, files in folders_below(path):
             names = set(files)
             base = os.path.relpath(place, path).replace(os.sep, "/")
             for name in names:

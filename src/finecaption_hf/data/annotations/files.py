@@ -13,6 +13,7 @@ from ..errors import DataError
 from ..examples import as_id
 from ..images import ImageStore
 from ..json_stream import JsonStream, parse_line
+from ..walking import folders_below
 from .base import Seen
 from .seeing import see
 
@@ -26,8 +27,7 @@ _MAX_FOLDERS = 200
 
 def files_below(folder: Path, suffix: str) -> Iterator[Path]:
     """The files with a suffix in a folder and all folders in it, sorted by name, hidden ones left out."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for place, _, names in folders_below(folder):
         for name in sorted(names):
             if name.lower().endswith(suffix) and not name.startswith("."):
                 yield Path(place, name)
@@ -38,8 +38,7 @@ def some_folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
     `Seen.names` ends after the first files: it may not get to what lies beside many pictures.
     """
-    for place, folders, names in islice(os.walk(folder), _MAX_FOLDERS):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for place, _, names in islice(folders_below(folder), _MAX_FOLDERS):
         found = sorted(name for name in names if not name.startswith("."))
         yield os.path.relpath(place, folder).replace(os.sep, "/"), found
 

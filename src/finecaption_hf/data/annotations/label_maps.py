@@ -22,6 +22,7 @@ from ..images import MAX_PIXELS, open_images, open_picture
 from ..looking import voc_colours, what_it_looks_like
 from ..mask_rules import ARRAYS, MaskArrays, nearest
 from ..names import MASK_FOLDERS, folder_word
+from ..walking import folders_below
 from .base import AnnotationFile, ReadOptions, Seen
 from .files import some_folders
 
@@ -267,8 +268,7 @@ def _inside(folder: Path, images: Any) -> str | None:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for place, _, files in folders_below(folder):
         base = os.path.relpath(place, folder).replace(os.sep, "/")
         for name in files:
             if name.lower().endswith((*PICTURES, *ARRAYS)) and not name.startswith("."):

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..json_stream import JsonStream
+from ..walking import folders_below
 from .base import Seen
 
 _MAX_NAMES = 2000
@@ -35,9 +36,8 @@ def see(path: Path) -> Seen:
 
 
 def _names(folder: Path) -> Any:
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in folders_below(folder):
         base = os.path.relpath(place, folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if base != "." and base.count(os.sep) + 2 >= _MAX_DEPTH:
             folders.clear()
         for name in sorted(files):

@@ -17,6 +17,7 @@ from ..boxes import ShareBox
 from ..errors import DataError
 from ..folder import PICTURES, PictureShelf, natural
 from ..images import open_images
+from ..walking import folders_below
 from .base import AnnotationFile, ReadOptions, Seen
 from .files import MAX_FILE_BYTES, some_folders
 
@@ -185,8 +186,7 @@ class Yolo(AnnotationFile):
     def _paired(self) -> list[tuple[str, str | DataError]]:
         texts: list[str] = []
         pictures: list[str] = []
-        for place, folders, files in os.walk(self._root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for place, _, files in folders_below(self._root):
             base = os.path.relpath(place, self._root).replace(os.sep, "/")
             for each in files:
                 name = each if base == "." else f"{base}/{each}"
