@@ -32,7 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "segmentation": {"asking", "data", "resuming"},
     "scenes": {"asking", "data", "resuming"},
     "describing": {"asking", "data", "resuming", "drawing"},  # its pages show outlined regions
-    "serving": {"asking", "resuming"},  # vLLM as a describer, with what tells checkpoints apart
+    # Points of a request; a checkpoint's fingerprint.
+    "serving": {"asking", "data", "segmentation", "resuming"},
     "training": {"asking", "data", "resuming", "hub"},  # keeps what its base on the Hub says of itself
     "assembly": {"hub", "training"},  # pushes what it has made; counts what trains in which stage
     # The ablation trains, on scenes too; a report has the lines for a card.

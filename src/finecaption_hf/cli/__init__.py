@@ -25,6 +25,7 @@ from . import (
     quantise,
     renew,
     scenes,
+    serve,
     space,
     train,
 )
@@ -44,6 +45,7 @@ _ASK, _DATA, _TRAIN, _JUDGE, _SHARE = HEADINGS
 app.command(cls=caption.CaptionCommand, rich_help_panel=_ASK)(caption.caption)
 app.command(cls=common.OrderedCommand, rich_help_panel=_ASK)(describe.describe)
 app.command(cls=Command, rich_help_panel=_ASK)(demo.demo)
+app.command(cls=Command, rich_help_panel=_ASK)(serve.serve)
 app.command(cls=Command, rich_help_panel=_ASK)(prompts.prompts)
 app.add_typer(data.app, name="data", rich_help_panel=_DATA)
 app.add_typer(scenes.app, name="scenes", rich_help_panel=_DATA)

@@ -1,1 +1,1 @@
-"""Many users at once, and whole data sets: FineCaption in vLLM."""
+"""Many users at once, and whole data sets: vLLM's plugin, and a server of this package's own."""
