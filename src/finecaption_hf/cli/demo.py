@@ -111,7 +111,8 @@ def _read_models(given: Sequence[str] | None, options: Mapping[str, Any]) -> "li
     from ..demo.models import Offered
 
     offered = []
-    for text in given or [None]:
+    texts: Sequence[str | None] = given or [None]
+    for text in texts:
         own: Any = {"model": text}
         if text is not None and text.startswith("{"):
             import yaml

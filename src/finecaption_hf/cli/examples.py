@@ -28,6 +28,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("Your checkpoint, and SAM 2 for clicks.",
          "finecaption demo --model checkpoint --segmenter facebook/sam2.1-hiera-tiny --port 7861"),
     ),
+    "serve": (
+        ("A checkpoint, to programs on this machine.", "finecaption serve --model checkpoint --port 8000"),
+        ("Another model, to whoever has the token.",
+         "finecaption serve --model Qwen/Qwen2.5-VL-3B-Instruct --host 0.0.0.0 --token-env TOKEN"),
+    ),
     "prompts": (
         ("A file to edit, and the call that uses it.",
          "finecaption prompts --model Qwen/Qwen2.5-VL-3B-Instruct --out prompts.yaml"),
