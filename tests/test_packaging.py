@@ -138,8 +138,8 @@ def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
     known = declared("test", "browser", "annotation-tools", "trl", "onnx", "vllm") | {
         canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")
     }
-    # Of one test, which is skipped without; CONTRIBUTING.md says how to install it.
-    known |= {"gguf", "pillow-heif", "deepspeed", "torchao"}
+    # Of one test, which is skipped without; CONTRIBUTING.md says how to install it. nbformat comes with nbclient.
+    known |= {"gguf", "pillow-heif", "deepspeed", "torchao", "nbclient", "nbformat", "ipykernel"}
     for path in paths:
         assert imported(path).keys() <= known, f"{path.name}: {imported(path).keys() - known}"
 

@@ -105,6 +105,37 @@ def test_the_page_has_the_numbers_that_info_counts() -> None:
     assert page == with_tables(page), "docs/recipes.md is out of date: run python tests/test_recipes.py"
 
 
+VICUNA_7B = ("hidden_size=4096", "intermediate_size=11008", "num_hidden_layers=32", "num_attention_heads=32")
+
+
+def test_other_pages_have_the_memory_that_info_counts() -> None:
+    """docs/your-own.md: weights in float32, and 12 bytes for each parameter that trains; docs/photographs.md: LLaVA."""
+    page = (DOCS / "your-own.md").read_text(encoding="utf-8")
+    for recipe in CARDS.keys() - {"llava-1.5-13b"}:
+        found = counted(recipe)
+        adapter, alpha, everything = (
+            (found.weight_bytes["float32"] + 12 * number) / 2**30 for number in found.trainable_parameters.values()
+        )
+        assert alpha <= adapter
+        captions = found.weight_bytes["bfloat16"] / 2**30
+        assert f"| {recipe} | {captions:.2f} GiB | {adapter:.1f} GiB | {everything:.1f} GiB |" in page
+    page = (DOCS / "photographs.md").read_text(encoding="utf-8")
+    changes = [f"text_config.{change}" for change in (*VICUNA_7B, "num_key_value_heads=32")]
+    sizes = (model_info(read_config(DOCS / "recipes/llava-1.5-13b.json", changes)), counted("llava-1.5-13b"))
+    rows = {
+        "parameters": [f"{_millions(it.parameters['total']).split('.')[0]} M" for it in sizes],
+        "weights in bfloat16": [f"{it.weight_bytes['bfloat16'] / 2**30:.2f} GiB" for it in sizes],
+        "weights, linear layers of the language model in int4": [
+            f"{it.weight_bytes['int4'] / 2**30:.2f} GiB" for it in sizes
+        ],
+        "keys and values of a region's 576 image tokens, bfloat16": [
+            f"{_known(it.prefix_cache_bytes['bfloat16']) / 2**30:.2f} GiB" for it in sizes
+        ],
+    }
+    for name, cells in rows.items():
+        assert f"| {name} | {cells[0]} | {cells[1]} |" in page
+
+
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
