@@ -361,7 +361,7 @@ def test_wrong_attribute_lists_the_known_ones(embedded: Any) -> None:
 
 def test_picture_that_is_missing_or_none_ends_in_an_error() -> None:
     result = run("caption", "nothing.jpg")
-    assert result.exit_code == 2 and "'nothing.jpg' cannot be read as an image: there is no such file" in result.stderr
+    assert result.exit_code == 2 and "'nothing.jpg' does not exist" in result.stderr
     result = run("caption", __file__)
     assert result.exit_code == 2 and "cannot be read as an image: cannot identify image file" in result.stderr
 

@@ -168,7 +168,7 @@ def test_bad_record_is_named(collator: RegionCollator, processor: Any) -> None:
         assert error.value.where == "my.jsonl:17"
 
     branch = Branch("red", name="color")
-    fails(Region(np.zeros((256, 256), bool), (branch,)), "my.jsonl:17: region 1: .*empty")
+    fails(Region(np.zeros((256, 256), bool), (branch,)), "my.jsonl:17: region 2: .*empty")
     fails(Region(np.ones((5, 5), bool), (branch,), id="cup"), "region 'cup': .*5x5")
     fails(Region(None, (Branch("red", name="colour of it"),)), "no task or attribute 'colour of it'")
     fails(Region(None, (Branch("<image>", name="color"),)), "special token")

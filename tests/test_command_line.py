@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from conftest import EXAMPLE_PICTURE
 from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
@@ -103,3 +104,54 @@ def test_examples_are_parsed_by_their_command(name: str, tmp_path: Path, monkeyp
                 from finecaption_hf.training.arguments import parse_options
 
                 parse_options(handed_on)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["caption", "nothing.jpg"], "'nothing.jpg' does not exist."),
+        (["caption", EXAMPLE_PICTURE.parent], "it is a folder, and no picture file"),
+        (["caption", EXAMPLE_PICTURE, "--model", "./nothing"], "./nothing is neither a folder nor the id of"),
+        (["caption", EXAMPLE_PICTURE, "--model", "owner/nothing"], "owner/nothing is no folder, is not on this"),
+        (["caption", EXAMPLE_PICTURE, "--style", "outlin"], "'outlin' is not one of 'outline', 'spotlight', "
+         "'fill'. Did you mean 'outline'?"),
+        (["caption", EXAMPLE_PICTURE, "--max-new-tokens", 0], "'0' should be greater than or equal to 1."),
+        (["caption", EXAMPLE_PICTURE, "--atribute", "color"], "--attribute"),
+        (["capton"], "Did you mean 'caption'?"),
+        (["info", "nothing"], "nothing is no folder, is not on this machine"),
+        (["info", "./nothing"], "./nothing is neither a folder, a file nor the id of a Hub repository"),
+        (["export", "onnx", "--model", "./nothing", "--out", "nothing.onnx"], "./nothing is neither a folder"),
+        (["data", "check", __file__, "--model", "nothing"], "nothing is no folder, is not on this machine"),
+        (["evaluate", "--data", "nothing.jsonl", "--output", "nothing"], "'nothing.jsonl' does not exist."),
+        (["push", "nothing", "owner/name"], "'nothing' does not exist."),
+        (["scenes", "score", "--name", "colr"], "Did you mean 'Color'? There are: region, dense"),
+        (["train", "--stage", 1, "--outptu", "x"], "There is no option --outptu. Did you mean --output?"),
+        (["train", "--stage", 1, "--output", "x", "--eval-dat", "x"], "--eval-dat. Did you mean --eval-data?"),
+        (["train", "--stage", 1, "--output", "x", "--lerning-rate", 1], "Did you mean --learning-rate?"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_end_in_one_line(arguments: list[object], message: str) -> None:
+    if arguments[0] == "export":
+        pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    assert message in said(*arguments)
+
+
+def test_wrong_attribute_names_the_nearest_and_quotes_names_with_commas(embedded: Any) -> None:
+    line = said("caption", EXAMPLE_PICTURE, "--attribute", "colr", "--device", "cpu")
+    assert "There is no attribute 'colr'. Did you mean 'Color'? There are: Age Range, " in line
+    assert ', "Clothing, Shoes and Accessories", Color, ' in line
+
+
+def test_words_are_completed() -> None:
+    def completed(words: str, last: int) -> list[str]:
+        variables = {"_FINECAPTION_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(last)}
+        return CliRunner().invoke(app, [], prog_name="finecaption", env=variables).stdout.split("\n")[:-1]
+
+    assert completed("finecaption ev", 1) == ["evaluate"]
+    assert completed("finecaption scenes ", 2) == ["render", "score"]
+    assert completed("finecaption caption photo.jpg --attr", 3) == ["--attribute"]
+    assert completed("finecaption caption photo.jpg --style sp", 4) == ["spotlight"]
+    assert completed("finecaption caption photo.jpg --attribute ca", 4) == ["category_name", "camera_viewpoint"]

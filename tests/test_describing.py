@@ -201,7 +201,7 @@ def test_what_fails_has_a_line_and_the_rest_is_described(embedded: Any, tmp_path
     assert all("answers" not in found[number] and "box_xyxy" not in found[number] for number in errors)
     assert (found[5]["image"], found[3]["image"]) == (None, "1.png")
     assert "5 of 8 regions could not be described:" in result.stderr
-    assert "out.jsonl:4 (1.png, region 1): MaskError" in result.stderr
+    assert "out.jsonl:4 (1.png, region 2): MaskError" in result.stderr
     # What could be answered is what it would be alone.
     alone = write_rows(tmp_path / "alone", 4, 2)
     describe(embedded, alone, tmp_path / "alone.jsonl", max_new_tokens=128)

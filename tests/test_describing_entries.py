@@ -76,7 +76,7 @@ def test_batches_in_any_order_and_of_any_process_become_lines_in_input_order(tmp
     assert (tmp_path / "link.jsonl").is_symlink()
     assert lines(output) == records(0, error=error) + records(1) + records(2)
     assert (result.regions, result.failed) == (6, 2)
-    assert result.places[1] == "out.jsonl:2 (0.png, region 1): MaskError: empty"
+    assert result.places[1] == "out.jsonl:2 (0.png, region 2): MaskError: empty"
     assert names(output.parent) == {"out.jsonl", "out.jsonl.manifest.json"}
     assert checked(output) == result
 

@@ -111,7 +111,7 @@ def test_regions_are_cropped_as_their_picture_is_and_never_lost() -> None:
     assert torch.allclose(whole, torch.full_like(whole, 0.5 / 0.26))
     at_the_edge = np.zeros((60, 120), bool)
     at_the_edge[:, :10] = True
-    with pytest.raises(MaskError, match=r"Region 1 \(of image 0\).*outside of the middle .*do_center_crop"):
+    with pytest.raises(MaskError, match=r"Region 2 \(of images\[0\]\).*outside of the middle .*do_center_crop"):
         processor(picture, masks=[mask, at_the_edge])
 
 
@@ -363,7 +363,7 @@ def test_region_alpha_takes_any_dtype() -> None:
 def test_region_alpha_refuses_an_empty_region() -> None:
     masks = torch.ones(2, 1, 30, 40, dtype=torch.bool)
     masks[1] = False
-    with pytest.raises(ValueError, match="mask 1 is empty"):
+    with pytest.raises(ValueError, match="mask 2 is empty"):
         region_alpha(masks, (84, 84))
     with pytest.raises(ValueError, match=r"shape \(30, 40\)"):
         region_alpha(masks[0, 0], (84, 84))
@@ -738,9 +738,9 @@ def test_masks_that_do_not_match_the_images_raise(
 
 def test_bad_region_is_named(processor: FineCaptionImageProcessor) -> None:
     images = [noise(30, 40), noise(30, 40, 1)]
-    with pytest.raises(MaskError, match=r"Region 2 \(of image 1\)"):
+    with pytest.raises(MaskError, match=r"Region 3 \(of images\[1\]\)"):
         processor(images, masks=[[None, None], np.zeros((30, 40), bool)])
-    with pytest.raises(MaskError, match=r"Region 0 \(of image 0\).*30x40"):
+    with pytest.raises(MaskError, match=r"Region 1 \(of images\[0\]\).*30x40"):
         processor(images[0], masks=np.ones((40, 30), bool))
 
 

@@ -125,13 +125,13 @@ def region_alpha(
     for number, mask in enumerate(inside[:, 0]):
         rows, columns = mask.amax(1).nonzero(), mask.amax(0).nonzero()
         if len(rows) == 0:
-            raise ValueError(f"Region mask {number} is empty. Give masks with at least one pixel.")
+            raise ValueError(f"Region mask {number + 1} is empty. Give masks with at least one pixel.")
         if crop:
             whole = mask.to(alpha.device).to(torch.float32)[None, None]
             soft = _resize_bilinearly(whole, height, width)[0, 0, -top : size[0] - top, -left : size[1] - left]
             if not soft.amax() > 0:
                 raise ValueError(
-                    f"Region mask {number} lies outside of the middle of the picture, which is all that this model "
+                    f"Region mask {number + 1} lies outside of the middle of the picture, which is all that this model "
                     "sees (do_center_crop). Give a region in it, or do_center_crop=False."
                 )
             alpha[number, 0] = (soft / soft.amax().clamp(max=1)).clamp_(0, 1)
@@ -508,7 +508,7 @@ def _mask_values(
                 mask = as_mask(reference, *picture_sizes[key[0]])
                 alphas[key] = region_alpha(torch.from_numpy(mask)[None, None], **options)
             except ValueError as error:  # MaskError is one, too
-                raise MaskError(f"Region {number} (of image {key[0]}): {error}") from error
+                raise MaskError(f"Region {number + 1} (of images[{key[0]}]): {error}") from error
     return torch.cat([alphas[key] for key in keys])
 
 

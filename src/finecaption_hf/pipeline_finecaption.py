@@ -297,8 +297,8 @@ def read_picture(image: Any) -> Image.Image:
         return Image.fromarray(processor.process_image(opened).permute(1, 2, 0).cpu().numpy())
     except Exception as error:  # decoders of damaged files and clients of networks raise nearly anything
         reason = str(error)[:500]
-        if name is not None and not name.startswith(("http:", "https:", "data:")) and not os.path.exists(name):
-            reason = "there is no such file"
+        if name is not None and not name.startswith(("http:", "https:", "data:")) and not os.path.isfile(name):
+            reason = "it is a folder, and no picture file" if os.path.isdir(name) else "there is no such file"
         shown = f"A {type(image).__name__}" if name is None else repr(name[:200])
         raise ImageError(f"{shown} cannot be read as an image: {reason}") from error
 

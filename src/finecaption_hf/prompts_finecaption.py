@@ -105,8 +105,8 @@ def resolve_question(name: str, questions: Mapping[str, str]) -> str:
     question = find_question(name, questions)
     if question is None:
         raise ValueError(
-            f"There is no task or attribute {name!r}. Known are: {', '.join(questions)}. A question in your own words "
-            "goes into the message as it is; to add a name, give the processor your own `questions`."
+            f"There is no task or attribute {name!r}. Known are: {', '.join(map(repr, questions))}. A question in your "
+            "own words goes into the message as it is; to add a name, give the processor your own `questions`."
         )
     return question
 

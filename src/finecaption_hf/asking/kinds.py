@@ -135,7 +135,7 @@ def prompts_for(model: str | os.PathLike[str] | None = None, revision: str | Non
 
     if model is None:
         return OTHERS.prompts
-    with _told(os.fspath(model)):
+    with loading_told(os.fspath(model)):
         return family_of(loading.read_config(model, revision).get("model_type")).prompts
 
 
@@ -189,7 +189,7 @@ def _kind(model: str | None, describer: str | None, given: Mapping[str, Any]) ->
         return "finecaption"
     if model == "pixels":
         return "pixels"
-    with _told(model):
+    with loading_told(model):
         config = loading.read_config(model, given.get("revision"))
     return "finecaption" if config.get("model_type") == "finecaption" else "transformers"
 
@@ -243,13 +243,13 @@ def _transformers(model: str | None, given: dict[str, Any]) -> Describer:
 
     if model is None:
         raise DescriberError("There is no model. Give the folder or Hub id of an image-text-to-text model.")
-    with _told(model):
+    with loading_told(model):
         config = loading.read_config(model, given.get("revision"))
     model_type = config.get("model_type")
     _check_takes_pictures(model, model_type, config.get("auto_map") or {}, given.get("trust_remote_code", False))
     family = family_of(model_type)
     referral, prompts = given.pop("referral", family.referral), given.pop("prompts", family.prompts)
-    with _told(model, given.get("device")):
+    with loading_told(model, given.get("device")):
         return TransformersDescriber.from_pretrained(model, referral, prompts, **given)
 
 
@@ -309,7 +309,7 @@ def _region_model(code: str, model: str | None, given: dict[str, Any]) -> Descri
     arguments = {**given, **given.pop("arguments", {})}
     arguments.pop("arguments", None)
     loaded: RegionModel
-    with _told(model or code, given.get("device")):
+    with loading_told(model or code, given.get("device")):
         if python:
             loaded = SeparateModel(python, f"region_adapters.{code}:load" if known else code, model, arguments)
         else:
@@ -339,7 +339,7 @@ def _imported(code: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _told(model: str, device: Any = None) -> Iterator[None]:
+def loading_told(model: str, device: Any = None) -> Iterator[None]:
     """What the libraries say of a model that cannot be loaded, in one line with what to do."""
     from huggingface_hub import errors
 
@@ -359,6 +359,8 @@ def _told(model: str, device: Any = None) -> Iterator[None]:
         def is_of(*kinds: type[BaseException]) -> bool:
             return any(isinstance(cause, kinds) for cause in causes)
 
+        if isinstance(error, FileNotFoundError) and said.startswith(model):  # it says all of this itself
+            raise DescriberError(said) from error
         if is_of(errors.GatedRepoError):
             reason = (
                 "is gated: its owner wants conditions accepted. Accept them on its page of the Hub, then log in (hf "

@@ -128,7 +128,7 @@ def read_config(model: str | os.PathLike[str], revision: str | None = None) -> d
 
 
 def _check_name(name: str) -> None:
-    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not os.path.isdir(name) and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise FileNotFoundError(f"{name} is neither a folder nor the id of a Hub repository (owner/name).")
 
 

@@ -128,19 +128,37 @@ def _read(source: str | os.PathLike[str] | None) -> FineCaptionConfig:
         if not isinstance(values, dict) or values.get("model_type") != FineCaptionConfig.model_type:
             raise ValueError(f'{name} is no FineCaption configuration: it lacks "model_type": "finecaption".')
         return FineCaptionConfig.from_dict(values)
-    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise FileNotFoundError(f"{name} is neither a folder, a file nor the id of a Hub repository (owner/name).")
-    register()
-    from transformers import AutoConfig
-
-    # A folder needs no network, and without one the library would wait for it.
-    config = AutoConfig.from_pretrained(name, local_files_only=os.path.isdir(name))
+    config = read_any_config(name)
     if not isinstance(config, FineCaptionConfig):
         raise OtherModelError(
             f"{name} holds a model of type {config.model_type!r}, not 'finecaption'. Give a FineCaption checkpoint.",
             config,
         )
     return config
+
+
+def read_any_config(name: str) -> Any:
+    """The configuration of a model of any type, from a folder or the Hub.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+    """
+    is_folder = os.path.isdir(name)
+    if not is_folder and (name.endswith(".json") or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)):
+        raise FileNotFoundError(f"{name} is neither a folder, a file nor the id of a Hub repository (owner/name).")
+    register()
+    from transformers import AutoConfig
+
+    try:
+        # A folder needs no network, and without one the library would wait for it.
+        return AutoConfig.from_pretrained(name, local_files_only=is_folder)
+    except OSError as error:
+        if is_folder:
+            raise
+        raise FileNotFoundError(
+            f"{name} is no folder, is not on this machine, and the Hub has no such repository for you or cannot be "
+            "reached. Check the name and the network; for a private one log in (hf auth login)."
+        ) from error
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

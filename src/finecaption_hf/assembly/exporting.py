@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
-from .. import EMBEDDED_CHECKPOINT, register
+from .. import EMBEDDED_CHECKPOINT
 from ..hub.checkpoint import read_json
 from ..modeling_finecaption import FineCaptionVisionModel
+from .cost import read_any_config
 
 INPUTS = ("pixel_values", "high_res_pixel_values", "mask_values")
 OUTPUT = "image_features"
@@ -53,14 +53,13 @@ def load_vision(checkpoint: str | os.PathLike[str] | None) -> VisionToTokens:
     Raises:
         ValueError: If it is no FineCaption, is an adapter, or is quantised.
     """
-    register()
     name = os.fspath(EMBEDDED_CHECKPOINT if checkpoint is None else checkpoint)
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         base = read_json(Path(name) / "adapter_config.json", ValueError).get("base_model_name_or_path")
         raise ValueError(
             f"{name} holds an adapter of {base}. Merge the two (merge_and_unload), save them, and give that."
         )
-    config = AutoConfig.from_pretrained(name)
+    config = read_any_config(name)
     if config.model_type != "finecaption":
         raise ValueError(f"{name} holds a model of type {config.model_type!r}. Give a FineCaption checkpoint.")
     if getattr(config, "quantization_config", None):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .common import Device, errors_in_one_line
+from .layout import option_names
 
 
 class Metric(str, Enum):
@@ -50,7 +51,9 @@ def ablate(
     scenes_seed: Annotated[int, typer.Option(min=0, help="Number of the first held-out scene.")] = 0,
     eval_data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Described regions to judge by instead of scenes; each run gets a report."),
+        typer.Option(
+            metavar="PATH", exists=True, help="Described regions to judge by instead of scenes; each run gets a report."
+        ),
     ] = None,
     metric: Annotated[Metric, typer.Option(help="Metric in the table, with --eval-data.")] = Metric.rouge_l,
     device: Device = None,
@@ -78,7 +81,7 @@ def ablate(
         from ..evaluation import ablation
         from ..training.arguments import parse_options
 
-        options = parse_options(ctx.args)
+        options = parse_options(ctx.args, option_names(ctx))
         chosen = tuple(configurations or ablation.CONFIGURATIONS)
         if eval_data is None:
             judged_on: dict[str, Any] = {"scenes": scenes, "seed": scenes_seed, "split": "test"}

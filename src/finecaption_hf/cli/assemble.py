@@ -37,7 +37,7 @@ def assemble(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON with fields of FineCaptionConfig that no part decides."),
+        typer.Option(metavar="FILE", exists=True, help="JSON with fields of FineCaptionConfig that no part decides."),
     ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Precision of all weights.", show_default="the language model's")

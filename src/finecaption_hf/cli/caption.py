@@ -104,7 +104,9 @@ class CaptionCommand(OrderedCommand):
 
 def caption(
     ctx: typer.Context,
-    image: Annotated[Path, typer.Argument(help="Picture file. Its EXIF orientation is applied.", show_default=False)],
+    image: Annotated[
+        Path, typer.Argument(exists=True, help="Picture file. Its EXIF orientation is applied.", show_default=False)
+    ],
     mask: Annotated[
         list[str] | None,
         typer.Option(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import EMBEDDED_CHECKPOINT
-from ..prompts_finecaption import FineCaptionError
-from .layout import Command
+from ..prompts_finecaption import ATTRIBUTES, FineCaptionError, find_question, normalise_name
+from .layout import Command, no_such
 
 if TYPE_CHECKING:
     from ..asking import Describer
@@ -47,11 +47,19 @@ Device = Annotated[
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Precision.", show_default="as saved")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 Tasks = Annotated[list[Task] | None, typer.Option("--task", help="A kind of caption.", rich_help_panel=_QUESTIONS)]
+
+
+def _attributes(incomplete: str) -> list[str]:
+    """For completion: the attributes that FineCaption checkpoints know, in a form that needs no quotes."""
+    return ["all", *map(normalise_name, ATTRIBUTES)]
+
+
 Attributes = Annotated[
     list[str] | None,
     typer.Option(
         "--attribute",
         metavar="NAME",
+        autocompletion=_attributes,
         help="An attribute that the checkpoint knows, such as color, or all; a wrong name lists them.",
         rich_help_panel=_QUESTIONS,
     ),
@@ -115,6 +123,7 @@ Prompts = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
+        exists=True,
         help="YAML with the text of each question; finecaption prompts writes one to edit.",
         show_default="what suits the model",
         rich_help_panel=_OTHERS,
@@ -269,12 +278,13 @@ def check_attributes(questions: Sequence[tuple[str, str]], known: Mapping[str, s
     Args:
         questions: (option, value) as they were given.
         known: the names that there are.
-    """
-    from ..prompts_finecaption import resolve_question
 
+    Raises:
+        ValueError: If there is one; the message tells the nearest name and lists all.
+    """
     for kind, name in questions:
-        if kind == "attribute" and name.strip().casefold() != "all":
-            resolve_question(name, known)  # with an error that lists the names
+        if kind == "attribute" and name.strip().casefold() != "all" and find_question(name, known) is None:
+            raise ValueError(f"{no_such('attribute', name, known)} Your own words go to --question.")
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -46,11 +46,15 @@ def check(
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of the annotations"
+            metavar="DIR|ZIP|TAR",
+            exists=True,
+            help="Where the pictures lie.",
+            show_default="the folder of the annotations",
         ),
     ] = None,
     mapping: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, help="YAML or JSON with other names of keys; see docs/data.md."),
     ] = None,
     keep_entity_references: Annotated[
         bool, typer.Option("--keep-entity-references", help='Keep "(entity_id_3)" in texts.')
@@ -86,12 +90,14 @@ def check(
     Where there are regions but no texts, pictures and regions are checked.
     """
     with errors_in_one_line():
+        from ..asking.kinds import loading_told
         from ..asking.loading import load_processor
         from ..data import open_regions
         from ..data.check import check_dataset, check_regions, may_be_regions
         from ..data.readers import read_examples
 
-        processor = load_processor(model)
+        with loading_told(model or "The embedded checkpoint"):
+            processor = load_processor(model)
         reading = reading_options(ctx.params)
         columns = (SpinnerColumn(), TextColumn("{task.completed} examples"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -85,7 +85,9 @@ def describe(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of FILE"),
+        typer.Option(
+            metavar="DIR|ZIP|TAR", exists=True, help="Where the pictures lie.", show_default="the folder of FILE"
+        ),
     ] = None,
     format: Format = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset.")] = None,

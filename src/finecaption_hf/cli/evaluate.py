@@ -65,7 +65,9 @@ def evaluate(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for predictions and report.", show_default=False)],
     data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Described regions: a file, or a folder of them.", show_default=False),
+        typer.Option(
+            metavar="PATH", exists=True, help="Described regions: a file, or a folder of them.", show_default=False
+        ),
     ] = None,
     model: Model = None,
     table: Annotated[
@@ -77,11 +79,15 @@ def evaluate(
     ] = None,
     from_predictions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Judge these predictions; --data then serves for pictures of examples."),
+        typer.Option(
+            metavar="FILE", exists=True, help="Judge these predictions; --data then serves for pictures of examples."
+        ),
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="DIR|FILE", help="Another evaluation of the same data, for paired differences."),
+        typer.Option(
+            metavar="DIR|FILE", exists=True, help="Another evaluation of the same data, for paired differences."
+        ),
     ] = None,
     metrics: Annotated[
         list[str],
@@ -111,11 +117,15 @@ def evaluate(
     images: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR|ZIP|TAR", help="Where the pictures lie.", show_default="the folder of the annotations"
+            metavar="DIR|ZIP|TAR",
+            exists=True,
+            help="Where the pictures lie.",
+            show_default="the folder of the annotations",
         ),
     ] = None,
     mapping: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML or JSON with other names of keys; see docs/data.md.")
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, help="YAML or JSON with other names of keys; see docs/data.md."),
     ] = None,
     ignore: Ignore = None,
     label_map: LabelMap = None,

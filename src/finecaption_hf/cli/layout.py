@@ -49,16 +49,26 @@ class Command(_Page, TyperCommand):
         given = list(args)
         try:
             return super().parse_args(ctx, args)
-        except typer.BadParameter as error:  # above all: an option is missing, which may be one that is misspelt
-            if ctx.ignore_unknown_options:
-                known = [name for option in self.params for name in option.opts]
-                left = [text.partition("=")[0] for text in given if text.startswith("--")]
-                near = {text: nearest(text, known) for text in left if text not in known}
-                missing = {name for name in near.values() if name in getattr(error.param, "opts", ())}
-                for text, name in near.items():
-                    if name in missing:
-                        error.message = f"There is no option {text}. Did you mean {name}?"
+        except typer.BadParameter as error:
+            error.message = self._reason(error) or self._misspelt(error, given)
             raise
+
+    def _reason(self, error: typer.BadParameter) -> str:
+        """The library's reason with the value that arrived, and with the nearest choice."""
+        reason = re.sub(r"^Value error, ", "", error.message)
+        wrong = error.__cause__.errors()[0]["input"] if hasattr(error.__cause__, "errors") else None
+        choices = re.findall("'(.*?)'", reason.partition(" is not one of ")[2])
+        near = nearest(wrong, choices) if choices else None
+        reason = re.sub("^Input should", f"{wrong!r} should", reason)
+        return reason and reason.removesuffix(".") + "." + (f" Did you mean {near!r}?" if near else "")
+
+    def _misspelt(self, error: typer.BadParameter, given: list[str]) -> str:
+        """Where an option is missing and others are handed on, what looks like the missing one."""
+        missing = getattr(error.param, "opts", ())
+        for text in (text.partition("=")[0] for text in given if text.startswith("--")):
+            if all(text not in option.opts for option in self.params) and nearest(text, missing):
+                return f"There is no option {text}. Did you mean {missing[0]}?"
+        return ""
 
 
 class Group(_Page, TyperGroup):
@@ -81,9 +91,11 @@ def nearest(name: str, known: Any) -> str | None:
     return folded[found[0]] if found else None
 
 
-def listed(names: Any) -> str:
-    """Names with commas between; one that has a comma itself is quoted."""
-    return ", ".join(f'"{name}"' if "," in name else name for name in names)
+def no_such(what: str, name: str, known: Any) -> str:
+    """Sentences: there is none of that name, what is nearest, and all that there are; one with a comma is quoted."""
+    near = nearest(name, known)
+    names = ", ".join(f'"{each}"' if "," in each else each for each in known)
+    return f"There is no {what} {name!r}.{f' Did you mean {near!r}?' if near else ''} There are: {names}."
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
@@ -122,6 +134,11 @@ def _write_examples(ctx: Any, formatter: Any) -> None:
             formatter.write_text(_glued(what))
             for line in _broken(command, formatter.width - 6):
                 formatter.write(f"    {line}\n")
+
+
+def option_names(ctx: Any) -> list[str]:
+    """Of the command that a context is about, with their dashes."""
+    return [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("-")]
 
 
 def command_name(ctx: Any) -> str:

@@ -10,13 +10,14 @@ from .common import Json, errors_in_one_line
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the checkpoint.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, help="Folder of the checkpoint.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, owner/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
     report: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
+            exists=True,
             help="Report whose figures go to the card: report.json of `finecaption evaluate`.",
             show_default=False,
         ),
@@ -53,7 +54,7 @@ def push(
     ] = None,
     picture: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Picture to show in the card (repeatable).", show_default=False),
+        typer.Option(metavar="FILE", exists=True, help="Picture to show in the card (repeatable).", show_default=False),
     ] = None,
     handler: Annotated[
         bool, typer.Option("--handler", help="Add handler.py, with which Inference Endpoints answer about regions.")

@@ -17,13 +17,14 @@ class Scheme(str, Enum):
 
 
 def quantise(
-    folder: Annotated[Path, typer.Argument(help="Checkpoint to be quantised.")],
+    folder: Annotated[Path, typer.Argument(exists=True, help="Checkpoint to be quantised.")],
     scheme: Annotated[Scheme, typer.Option(help="Bits of a weight: LLM.int8, or NF4 with quantised scales.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the new checkpoint.")],
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="PATH",
+            exists=True,
             help="Described regions, such as rendered scenes: both checkpoints are evaluated on them for the card.",
             show_default="the card says that nothing was measured",
         ),

@@ -21,6 +21,7 @@ ImageList = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
+        exists=True,
         help="COCO file with the names of pictures, for results that have only their ids.",
         show_default="the only one beside the results",
         rich_help_panel=_READING,

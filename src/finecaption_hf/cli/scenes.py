@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .common import Device, DtypeOption, Json, Model, errors_in_one_line, load_describer
-from .layout import Command, Group
+from .layout import Command, Group, no_such
 
 app = typer.Typer(
     help="Rendered scenes, whose right answers are known.", no_args_is_help=True, cls=Group, rich_markup_mode=None
@@ -137,7 +137,7 @@ def _question_names(names: list[str] | None) -> tuple[str, ...]:
     from ..scenes import ATTRIBUTE_NAMES, QUESTIONS
 
     known = {normalise_name(name): name for name in QUESTIONS}
-    unknown = [name for name in names or () if normalise_name(name) not in known]
-    if unknown:
-        raise ValueError(f"Unknown questions: {', '.join(unknown)}. Choose from: {', '.join(QUESTIONS)}.")
+    for name in names or ():
+        if normalise_name(name) not in known:
+            raise ValueError(no_such("question", name, QUESTIONS))
     return tuple(dict.fromkeys(known[normalise_name(name)] for name in names)) if names else ATTRIBUTE_NAMES

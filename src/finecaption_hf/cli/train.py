@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .common import errors_in_one_line
+from .layout import option_names
 from .reading import (
     Alpha,
     BoxFormat,
@@ -120,7 +121,7 @@ def train(
         from ..training.arguments import parse_options
         from ..training.runner import train as run
 
-        options = parse_options(ctx.args)
+        options = parse_options(ctx.args, option_names(ctx))
 
     import logging
     import os

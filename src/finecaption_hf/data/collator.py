@@ -169,7 +169,7 @@ def _image_key(example: Example) -> Hashable:
 def _name(example: Example, region: Region) -> str:
     if region.id is not None:
         return f"region {region.id!r}"
-    return f"region {next(number for number, item in enumerate(example.regions) if item is region)}"
+    return f"region {next(number for number, item in enumerate(example.regions, 1) if item is region)}"
 
 
 __all__ = ["RegionCollator"]

@@ -423,7 +423,7 @@ class _Tally:
         if len(self.places) < MAX_PLACES:
             where = f"{self.path.name}:{self.regions}"
             if record.get("image") is not None:
-                where += f" ({record['image']}, region {record['region_index']})"
+                where += f" ({record['image']}, region {record['region_index'] + 1})"
             self.places.append(f"{where}: {error['type']}: {error['message']}")
 
     def result(self) -> Result:

@@ -21,8 +21,12 @@ class _Parser(HfArgumentParser):
         raise StageError(message)
 
 
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+def parse_options(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str, Any]:
     """Options of `TrainingArguments` as they stand on a command line, with dashes or underscores; only those given.
+
+    Args:
+        texts: the command line.
+        others: options beside those, such as `--eval-data`, which a misspelt one may mean.
 
     Raises:
         StageError: If there is no such option, or its value is of the wrong kind.
@@ -33,7 +37,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     given, unknown = parser.parse_known_args(list(texts), Namespace(**dict.fromkeys(names, _NOT_GIVEN)))
     if unknown:
         known = [f"--{option}" for name in names for option in (name, name.replace("_", "-"))]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [*others, *known], n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise StageError(
             f"There is no option {unknown[0]}.{hint} All options of transformers.TrainingArguments can be given."

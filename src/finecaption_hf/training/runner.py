@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 
 from ..asking import load
+from ..asking.kinds import loading_told
 from ..data import Example, MixedDataset, open_dataset
 from ..data.collator import RegionCollator
 from ..hub.errors import HubError
@@ -230,7 +231,8 @@ def _load_model(recipe: Recipe, source: str, args: TrainingArguments) -> tuple[A
         enable_fsdp_ram_efficient_loading()
         device = "cpu" if args.local_process_index == 0 else "meta"
     name, revision = split_revision(source)
-    model, processor = load(name, device=device, revision=revision, **options)
+    with loading_told(name):
+        model, processor = load(name, device=device, revision=revision, **options)
     if device == "meta":
         # accelerate deals out the weights of the first process. It knows parameters by their addresses, which those on
         # the meta device lack; memory that nothing is written to takes no room.

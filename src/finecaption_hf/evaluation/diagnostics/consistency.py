@@ -238,7 +238,7 @@ class _Asker:
         longest = {"max_new_tokens": self.max_new_tokens}
         requests = requests_about(((None, it) for it in questions), (), (), **longest)
         as_json = requests_about(labels.items(), (), (), **longest)
-        region_name = str(first.region_index if first.region_id is None else first.region_id)
+        region_name = str(first.region_index + 1 if first.region_id is None else first.region_id)
         asked = AskedRegion(requests), AskedRegion(as_json)
         return _Plan(*asked, first.image, region_name, names, joint, known)
 

@@ -139,7 +139,7 @@ def _example(entry: Mapping[str, Any], label: str) -> str:
     """An item of a list, with its picture and a list of what was said."""
     said = f"({entry['error']['type']}: {entry['error']['message']})" if entry["error"] else entry["prediction"]
     name = f": {entry['name']}" if entry["name"] else ""
-    title = f"{entry['image']}, region {entry['region_index']}{name}"
+    title = f"{entry['image']}, region {entry['region_index'] + 1}{name}"
     lines = [
         ("asked", entry["question"]),
         ("said", said or "(nothing)"),
