@@ -9,12 +9,13 @@ from typing import Any
 from PIL import Image
 from transformers.utils import cached_file
 
-from ..asking.loading import load_processor
+from ..asking.loading import load_processor, read_config
 from ..masks_finecaption import RegionMask
 from ..prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, PromptEncoder, Question, find_question
 from ..resuming import files_fingerprint
 from .vllm import check_version, register, vllm_version
 
+_IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 _ENDS = {"stop": "end", "length": "length"}
 
 
@@ -25,7 +26,11 @@ class VllmDescriber:
         model: a folder or the id of a Hub repository.
         name: for reports; `None` means `model`.
         max_new_tokens: the longest answer where a request says nothing; `None` means the checkpoint's, else 64.
-        **options: of `vllm.LLM`, such as `dtype`, `max_model_len` and `tensor_parallel_size`.
+        **options: of `vllm.LLM`, such as `max_model_len` and `tensor_parallel_size`. The weights are as they were saved
+            unless `dtype` says otherwise.
+
+    Attributes:
+        llm: the `vllm.LLM`.
 
     Raises:
         ImportError: If vLLM is not installed, or is none of the tested releases.
@@ -49,19 +54,29 @@ class VllmDescriber:
         check_version()
         register()
         self.name = name or os.fspath(model)
+        config, path = read_config(model), cached_file(os.fspath(model), "config.json", **_IF_THERE)
+        if path is None:
+            raise ValueError(f"{model} is an adapter. Save what load('{model}') gives, which is merged, and give that.")
+        if config.get("model_type") != "finecaption":
+            raise ValueError(
+                f"{model} holds a model of type {config.get('model_type')!r}; this asks FineCaption alone in vLLM. "
+                "Serve others by vllm serve, and ask them by their address (base_url)."
+            )
         processor = load_processor(model)
         self._prompts = PromptEncoder(processor)
         self._token, self._length = processor.image_token_id, processor.image_seq_length
         self.questions: Mapping[str, str] = processor.questions
-        self._llm = LLM(os.fspath(model), **options)
-        self._context = self._llm.model_config.max_model_len
-        defaults = self._llm.get_default_sampling_params()  # of the checkpoint's generation configuration
+        # vLLM's own choice would be half precision.
+        options.setdefault("dtype", config.get("dtype") or config.get("torch_dtype") or "auto")
+        self.llm = LLM(os.fspath(model), **options)
+        self._context = self.llm.model_config.max_model_len
+        defaults = self.llm.get_default_sampling_params()  # of the checkpoint's generation configuration
         self.max_new_tokens = max_new_tokens or defaults.max_tokens or 64
         self._penalty = defaults.repetition_penalty
         self.settings = {
-            "fingerprint": files_fingerprint(Path(cached_file(os.fspath(model), "config.json")).parent),
+            "fingerprint": files_fingerprint(Path(path).parent),
             "engine": f"vllm {vllm_version()}",
-            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "dtype": str(self.llm.model_config.dtype).removeprefix("torch."),
             "referral": "mask",
             "decoding": {"max_new_tokens": self.max_new_tokens},
             "options": options,
@@ -118,7 +133,7 @@ class VllmDescriber:
                     )
                 )
                 places.append((region, branch))
-        for place, output in zip(places, self._llm.generate(prompts, parameters, use_tqdm=False), strict=True):
+        for place, output in zip(places, self.llm.generate(prompts, parameters, use_tqdm=False), strict=True):
             yield BranchUpdate(*place, _answer(output.outputs[0], log_probs))
 
     def _question_ids(self, question: Question) -> tuple[int, ...]:

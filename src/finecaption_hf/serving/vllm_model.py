@@ -42,7 +42,6 @@ from vllm.multimodal.processing import (
 )
 
 from ..modeling_finecaption import FineCaptionVisionModel
-from ..prompts_finecaption import FineCaptionError
 from .heads import padded, were_padded
 from .kept import KeptFeatures
 
@@ -60,7 +59,7 @@ class RegionItems(ProcessorBatchItems):  # type: ignore[misc]
         super().__init__(data, "image")
 
     def get_processor_data(self) -> Mapping[str, object]:
-        return {"images": [item["image"] for item in self.data], "masks": [item["mask"] for item in self.data]}
+        return {"images": [item["image"] for item in self.data], "masks": [[item["mask"]] for item in self.data]}
 
 
 class RegionParser(MultiModalDataParser):  # type: ignore[misc]
@@ -166,13 +165,10 @@ class RegionProcessor(BaseMultiModalProcessor[RegionInfo]):  # type: ignore[misc
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         try:
             output = super()._apply_hf_processor_main(mm_items, hf_kwargs)
-        except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, FineCaptionError):
-                cause = cause.__cause__
-            if cause is None:
+        except ValueError as error:
+            if not isinstance(error.__cause__, ValueError):  # of the processor: something in a request
                 raise
-            raise VLLMValidationError(str(cause), parameter="masks") from error
+            raise VLLMValidationError(str(error.__cause__), parameter="masks") from error
         if items := mm_items.get("image"):
             keys = [bytes.fromhex(self._hash(picture=item["image"])) for item in items.data]
             output["image_keys"] = torch.tensor([list(key) for key in keys], dtype=torch.uint8)

@@ -1,0 +1,136 @@
+"""vLLM's own server with the plugin, on loopback, asked by the stock client of OpenAI."""
+
+import base64
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import EXAMPLE_PICTURE, free_port
+from PIL import Image
+from serving_vllm import MARKS, OPTIONS, environment
+
+from finecaption_hf import EMBEDDED_CHECKPOINT
+from finecaption_hf.asking import FineCaptionDescriber, ask
+from finecaption_hf.masks_finecaption import MaskError, as_mask
+
+pytestmark = MARKS
+
+BADGE, TOP = {"box_xyxy": [100, 149, 160, 209]}, {"box_xyxy": [178, 25, 249, 96]}
+START_S, ANSWER_S = 900, 120
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.open(EXAMPLE_PICTURE).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def expected(embedded: Any, picture: Image.Image) -> list[str]:
+    records = ask(FineCaptionDescriber(*embedded), picture, [BADGE, TOP, None], max_new_tokens=24)
+    return [record["answers"]["region"] for record in records]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["stock", "trusting"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, bool]]:
+    """A client of a server, and whether that takes regions beside the pictures."""
+    import openai
+
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if value is not True]
+    options += ["--enforce-eager", "--dtype=float32", "--host=127.0.0.1", f"--port={port}"]
+    if request.param:
+        options.append("--trust-request-mm-kwargs")
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={EMBEDDED_CHECKPOINT}", *options]
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment(folder), cwd=folder, stdout=file, stderr=file)
+    client = openai.OpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0, timeout=ANSWER_S)
+    try:
+        end = time.monotonic() + START_S
+        while True:
+            try:
+                client.models.list()
+                break
+            except openai.APIConnectionError:
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"The server did not start: {log.read_text()[-3000:]}")
+                time.sleep(1)
+        yield client, request.param
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(60)
+
+
+def sent(picture: Image.Image, question: str, **part: Any) -> list[dict[str, Any]]:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}, **part}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def said(client: Any, messages: list[dict[str, Any]], **body: Any) -> str:
+    (model,) = client.models.list().data
+    answer = client.chat.completions.create(
+        model=model.id, messages=messages, temperature=0, max_tokens=24, extra_body=body or None
+    )
+    return str(answer.choices[0].message.content).strip()
+
+
+def test_the_server_answers_like_the_engine(
+    server: tuple[Any, bool], picture: Image.Image, embedded: Any, expected: list[str]
+) -> None:
+    import openai
+
+    client, trusting = server
+    question = embedded[1].questions["region"]
+    assert said(client, sent(picture, question)) == expected[2]
+    for region, text in zip((BADGE, TOP), expected):
+        shown = picture.copy()
+        shown.putalpha(Image.fromarray(as_mask(region, picture.height, picture.width)))
+        assert said(client, sent(shown, question)) == text
+    alone = sent(picture, question)
+    if not trusting:
+        with pytest.raises(openai.BadRequestError, match="trust-request-mm-kwargs"):
+            said(client, alone, mm_processor_kwargs={"masks": [BADGE]})
+        return
+    for region, text in zip((BADGE, TOP, None), expected):
+        assert said(client, alone, mm_processor_kwargs={"masks": [region]}) == text
+        named = sent(picture, question, uuid="one for all")
+        assert said(client, named, mm_processor_kwargs={"masks": [region]}) == text
+    for bad in ({"box_xyxy": [900, 900, 950, 950]}, {"polygon": [[1, 2]]}, "~", [], {}):
+        with pytest.raises(MaskError) as told:
+            as_mask(bad, picture.height, picture.width)
+        with pytest.raises(openai.BadRequestError) as caught:
+            said(client, alone, mm_processor_kwargs={"masks": [bad]})
+        assert caught.value.status_code == 400 and str(told.value) in caught.value.body["message"], bad
+    with pytest.raises(openai.BadRequestError, match="2 masks arrived for 1 pictures"):
+        said(client, alone, mm_processor_kwargs={"masks": [BADGE, TOP]})
+    assert said(client, alone, mm_processor_kwargs={"masks": [BADGE]}) == expected[0]
+
+
+def test_another_model_starts_where_the_plugin_fails(tmp_path: Path) -> None:
+    """In a process of its own, in which this package cannot be used with the installed transformers."""
+    code = (
+        "import sys, importlib.metadata as m\n"
+        "from vllm.plugins import load_general_plugins\n"
+        "import finecaption_hf.serving.vllm as plugin\n"
+        "sys.modules['finecaption_hf.configuration_finecaption'] = None\n"
+        "load_general_plugins()\n"
+        "from vllm import ModelRegistry\n"
+        "assert plugin.ARCHITECTURE not in ModelRegistry.get_supported_archs()\n"
+        "assert 'LlamaForCausalLM' in ModelRegistry.get_supported_archs()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "FineCaption cannot be served here; other models are not concerned." in done.stderr + done.stdout
