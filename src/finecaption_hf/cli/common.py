@@ -30,6 +30,10 @@ class Task(str, Enum):
     whole = "global"
 
 
+class EngineName(str, Enum):
+    vllm = "vllm"
+
+
 _QUESTIONS, _ANSWERS = "Questions (repeatable; none: --task region)", "Answers"
 
 Model = Annotated[
@@ -165,7 +169,22 @@ AtOnce = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    EngineName | None,
+    typer.Option("--engine", help="Ask FineCaption through vLLM (docs/serving.md).", rich_help_panel=_ANSWERS),
+]
+EngineOptions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|YAML",
+        help="Options of vllm.LLM: a YAML file, or {max_model_len: 2048, tensor_parallel_size: 2}.",
+        rich_help_panel=_ANSWERS,
+    ),
+]
+
 _DESCRIBING = (
+    "engine",
+    "engine_options",
     "describer",
     "referral",
     "prompts",
@@ -188,13 +207,17 @@ def describer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {name: value for name in _DESCRIBING if (value := given.get(name)) is not None and value is not False}
     if found.get("referral", "").startswith("{"):
-        import yaml
-
-        try:
-            found["referral"] = yaml.safe_load(found["referral"])
-        except yaml.YAMLError as error:
-            raise ValueError(f"--referral {found['referral']}: this is no YAML ({error}).") from error
+        found["referral"] = _read_yaml(found["referral"], "--referral")
     return found
+
+
+def _read_yaml(text: str, option: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{option} {text}: this is no YAML ({error}).") from error
 
 
 class OrderedCommand(Command):
@@ -255,7 +278,8 @@ def _where_to_write() -> str:
 def load_describer(
     model: str | None, device: str | None = None, dtype: Dtype | str | None = None, **options: Any
 ) -> "Describer":
-    """What answers questions; `options` are those of `asking.load_describer`."""
+    """What answers questions; `options` are those of `asking.load_describer`, or `engine` and
+    `engine_options`."""
     from .. import asking
 
     if model is None and not EMBEDDED_CHECKPOINT.is_dir():
@@ -266,10 +290,49 @@ def load_describer(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded = asking.load_describer(model, device=device, dtype=None if dtype is None else Dtype(dtype).value, **options)
+    if "engine" in options or "engine_options" in options:
+        loaded: Describer = _in_vllm(model, device=device, dtype=dtype, **options)
+    else:
+        precision = None if dtype is None else Dtype(dtype).value
+        loaded = asking.load_describer(model, device=device, dtype=precision, **options)
     if (note := asking.note_of(loaded)) is not None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"Note: {note} Another model: --model.", err=True)
     return loaded
+
+
+def _in_vllm(
+    model: str | None,
+    *,
+    engine: EngineName | None = None,
+    engine_options: str | None = None,
+    dtype: Dtype | str | None = None,
+    name: str | None = None,
+    max_new_tokens: int | None = None,
+    **others: Any,
+) -> "Describer":
+    if engine is None:
+        raise ValueError("--engine-options have no effect without --engine vllm.")
+    if useless := [f"--{option.replace('_', '-')}" for option, value in others.items() if value is not None]:
+        raise ValueError(f"{', '.join(useless)}: no effect with --engine vllm. Leave that out; see --engine-options.")
+    given: Any = {}
+    if engine_options is not None:
+        inline = engine_options.lstrip().startswith("{")
+        text = engine_options if inline else Path(engine_options).read_text(encoding="utf-8")
+        given = _read_yaml(text, "--engine-options")
+        if not isinstance(given, dict):
+            raise ValueError(
+                f"--engine-options are {given!r}. Give names with values, such as {{max_model_len: 2048}}."
+            )
+    # Standard output is for records, and what vLLM would tell its makers is not ours to send.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from ..serving.vllm_describer import VllmDescriber
+
+    if dtype is not None:
+        given["dtype"] = Dtype(dtype).value
+    shown = name or (EMBEDDED_CHECKPOINT.name if model is None else model)
+    return VllmDescriber(model or EMBEDDED_CHECKPOINT, name=shown, max_new_tokens=max_new_tokens, **given)
 
 
 def check_attributes(questions: Sequence[tuple[str, str]], known: Mapping[str, str]) -> None:

@@ -18,6 +18,8 @@ from .common import (
     Describing,
     Device,
     DtypeOption,
+    Engine,
+    EngineOptions,
     Json,
     KeepSent,
     MaxBatchTokens,
@@ -105,6 +107,8 @@ def describe(
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
+    engine: Engine = None,
+    engine_options: EngineOptions = None,
     describer: Describing = None,
     referral: Referring = None,
     prompts: Prompts = None,
@@ -154,7 +158,7 @@ def describe(
 
         logging.set_verbosity_error()
         warnings.simplefilter("ignore")
-    if device is None and processes.count > 1:
+    if device is None and processes.count > 1 and engine is None:
         device = _own_device()
 
     def tell(line: str) -> None:
@@ -180,6 +184,11 @@ def describe(
         return f"{finished}What was finished is kept; the same command goes on from there."
 
     try:
+        if engine is not None and processes.count > 1:
+            raise ValueError(
+                "vLLM starts processes of its own. Run finecaption describe once, with --engine-options such as "
+                "{tensor_parallel_size: 2}."
+            )
         check_output(output, output_format)
         reading = ReadOptions(images=images, format=format, split=split, **reading_options(ctx.params))
         inputs = open_regions(path, reading)
