@@ -158,9 +158,6 @@ class _Server:
                 raise_error(answer)
             return JSONResponse(completion.whole(job.prompt_tokens))
 
-        def pieces() -> Iterator[Any]:
-            yield from completion.pieces()
-
         def last() -> Iterator[Any]:
             yield from completion.pieces()
             if (usage := completion.last(job.prompt_tokens)) is not None:
@@ -171,7 +168,7 @@ class _Server:
             await anext(updates, None)  # what fails before the first news has a status of its own
         for answer in list(asked.answers.values()):
             raise_error(answer)
-        return _stream(updates, completion.begin(), pieces, last, is_sse=True)
+        return _stream(updates, completion.begin(), completion.pieces, last, is_sse=True)
 
     async def regions(self, body: RegionsRequest, request: Request) -> Response:
         """See `RegionsRequest`."""

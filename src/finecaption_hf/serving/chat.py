@@ -14,7 +14,10 @@ from ..pipeline_finecaption import AskedRegion, requests_about
 from ..prompts_finecaption import BranchAnswer, Question, resolve_questions
 from .limits import Limits, RequestError
 
-_Text = Annotated[str, Field(max_length=20_000)]
+# What stands in front of the model is bounded: its thread tokenizes, and looks for stop strings after each token.
+_Text = Annotated[str, Field(max_length=4_000)]
+_Stop = Annotated[str, Field(max_length=200)]
+_Turns = Field(max_length=64)
 _REASONS = {"end": "stop", "stop_string": "stop", "length": "length"}
 
 
@@ -28,7 +31,7 @@ class _Decoding(_Wire):
     temperature: float | None = None
     top_p: float | None = None
     repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     seed: int | None = None
     max_tokens: int | None = None
 
@@ -93,7 +96,7 @@ class ChatRequest(_Decoding):
     """OpenAI's request for a chat completion, about one region of one picture."""
 
     model: str
-    messages: list[_Message]
+    messages: Annotated[list[_Message], _Turns]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_completion_tokens: int | None = None
@@ -185,7 +188,7 @@ class RegionsRequest(_Decoding):
 
     image: str
     regions: list[Any] | None = None
-    questions: _Text | list[_Text | list[dict[str, str]]] = "region"
+    questions: _Text | list[_Text | Annotated[list[dict[str, _Text]], _Turns]] = "region"
     model: str | None = None
     log_probs: bool = False
     stream: bool = False
