@@ -56,15 +56,16 @@ class Command(_Page, TyperCommand):
     def _reason(self, error: typer.BadParameter) -> str:
         """The library's reason with the value that arrived, and with the nearest choice."""
         reason = re.sub(r"^Value error, ", "", error.message)
-        wrong = error.__cause__.errors()[0]["input"] if hasattr(error.__cause__, "errors") else None
+        cause: Any = error.__cause__
+        wrong = cause.errors()[0]["input"] if hasattr(cause, "errors") else None
         choices = re.findall("'(.*?)'", reason.partition(" is not one of ")[2])
-        near = nearest(wrong, choices) if choices else None
+        near = nearest(str(wrong), choices) if choices else None
         reason = re.sub("^Input should", f"{wrong!r} should", reason)
         return reason and reason.removesuffix(".") + "." + (f" Did you mean {near!r}?" if near else "")
 
     def _misspelt(self, error: typer.BadParameter, given: list[str]) -> str:
         """Where an option is missing and others are handed on, what looks like the missing one."""
-        missing = getattr(error.param, "opts", ())
+        missing: list[str] = getattr(error.param, "opts", [])
         for text in (text.partition("=")[0] for text in given if text.startswith("--")):
             if all(text not in option.opts for option in self.params) and nearest(text, missing):
                 return f"There is no option {text}. Did you mean {missing[0]}?"
