@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import EXAMPLE_PICTURE
+from conftest import EXAMPLE_PICTURE, ROOT
 from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
@@ -104,6 +104,14 @@ def test_examples_are_parsed_by_their_command(name: str, tmp_path: Path, monkeyp
                 from finecaption_hf.training.arguments import parse_options
 
                 parse_options(handed_on)
+
+
+def test_extras_are_advised_as_they_can_be_installed() -> None:
+    assert 'pip install ".[demo]" in the project\'s folder' in " ".join(opened("demo").get_help().split())
+    files = [path for suffix in ("py", "yaml") for path in (ROOT / "src").rglob(f"*.{suffix}")]
+    files += [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    # On no package index is there a finecaption-hf.
+    assert [str(path) for path in files if "finecaption-hf[" in path.read_text(encoding="utf-8")] == []
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

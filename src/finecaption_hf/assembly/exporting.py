@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import EMBEDDED_CHECKPOINT
+from .. import EMBEDDED_CHECKPOINT, install_hint
 from ..hub.checkpoint import read_json
 from ..modeling_finecaption import FineCaptionVisionModel
 from .cost import read_any_config
@@ -88,7 +88,7 @@ def export_onnx(checkpoint: str | os.PathLike[str] | None, out: str | os.PathLik
         import onnxruntime
         import onnxscript  # noqa: F401  (what torch writes ONNX with)
     except ImportError as error:
-        raise ImportError(f"{error.name} is not installed: pip install 'finecaption-hf[onnx]'.") from error
+        raise ImportError(f"{error.name} is not installed. {install_hint('onnx')}.") from error
     path = Path(out)
     if path.exists():
         raise FileExistsError(f"{path} is there already. Give another name, or delete it.")

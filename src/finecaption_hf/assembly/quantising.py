@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, BitsAndBytesConfig
 
-from .. import register
+from .. import install_hint, register
 from ..hub.card import model_card
 from ..hub.checkpoint import LICENCE_TEXT, checkpoint_files, read_json
 from ..hub.provenance import FILE, read_provenance
@@ -56,7 +56,7 @@ def quantise(
     try:
         import bitsandbytes  # noqa: F401  (what transformers quantises with)
     except ImportError as error:
-        raise ImportError("bitsandbytes is not installed: pip install 'finecaption-hf[train]'.") from error
+        raise ImportError(f"bitsandbytes is not installed. {install_hint('train')}.") from error
     names = checkpoint_files(source)
     if "quantization_config" in read_json(source / "config.json", AssemblyError):
         raise AssemblyError(f"{source} is quantised already. Give the checkpoint that it was made from.")

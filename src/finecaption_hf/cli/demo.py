@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import EMBEDDED_CHECKPOINT
+from .. import EMBEDDED_CHECKPOINT, install_hint
 from .common import (
     ApiKeyEnv,
     BaseUrl,
@@ -65,12 +65,12 @@ def demo(
 ) -> None:
     """Open the demo: mark regions of a picture in a browser, and ask about them.
 
-    Needs the extra demo (pip install "finecaption-hf[demo]"). Nothing leaves this machine.
+    Needs the extra demo (pip install ".[demo]" in the project's folder). Nothing leaves this machine.
     """
     with errors_in_one_line():
         # Not imported here: `demo.app` has to say first that gradio must not call home.
         if find_spec("gradio") is None:
-            raise ImportError('The demo needs gradio. Install it: pip install "finecaption-hf[demo]".')
+            raise ImportError(f"The demo needs gradio. {install_hint('demo')}.")
         options = {"device": device, "dtype": None if dtype is None else dtype.value, "adapter": adapter}
         offered = _read_models(model, options | describer_options(ctx.params))
         loaded = load_describer(offered[0].model, **offered[0].options)

@@ -265,13 +265,17 @@ def evaluate(
 
             rows = read_table(table)
         from ..evaluation.evaluating import PREDICTIONS, report_on
-        from ..evaluation.metrics import CaptionScorer, MetricError
+        from ..evaluation.metrics import MetricError
 
         # What the metrics need is looked for before anything is generated.
         try:
-            score = CaptionScorer(
-                [name.strip() for name in ",".join(metrics).split(",") if name.strip()],
-                tokenizer=tokenizer.value,
+            names = [name.strip() for name in ",".join(metrics).split(",") if name.strip()]
+            what = ("metrics", "tokenizer", "java", "bertscore_model", "bertscore_layer")
+            is_open = all("DEFAULT" in str(ctx.get_parameter_source(name)) for name in what)
+            score = _scorer(
+                names,
+                tokenizer.value,
+                is_open=is_open,
                 bertscore_model=bertscore_model,
                 bertscore_layer=bertscore_layer,
                 java=java,
@@ -372,6 +376,34 @@ def evaluate(
     typer.echo(f"Wrote {output / 'report.html'}", err=True)
 
 
+def _scorer(metrics: list[str], tokenizer: str, *, is_open: bool, **options: Any) -> Any:
+    """The scorer; where nothing was asked for in particular, of what this machine has for it, and that is said."""
+    from ..evaluation.metrics import CaptionScorer, MetricError
+
+    choices = [(metrics, tokenizer)]
+    if is_open:
+        choices += [
+            (["rouge_l", "bleu", "meteor", "cider"], "ptb"),
+            (["rouge_l", "bleu", "cider", "bertscore"], "python"),
+            (["rouge_l", "bleu", "cider"], "python"),
+        ]
+    missing: MetricError | None = None
+    for names, words in choices:
+        try:
+            score = CaptionScorer(names, tokenizer=words, **options)
+        except MetricError as error:
+            missing = missing or error
+            continue
+        if missing is not None:
+            typer.echo(
+                f"{missing} This goes on as with --metrics {','.join(names)} --tokenizer {words}.",
+                err=True,
+            )
+        return score
+    assert missing is not None
+    raise missing
+
+
 def _predict(describer: Any, dataset: "ExampleDataset", path: Path, err: Console, **options: Any) -> None:
     from ..evaluation.predicting import run_predictions
 
@@ -428,6 +460,9 @@ def _print_report(report: dict[str, Any]) -> None:
             row["label"], f"{row['value']:.2f}", "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
         )
     console.print(table)
+    for title, what in (("by_attribute", "question"), ("by_size", "size of a region")):
+        if groups := report[title]:
+            _print_groups(console, what, groups)
     if comparison := report.get("comparison"):
         table = Table(f"minus {escape(comparison['model'])}", "difference", "95 % interval")
         for row in comparison["metrics"].values():
@@ -435,3 +470,24 @@ def _print_report(report: dict[str, Any]) -> None:
             shown = "" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
             table.add_row(row["label"], f"{row['difference']:+.2f}", shown)
         console.print(table)
+    for diagnostic in report["diagnostics"]:
+        columns, rows = diagnostic["table"]["columns"], diagnostic["table"]["rows"]
+        table = Table(*map(escape, columns), title=escape(diagnostic["title"]), title_justify="left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        for note in diagnostic.get("notes", ()):
+            console.print(Text(note))
+
+
+def _print_groups(console: Console, what: str, groups: list[dict[str, Any]]) -> None:
+    from ..evaluation.judging import LABELS
+    from ..evaluation.report.layout import MAIN_METRICS
+
+    names = [name for name in MAIN_METRICS if any(name in group["metrics"] for group in groups)]
+    table = Table(what, "captions", *(LABELS[name] for name in names))
+    for group in groups:
+        values = [group["metrics"].get(name) for name in names]
+        figures = ("" if row is None else f"{row['value']:.2f}" for row in values)
+        table.add_row(Text(str(group["name"])), f"{group['captions']:,}", *figures)
+    console.print(table)

@@ -1,5 +1,6 @@
 """HEIC pictures, which Pillow reads with the help of pillow-heif, an extra."""
 
+from .. import install_hint
 from .errors import DataError
 
 HEIF = (".heic", ".heif", ".hif")
@@ -20,7 +21,5 @@ def enable_heif(where: str) -> None:
     try:
         import pillow_heif
     except ImportError as error:
-        raise DataError(
-            where, 'this is a HEIC picture, which needs pillow-heif. Run: pip install "finecaption-hf[heif]"'
-        ) from error
+        raise DataError(where, f"this is a HEIC picture, which needs pillow-heif. {install_hint('heif')}.") from error
     pillow_heif.register_heif_opener()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import install_hint
 from ..asking import FineCaptionDescriber, load
 from ..configuration_finecaption import FineCaptionConfig
 from ..data import open_dataset
@@ -407,7 +408,7 @@ def _students_t(freedom: int) -> float:
     try:
         from scipy.stats import t
     except ImportError as error:
-        raise ImportError('Intervals of an ablation need scipy: pip install "finecaption-hf[evaluation]"') from error
+        raise ImportError(f"Intervals of an ablation need scipy. {install_hint('evaluation')}.") from error
     return float(t.ppf(0.975, freedom))
 
 

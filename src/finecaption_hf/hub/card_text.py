@@ -99,7 +99,7 @@ def demo_section(repo: str, space: str | None, pictures: Sequence[str]) -> str:
         link = f"[{space}](https://huggingface.co/spaces/{space})"
         paragraphs.append(f"In the browser, with nothing to install: {link}.")
     paragraphs.append(
-        "On your own machine, where no picture leaves it: with `finecaption-hf[demo]` installed, "
+        "On your own machine, where no picture leaves it: with finecaption-hf and its extra `demo` installed, "
         f"`finecaption demo --model {repo}` opens a page on which regions are clicked, painted or boxed."
     )
     return "\n\n".join([*paragraphs, *(f"![{plain(Path(name).stem)}]({name})" for name in pictures)])

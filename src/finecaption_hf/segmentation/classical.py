@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .. import install_hint
 from ..data.images import to_rgb
 from ..masks_finecaption import box_around
 from .clicks import Clicks
@@ -45,8 +46,8 @@ class ClassicalSegmenter(Segmenter):
             import cv2
         except ImportError as error:
             raise ImportError(
-                "Without a segmentation model, masks are made with OpenCV, which is not installed. Run: "
-                'pip install "finecaption-hf[segmentation]", or name a model such as facebook/sam2.1-hiera-tiny.'
+                "Without a segmentation model, masks are made with OpenCV, which is not installed. "
+                f"{install_hint('segmentation')}, or name a model such as facebook/sam2.1-hiera-tiny."
             ) from error
         self.name = f"classical (GrabCut and region growing of OpenCV {cv2.__version__}, by colour, without a model)"
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ... import install_hint
 from ...masks_finecaption import RegionMask
 from ...prompts_finecaption import BranchUpdate, FineCaptionError
 from .referral import Marked, Referral
@@ -93,9 +94,7 @@ class EndpointDescriber(ReferringDescriber):
         concurrency: int = 4,
     ) -> None:
         if importlib.util.find_spec("openai") is None:
-            raise ImportError(
-                "Endpoints are asked by openai, which is not installed. Install finecaption-hf[evaluation]."
-            )
+            raise ImportError(f"Endpoints are asked by openai, which is not installed. {install_hint('evaluation')}.")
         super().__init__(name or model, referral, templates, box_format)
         parts = urllib.parse.urlsplit(base_url)
         address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ... import install_hint
 from .errors import MetricError
 from .java import Java
 
@@ -29,7 +30,7 @@ def pycocoevalcap_folder() -> Path:
     except ImportError:
         raise MetricError(
             "ROUGE-L, BLEU, METEOR, CIDEr and the PTB tokenizer come from pycocoevalcap, which is not installed. "
-            "`pip install 'finecaption-hf[evaluation]'`."
+            f"{install_hint('evaluation')}."
         ) from None
     return Path(next(iter(pycocoevalcap.__path__)))
 

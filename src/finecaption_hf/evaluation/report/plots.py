@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ... import install_hint
 from ..judging import LABELS
 from .layout import MAIN_METRICS
 
-MISSING = "There are no plots: they need matplotlib. Install finecaption-hf[evaluation], and make the report again."
+MISSING = f"There are no plots: they need matplotlib. {install_hint('evaluation')}, and make the report again."
 
 _INK, _BAR = "#1e78e6", "#9aa0a6"
 _MAX_ROWS = 40
