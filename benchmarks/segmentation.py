@@ -1,10 +1,14 @@
 """How near masks come to true ones, from a tight box and from one point: mean intersection over union.
 
     python benchmarks/segmentation.py regions.jsonl|NUMBER [ID_OR_FOLDER]
+    python benchmarks/segmentation.py FOLDER [SEED [CLICKS_IN_EACH_PICTURE]]
 
 Lines of the file: {"image": path beside the file, "segmentation": region reference}; a number means so many rendered
 scenes, of seeds by which nothing was chosen. Points lie in the region's middle, and at three places anywhere in it.
 Without a model, the classical segmenter is measured. The last line is the best of what `everything` finds.
+
+The second form clicks anywhere in a folder's pictures, with the classical segmenter: how often it chooses a speck,
+and how often one beside a candidate of usable size, by its rule and by scores alone as before it.
 """
 
 import json
@@ -19,9 +23,11 @@ from PIL import Image
 from finecaption_hf.masks_finecaption import as_mask, box_around
 from finecaption_hf.scenes import render_scene
 from finecaption_hf.segmentation import open_segmenter
+from finecaption_hf.segmentation.classical import ClassicalEncodedImage, ClassicalSegmenter
 
 Masked = tuple[Image.Image, list[np.ndarray]]
 
+_SPECK, _USABLE = 0.0005, 0.5  # shares of the picture: below the first is a speck, from there to the second usable
 _FIRST_SEED = 1000  # the classical segmenter's rules were chosen with scenes of the first dozens
 
 
@@ -60,6 +66,27 @@ def scenes(number: int) -> Iterator[Masked]:
         yield Image.fromarray(scene.image), [mask > 0 for mask in scene.masks]
 
 
+def clicks(folder: Path, seed: int = 0, number_each: int = 25) -> None:
+    """Print how large what is chosen at random clicks is, with and without the rule on specks."""
+    segmenter = ClassicalSegmenter()
+    shares: dict[str, list[list[float]]] = {"before": [], "after": []}
+    for number, file in enumerate(sorted(file for file in folder.iterdir() if file.suffix in (".jpg", ".png"))):
+        picture = segmenter.encode(Image.open(file))
+        places = np.random.default_rng([seed, number]).random((number_each, 2)) * [picture.width, picture.height]
+        for ranking, least in (("before", 0.0), ("after", ClassicalEncodedImage.min_area)):
+            picture.min_area = least
+            for x, y in places.tolist():
+                found = picture.masks(points=[(x, y)], num_candidates=9)
+                shares[ranking].append([float(it.mask.mean()) for it in found])
+    print(f"{segmenter.name}: {len(shares['after'])} clicks")
+    for ranking, of_clicks in shares.items():
+        specks = [others for first, *others in of_clicks if first < _SPECK]
+        missed = sum(any(_SPECK <= share <= _USABLE for share in others) for others in specks)
+        smallest, median = (how([first for first, *_ in of_clicks]) for how in (min, np.median))
+        print(f"{ranking:6} {len(specks)} specks, {missed} of them beside a usable candidate; ", end="")
+        print(f"chosen: {smallest:.5f} of the picture at least, {median:.3f} in the median")
+
+
 def main(source: str, model: str | None = None) -> None:
     segmenter = open_segmenter(model)
     rows = []
@@ -86,4 +113,7 @@ def main(source: str, model: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if Path(sys.argv[1]).is_dir():
+        clicks(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    else:
+        main(*sys.argv[1:])

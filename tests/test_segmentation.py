@@ -506,6 +506,16 @@ def test_classical_finds_a_thing_of_two_colours_from_a_point(classical: Any) -> 
     assert max(overlap(it.mask, true) for it in candidates) > 0.85
 
 
+def test_classical_chooses_no_speck_where_a_larger_candidate_fits(classical: Any) -> None:
+    """In texture, cuts keep a few pixels that look like nothing around them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (72, 96, 3), dtype=np.uint8)
+    encoded = classical.encode(Image.fromarray(pixels).resize((192, 144), Image.Resampling.NEAREST))
+    candidates = encoded.masks(points=[(60, 70)], num_candidates=9)
+    are_specks = [bool(it.mask.mean() < 0.0005) for it in candidates]
+    assert True in are_specks and are_specks == sorted(are_specks)
+    assert not are_specks[0]
+
+
 @pytest.mark.parametrize("size", [(180, 120), (33, 700), (3, 2), (1, 1)])
 def test_classical_masks_hold_positive_points_and_no_negative_ones(classical: Any, size: tuple[int, int]) -> None:
     encoded = classical.encode(picture(size))

@@ -26,7 +26,8 @@ _LARGE = 0.02  # of the picture: among all regions, smaller ones come later
 _SPECK = 0.1  # pieces below this share of the largest piece are noise
 _HOLE = 0.002  # of the picture: larger ones may be things
 _SMOOTHING = 1.5  # standard deviation in pixels of the working copy
-_TOLERANCES = (4, 8, 14, 22, 32)  # colour differences between neighbours, of 255, at which a region grows from a point
+_TOLERANCES = (4, 8, 14, 22, 32)  # colour differences from a point, of 255, within which a region grows from it
+_WIDER_TOLERANCES = (48, 72, 108, 162)  # where all of these leave a speck
 _DISCS = (0.03, 0.06, 0.12, 0.24)  # radii around points, as shares of the square root of the picture's area
 _REACH = 2.2  # how far from a point a region may go, in these radii
 _GROWN_TRUST = 0.6  # of a region of one colour beside cuts, which may have several
@@ -64,6 +65,8 @@ class ClassicalEncodedImage(EncodedImage):
 
     # What shares colour and place with a region is that region again, at another tolerance.
     min_score, min_stability, max_inside = 0.3, 0.6, 0.5
+    min_area = 0.0005
+    """Share of the picture: what points find below it comes after all that is larger. People rarely mark less."""
 
     def __init__(self, pixels: np.ndarray):
         import cv2
@@ -135,7 +138,8 @@ class ClassicalEncodedImage(EncodedImage):
         """Cuts that begin with discs of several sizes around the positive points, and the best region of like colour.
 
         How large the thing is that was meant cannot be known. A mask is believed the more, the more the others agree
-        with it, and the less its colours are those of the strip around it.
+        with it, and the less its colours are those of the strip around it. In texture a cut may keep a few pixels that
+        look like nothing around them: such specks come last, with a score below 0.5, and all others have more.
         """
         positive = clicks.points[clicks.labels == 1]
         ys, xs = np.ogrid[: self.height, : self.width]
@@ -144,14 +148,30 @@ class ClassicalEncodedImage(EncodedImage):
             nearest = np.minimum(nearest, (xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)
         radii = [share * float(np.sqrt(self.height * self.width)) for share in _DISCS]
         masks = [self._cut_from_discs(clicks, positive, nearest, radius) for radius in radii]
-        grown = [np.logical_or.reduce([self._grow(x, y, tolerance) for x, y in positive]) for tolerance in _TOLERANCES]
-        masks.append(self._with_points(self._to_picture(grown[int(np.argmax(_stabilities(grown)))]), clicks))
+        masks.append(self._with_points(self._to_picture(self._grown(positive)), clicks))
         found = []
         for index, mask in enumerate(masks):
             agreement = float(np.mean([_overlap(mask, other) for place, other in enumerate(masks) if place != index]))
             trust = _GROWN_TRUST if index == len(_DISCS) else 1.0
-            found.append(Candidate(mask, trust * (0.5 + agreement) / 1.5 * self._contrast(mask)))
+            score = trust * (0.5 + agreement) / 1.5 * self._contrast(mask)
+            found.append(Candidate(mask, (score + bool(mask.mean() >= self.min_area)) / 2))
         return found
+
+    def _grown(self, positive: np.ndarray) -> np.ndarray:
+        """Bool (h, w): the region of like colour around points that stays most alike at other tolerances, but a speck.
+
+        Where the usual tolerances leave specks only, the least wider one that does not.
+        """
+
+        def at(tolerance: int) -> np.ndarray:
+            return np.logical_or.reduce([self._grow(x, y, tolerance) for x, y in positive])
+
+        grown = [at(tolerance) for tolerance in _TOLERANCES]
+        for index in np.argsort([-score for score in _stabilities(grown)], kind="stable").tolist():
+            if grown[index].mean() >= self.min_area:
+                return grown[index]
+        wider = (at(tolerance) for tolerance in _WIDER_TOLERANCES)
+        return next((mask for mask in wider if mask.mean() >= self.min_area), grown[-1])
 
     def _cut_from_discs(self, clicks: Clicks, positive: np.ndarray, nearest: np.ndarray, radius: float) -> np.ndarray:
         """What GrabCut makes of discs around the positive points, as far as it hangs together with one of them."""
