@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -731,15 +732,18 @@ class _Discs:
 
     def __init__(self) -> None:
         self.encoded = 0
+        self.held = threading.Lock()  # no mask is made while a test has it
 
     def encode(self, image: Image.Image) -> Any:
         self.encoded += 1
-        height, width = image.height, image.width
+        height, width, held = image.height, image.width, self.held
 
         class Encoded:
             def masks(self, points: Any = None, labels: Any = None, box_xyxy: Any = None) -> list[Any]:
                 rows, columns = np.mgrid[:height, :width]
                 found = []
+                with held:
+                    pass
                 for radius in (30, 50):
                     mask = np.zeros((height, width), bool)
                     for label in (1, 0):
@@ -809,6 +813,35 @@ def test_points_become_masks_that_can_be_changed(points: Demo, discs: _Discs) ->
     assert discs.encoded <= encoded + 1, "the picture was encoded again"
     assert points.rows() == [], "a click was answered that should not have been"
     assert len(points.ask("Color")) == 4
+
+
+def test_click_is_marked_at_once_and_its_masks_are_flipped_through_beside_it(points: Demo, discs: _Discs) -> None:
+    points.page.locator(".fc-at-once").uncheck()
+    x, y = points.place(60, 200)
+    color = """([x, y]) => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
+        const canvas = document.querySelector('.fc-canvas'), box = canvas.getBoundingClientRect();
+        const ratio = canvas.width / box.width;
+        done([...canvas.getContext('2d').getImageData((x - box.x) * ratio, (y - box.y) * ratio, 1, 1).data]);
+    })))"""
+    points.tool("spot")
+    with discs.held:
+        points.drag((60, 200))
+        points.page.mouse.move(*points.place(200, 60))
+        assert points.page.evaluate(color, [x - 3, y - 3]) == [0x1A, 0x7F, 0x37, 255], "no mark while the server works"
+        assert points.areas == [0]
+    (first,) = points.wait_for_areas("found[0] > 0")
+    flip = points.page.locator(".fc-flip")
+    assert flip.inner_text().split() == ["‹", "1", "of", "2", "›"]
+    box = flip.bounding_box()
+    assert 0 < box["x"] - x < 40 and 0 < abs(box["y"] - y) < 80
+    flip.get_by_role("button", name="Next mask").click()
+    assert points.areas[0] > first
+    points.page.locator(".fc-canvas").press(",")
+    assert points.areas == [first] and "1 of 2" in flip.inner_text()
+    points.do("undo")
+    assert points.areas[0] > first and "2 of 2" in flip.inner_text()
+    points.do("addRegion")
+    assert not flip.is_visible()
 
 
 def test_click_gives_mask_and_answer_at_once(

@@ -141,14 +141,14 @@ function checkSize(h, w) {
 // --- undo ----------------------------------------------------------------------------------------------------------
 
 function snapshot() {
-  return { active, regions: regions.map(({ counts, version, points, candidates }) => ({ counts, version, points, candidates })) };
+  return { active, regions: regions.map(({ counts, version, points, candidates, candidate }) => ({ counts, version, points, candidates, candidate })) };
 }
 
 function restore(state) {
   const before = regions;
-  regions = state.regions.map(({ counts, version, points, candidates }, index) => {
-    if (before[index]?.version === version) return Object.assign(before[index], { points, candidates });
-    const region = Object.assign(newRegion(), { points, candidates, mask: decode({ size: [height, width], counts }) });
+  regions = state.regions.map(({ counts, version, points, candidates, candidate }, index) => {
+    if (before[index]?.version === version) return Object.assign(before[index], { points, candidates, candidate });
+    const region = Object.assign(newRegion(), { points, candidates, candidate, mask: decode({ size: [height, width], counts }) });
     settle(region, version);
     return region;
   });
@@ -284,12 +284,13 @@ function drawNow() {
     context.fillStyle = inkOf(index);
     context.fillText(numberOf(index), x, y + 0.5);
   });
-  for (const [px, py, label] of regions[active]?.points ?? []) {
+  for (const [px, py, label] of awaited ?? regions[active]?.points ?? []) {
     const x = px * view.scale + view.x, y = py * view.scale + view.y;
     context.beginPath(); context.arc(x, y, 6, 0, 7); context.fillStyle = label ? "#1a7f37" : "#c62828"; context.fill();
     context.strokeStyle = "white"; context.lineWidth = 2; context.stroke();
     context.fillStyle = "white"; context.fillText(label ? "+" : "−", x, y);
   }
+  placeFlip();
   if (cursor) {
     const x = cursor[0] * view.scale + view.x, y = cursor[1] * view.scale + view.y;
     const r = tool === "brush" || tool === "eraser" ? Math.max(3, radius() * view.scale) : 6;
@@ -411,16 +412,19 @@ function fill(points, value) {
 
 // --- points, where the server has a segmenter ------------------------------------------------------------------------
 
+let awaited = null;  // points that are marked before the server has answered
+
 /** Give a region, which may not be in the list yet, the mask of its points and box. */
 async function segment(region, points, box_xyxy = null) {
   const asked = file, isNew = !regions.includes(region);
   if (!points.some((point) => point[2]) && !box_xyxy) return say("Begin with a point in the region", true);
-  region.wanted = points;
+  region.wanted = awaited = points; draw();
   say("Finding the region…");
   let found;
   try {
     found = await server.segment({ path: file.path, points: points.map(([x, y]) => [x, y]), labels: points.map((point) => point[2]), box_xyxy });
   } catch (error) { found = { error: "the server did not answer" }; }
+  if (awaited === points) { awaited = null; draw(); }
   if (file !== asked || region.wanted !== points || (!isNew && !regions.includes(region))) return;
   region.wanted = null;
   if (found.error || !found.candidates.length) return say(`No region was found: ${found.error ?? "try another point"}`, true);
@@ -441,11 +445,25 @@ function showCandidate(region, number) {
   changed();
 }
 
-function nextCandidate() {
+/** Beside the last point of the chosen region: which of its masks it has, and the way to the others. */
+function placeFlip() {
+  const box = find(".fc-flip"), region = regions[active], at = region?.points.at(-1);
+  box.hidden = Boolean(!at || awaited || stroke || region.candidates.length < 2);
+  if (box.hidden) return;
+  find(".fc-flip span").textContent = `${(region.candidate ?? 0) + 1} of ${region.candidates.length}`;
+  const x = at[0] * view.scale + view.x + 14, y = at[1] * view.scale + view.y + 14;
+  box.style.left = `${Math.max(0, Math.min(x, stage.clientWidth - box.offsetWidth))}px`;
+  box.style.top = `${Math.max(0, y + box.offsetHeight > stage.clientHeight ? y - 28 - box.offsetHeight : y)}px`;
+}
+
+function nextCandidate() { flip(1); }
+
+function flip(step) {
   const region = regions[active];
   if (!region || region.candidates.length < 2) return say("There is no other outline; set a point first", true);
-  remember(); showCandidate(region, ((region.candidate ?? 0) + 1) % region.candidates.length);
+  remember(); showCandidate(region, ((region.candidate ?? 0) + step + region.candidates.length) % region.candidates.length);
 }
+element.querySelectorAll("[data-flip]").forEach((button) => { button.onclick = () => flip(Number(button.dataset.flip)); });
 
 function refine() {
   const region = chosen();
@@ -523,6 +541,7 @@ canvas.addEventListener("keydown", (event) => {
   else if (key === "+" || key === "=") zoom(1.25);
   else if (key === "-") zoom(0.8);
   else if (key === "0") { fit(); draw(); }
+  else if (key === "," || key === ".") flip(key === "." ? 1 : -1);
   else if (key === "[" || key === "]") find(".fc-radius").value = Number(find(".fc-radius").value) + (key === "]" ? 3 : -3);
   else if (key === "Escape") cancelStroke();
   else if (key === "Delete" || key === "Backspace") { if (picture) removeRegion(active); }
@@ -585,6 +604,7 @@ function readPicture(url) {
 }
 
 function show(image, stored, masks = []) {
+  awaited = null;
   picture = image; file = stored; width = image.naturalWidth; height = image.naturalHeight;
   clearTimeout(asking);
   undoStack = []; redoStack = []; stroke = null; hovered = filled = null; active = 0;
