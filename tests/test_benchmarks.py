@@ -72,6 +72,20 @@ def test_regions_benchmark_compares_the_same_answers_and_reports_its_ratios(tmp_
     assert [point["questions"] for point in figures["growth"]["questions"]] == [1, 2, 3]
 
 
+def test_serving_benchmark_compares_the_same_answers_and_reports_its_ratios(tmp_path: Path) -> None:
+    """Three contestants over one server, all answers equal; at tiny sizes and one round nothing is judged."""
+    pytest.importorskip("prometheus_client", reason="prometheus_client (the extra serve) is not installed")
+    result = tmp_path / "result.json"
+    sizes = {"--pictures": 2, "--regions": 2, "--questions": 2, "--new-tokens": 4}
+    options = [str(word) for option in sizes.items() for word in option]
+    command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), "--tiny", *options, "--json", str(result)]
+    subprocess.run(command, check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    assert figures["answers"] == 8 and figures["different_texts"] > 1
+    assert figures["equal"] == {"regions": 8, "clients": 8}
+    assert figures["ratio"] == figures["one_by_one_s"] / figures["regions_s"]
+
+
 def test_bound_counts_the_language_model_as_its_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """For one question and an answer of two tokens it is the forward pass, less what is never looked at."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
