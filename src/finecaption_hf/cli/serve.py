@@ -87,7 +87,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: OpenAI's chat completions, and many regions of a picture in one request.
 
-    Needs the extra serve (pip install "finecaption-hf[serve]"). docs/serving.md has the requests.
+    Needs the extra serve. docs/serving.md has the requests.
     """
     with errors_in_one_line():
         missing = [it for it in ("fastapi", "uvicorn", "prometheus_client", "pydantic") if find_spec(it) is None]
