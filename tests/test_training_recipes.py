@@ -17,7 +17,22 @@ from finecaption_hf.training.recipes import read_recipe
 from finecaption_hf.training.runner import train
 
 
-@pytest.mark.parametrize("name", ["finecaption-tiny", "ablation-tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "finecaption-tiny",
+        "ablation-tiny",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "alpha-clip-13b-40gb",
+                "finecaption-llama-3b-24gb",
+                "finecaption-qwen-1.5b-8gb",
+                "finecaption-smollm2-360m-24gb",
+            )
+        ),
+    ],
+)
 def test_every_stage_of_the_recipe_takes_two_steps(name: str, tmp_path: Path, embedded: Any) -> None:
     recipe = read_recipe(name)
     data = write_records(tmp_path / "data", 4)

@@ -155,9 +155,13 @@ def test_wrong_argument_of_a_recipe_is_refused() -> None:
 def test_recipes_of_the_package_are_there() -> None:
     assert PACKAGED == [
         "ablation-tiny",
+        "alpha-clip-13b-40gb",
         "finecaption-8b-24gb-lora-4bit",
         "finecaption-8b-8gpu-deepspeed-zero3",
         "finecaption-8b-8gpu-fsdp2",
+        "finecaption-llama-3b-24gb",
+        "finecaption-qwen-1.5b-8gb",
+        "finecaption-smollm2-360m-24gb",
         "finecaption-tiny",
     ]
 
