@@ -4,14 +4,12 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
 import sys
 import time
 import traceback
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RealRegion, free_port
+from conftest import RealRegion, free_port
 from killing import kill_after
 from PIL import Image
 from typer.testing import CliRunner
@@ -676,20 +674,3 @@ def test_an_attribute_that_is_not_known_lists_those_that_are(tmp_path: Path) -> 
     assert result.exit_code == 2
     assert "Materials/Texture" in result.stderr
     assert not list(tmp_path.glob("out*"))
-
-
-def test_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    (tmp_path / "data").mkdir()
-    rows = write_rows(tmp_path / "data", 3)
-    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
-        for picture in (tmp_path / "data").glob("*.png"):
-            archive.write(picture, picture.name)
-            picture.unlink()
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "captioning.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
-    exec(compile(block, "captioning.md", "exec"), {"dataset": str(rows)})
-    assert capsys.readouterr().out.splitlines()[-1] == "3 0 []"
-    records = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text("utf-8").splitlines()]
-    assert [list(record["answers"]) for record in records] == [["Color", "dense"]] * 3

@@ -793,8 +793,9 @@ def test_examples_of_the_documentation_run(
     """In order, as one session; the model is one with a shared tower."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    model, processor = load(sam_and_checkpoint[1], device="cpu")
-    names: dict[str, Any] = {"model": model, "processor": processor}
+    loaded = load(sam_and_checkpoint[1], device="cpu")
+    monkeypatch.setattr("finecaption_hf.asking.load", lambda: loaded)
+    names: dict[str, Any] = {}
     text = (ROOT / "docs" / "segmentation.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
