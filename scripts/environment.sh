@@ -7,7 +7,7 @@ lowest_transformers=$(sed -n 's/^ *transformers>=\([0-9.]*\),.*/\1/p' "$root/set
 # The releases under which everything was tested; empty where the newest are wanted.
 constraints=$root/constraints.txt
 # These have all the others in them. What cannot live beside the newest of the others stays away.
-every_extra=browser,heif,test
+every_extra=browser,docs,heif,test
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }

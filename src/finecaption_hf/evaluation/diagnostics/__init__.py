@@ -1,7 +1,8 @@
 """What n-grams do not tell: exact answers where the truth is known, whether the mask is used, whether answers agree.
 
->>> from finecaption_hf.evaluation.diagnostics import run_diagnostics
->>> run_diagnostics(describer, dataset, ["mask"])["mask"]["table"]
+Examples:
+    >>> from finecaption_hf.evaluation.diagnostics import run_diagnostics
+    >>> run_diagnostics(describer, dataset, ["mask"])["mask"]["table"]
 """
 
 from collections.abc import Callable, Iterable, Sequence
