@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLE_PICTURE, free_port
+from conftest import EXAMPLE_PICTURE, ROOT, free_port
 from PIL import Image
 from serving_vllm import MARKS, OPTIONS, environment
 
@@ -134,3 +135,45 @@ def test_another_model_starts_where_the_plugin_fails(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "FineCaption cannot be served here; other models are not concerned." in done.stderr + done.stdout
+
+
+def test_the_benchmark_compares_the_same_answers_and_reports_what_is_shared(tmp_path: Path) -> None:
+    """One round is no measurement, so no time is judged."""
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "serving.py"), "--size=tiny", "--rounds=1", f"--json={result}"]
+    settings = {**environment(tmp_path), "PYTHONSAFEPATH": ""}
+    subprocess.run([*command, "--regions=2", "--questions=3"], check=True, env=settings, cwd=tmp_path, timeout=START_S)
+    figures = json.loads(result.read_text())
+    assert figures["same_answers"] == figures["answers"] == 6
+    assert figures["tower_share"] == 0.5 and 0.3 < figures["prefix_share"] < 1
+    assert min(figures["seconds"].values()) > 0
+
+
+SPLIT = """
+import json, sys
+from PIL import Image
+from finecaption_hf import EMBEDDED_CHECKPOINT
+from finecaption_hf.asking import ask
+from finecaption_hf.serving.vllm_describer import VllmDescriber
+
+if __name__ == "__main__":
+    regions, options = json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    describer = VllmDescriber(EMBEDDED_CHECKPOINT, tensor_parallel_size=2, **options)
+    records = ask(describer, Image.open(sys.argv[1]).convert("RGB"), regions, ["all", "region"], max_new_tokens=24)
+    print("ANSWERS " + json.dumps(records), flush=True)
+"""
+
+
+def test_a_language_model_that_two_processes_split_answers_like_the_engine(
+    embedded: Any, picture: Image.Image, tmp_path: Path
+) -> None:
+    regions = [BADGE, TOP, None]
+    (tmp_path / "split.py").write_text(SPLIT)
+    command = [sys.executable, "split.py", str(EXAMPLE_PICTURE), json.dumps(regions), json.dumps(OPTIONS)]
+    done = subprocess.run(
+        command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=START_S
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
+    expected = ask(FineCaptionDescriber(*embedded), picture, regions, ["all", "region"], max_new_tokens=24)
+    assert json.loads(line.removeprefix("ANSWERS ")) == json.loads(json.dumps(expected))
