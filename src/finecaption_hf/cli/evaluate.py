@@ -4,7 +4,7 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -376,11 +376,11 @@ def evaluate(
     typer.echo(f"Wrote {output / 'report.html'}", err=True)
 
 
-def _scorer(metrics: list[str], tokenizer: str, *, is_open: bool, **options: Any) -> Any:
+def _scorer(metrics: list[str], tokenizer: Literal["ptb", "python"], *, is_open: bool, **options: Any) -> Any:
     """The scorer; where nothing was asked for in particular, of what this machine has for it, and that is said."""
     from ..evaluation.metrics import CaptionScorer, MetricError
 
-    choices = [(metrics, tokenizer)]
+    choices: list[tuple[list[str], Literal["ptb", "python"]]] = [(metrics, tokenizer)]
     if is_open:
         choices += [
             (["rouge_l", "bleu", "meteor", "cider"], "ptb"),
