@@ -151,3 +151,13 @@ def test_annotations_benchmark_compares_the_same_index_and_reports_its_ratios(tm
     assert 500 < figures["file_bytes"] / 2000 < 600
     assert figures["index_speedup"] > 0 and figures["regions_speedup"] > 0
     assert figures["memory"].keys() == {"pycocotools", "index", "regions"}
+
+
+def test_describers_benchmark_compares_the_same_tokens_and_reports_its_shares(tmp_path: Path) -> None:
+    """It refuses contestants whose tokens differ; at tiny size and one round nothing is judged."""
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "describers.py"), "--tiny", "--rounds", "1"]
+    subprocess.run([*command, "--new-tokens", "3", "--json", str(result)], check=True, timeout=300)
+    figures = json.loads(result.read_text())
+    assert (figures["questions"], figures["image_tokens"]) == (18, 4)
+    assert all(figures[f"{name}_share"] > 0 for name in ("batched", "shared", "first"))
