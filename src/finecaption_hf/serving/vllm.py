@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "FineCaptionForConditionalGeneration"
-TESTED = ("0.32", "0.33")
-"""Minor versions of vLLM that the plugin was tested with; its interfaces change from one to the next."""
+ADMITTED = ("0.32", "0.33")
+"""Minor versions of vLLM that the plugin is for; its interfaces change from one to the next. 0.32 was run, on the CPU.
+Of 0.33, only its code was compared."""
 
 
 def register() -> None:
@@ -47,13 +48,13 @@ def _register() -> None:
 def check_version() -> None:
     """
     Raises:
-        ImportError: If this vLLM is none of the tested ones.
+        ImportError: If this vLLM is none of the admitted ones.
     """
     installed = vllm_version()
-    if ".".join(installed.split(".")[:2]) not in TESTED:
+    if ".".join(installed.split(".")[:2]) not in ADMITTED:
         raise ImportError(
-            f"vLLM {installed} is installed, but FineCaption's plugin was tested with {' and '.join(TESTED)} only. "
-            f"Run: pip install 'vllm=={TESTED[-1]}.*'"
+            f"vLLM {installed} is installed, but FineCaption's plugin is for {' and '.join(ADMITTED)} only. Run: pip "
+            f"install 'vllm=={ADMITTED[0]}.*'"
         )
 
 
