@@ -443,7 +443,7 @@ def test_command_makes_the_table_and_goes_on_with_rows_that_failed(tmp_path: Pat
     "arguments, message",
     [
         (["--model", "here"], "--table does not go with --model: the table's rows say that themselves"),
-        (["--from-predictions", "file"], "--table does not go with --from-predictions"),
+        (["--from-predictions", __file__], "--table does not go with --from-predictions"),
         (["--temperature", "1", "--overwrite"], "--table does not go with --temperature, --overwrite"),
     ],
 )

@@ -659,7 +659,7 @@ def test_caption_with_an_input_is_the_same_command_and_says_so(tmp_path: Path) -
         (["describe", "rows.jsonl"], "Missing option '--output'"),
         (["describe", "rows.jsonl", "--output", "out.jsonl", "--box", "0,0,1,1"], "No such option: --box"),
         (["caption", "a.png", "--batch-size", "1"], "No such option: --batch-size"),
-        (["caption", "a.png", "--top-p", "2"], "top_p is 2"),
+        (["caption", __file__, "--top-p", "2"], "top_p is 2"),
     ],
 )
 def test_options_of_the_other_command_are_refused(arguments: list[str], message: str) -> None:

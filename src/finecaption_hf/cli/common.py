@@ -127,7 +127,6 @@ Prompts = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        exists=True,
         help="YAML with the text of each question; finecaption prompts writes one to edit.",
         show_default="what suits the model",
         rich_help_panel=_OTHERS,
