@@ -196,5 +196,5 @@ def test_the_model_says_which_releases_of_vllm_it_knows_before_it_needs_their_na
 def test_a_describer_without_vllm_says_what_to_install(without_vllm: None) -> None:
     from finecaption_hf.serving.vllm_describer import VllmDescriber
 
-    with pytest.raises(ImportError, match=r"pip install 'finecaption-hf\[vllm\]'"):
+    with pytest.raises(ImportError, match=r'pip install "\.\[vllm\]"'):
         VllmDescriber("some")

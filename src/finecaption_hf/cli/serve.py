@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .. import install_hint
 from .common import (
     ApiKeyEnv,
     AtOnce,
@@ -92,7 +93,7 @@ def serve(
     with errors_in_one_line():
         missing = [it for it in ("fastapi", "uvicorn", "prometheus_client", "pydantic") if find_spec(it) is None]
         if missing:
-            raise ImportError(f'The server needs {missing[0]}. Install it: pip install "finecaption-hf[serve]".')
+            raise ImportError(f"The server needs {missing[0]}. {install_hint('serve')}.")
         token = None
         if token_env is not None and not (token := os.environ.get(token_env, "").strip()):
             raise ValueError(f"--token-env {token_env}: this variable is empty. Set it to the token.")

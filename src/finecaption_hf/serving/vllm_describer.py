@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from transformers.utils import cached_file
 
+from .. import install_hint
 from ..asking.loading import load_processor, read_config
 from ..masks_finecaption import RegionMask
 from ..prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, PromptEncoder, Question, find_question
@@ -50,7 +51,7 @@ class VllmDescriber:
         try:
             from vllm import LLM
         except ImportError as error:
-            raise ImportError("vLLM is not installed. Run: pip install 'finecaption-hf[vllm]'") from error
+            raise ImportError(f"vLLM is not installed. {install_hint('vllm')}.") from error
         check_version()
         register()
         self.name = name or os.fspath(model)

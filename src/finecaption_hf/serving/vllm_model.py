@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm.exceptions import VLLMValidationError
@@ -44,6 +44,7 @@ from vllm.multimodal.processing import (
 from ..modeling_finecaption import FineCaptionVisionModel
 from .heads import padded, were_padded
 from .kept import KeptFeatures
+from .regions import split_alpha
 
 KEPT_IMAGES = 16
 """Pictures whose high-resolution features are kept (8 MiB each at full size in bfloat16); vLLM's option
@@ -89,14 +90,9 @@ def as_item(given: Any) -> dict[str, Any]:
         image = Image.open(io.BytesIO(image.original_bytes))
     if not isinstance(image, Image.Image):
         return {"image": image, "mask": mask}
-    # A fresh picture: vLLM would take the identity that a camera wrote into a file for that of its pixels.
-    upright = ImageOps.exif_transpose(image)
-    if not upright.has_transparency_data:
-        return {"image": Image.merge("RGB", upright.convert("RGB").split()), "mask": mask}
-    *colours, alpha = upright.convert("RGBA").split()
-    if mask is None and alpha.getextrema() != (255, 255):
-        mask = alpha.point([0] * 128 + [255] * 128)
-    return {"image": Image.merge("RGB", colours), "mask": mask}
+    picture, alpha = split_alpha(image)
+    # A fresh one: vLLM would take the identity that a camera wrote into a file for that of its pixels.
+    return {"image": Image.merge("RGB", picture.split()), "mask": alpha if mask is None else mask}
 
 
 class RegionInfo(BaseProcessingInfo):  # type: ignore[misc]
