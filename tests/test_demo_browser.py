@@ -198,9 +198,9 @@ class Demo:
         waiting.value.save_as(path)
         return path
 
-    def picture(self, name: str) -> None:
+    def picture(self, name: str, *, whole: bool = True) -> None:
         if folder := os.environ.get("FINECAPTION_SCREENSHOTS"):
-            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=whole)
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def _records(demo: Demo) -> Any:
     """What the JSON box holds."""
     demo.page.get_by_role("button", name=re.compile("^JSON")).click()
     with demo.page.expect_download() as waiting:
-        demo.page.locator("#fc-file a[download]").click()
+        demo.page.locator("#fc-file a[download]").evaluate("link => link.click()")  # while its part still opens
     return json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
 
 
@@ -428,6 +428,12 @@ def test_example_comes_with_regions_and_reload_starts_anew(demo: Demo) -> None:
     assert len(demo.answered()) == len(demo.areas), "an example is asked about at once"
     rows = demo.ask("Color")
     assert len(rows) == 2 * len(demo.areas)
+    demo.page.evaluate("document.querySelector('.fc-picker details').open = false")
+    demo.page.set_viewport_size({"width": 1280, "height": 1270})
+    demo.page.evaluate("window.scrollTo(0, 100)")
+    demo.page.mouse.move(*demo.place(256, 370, size=512))
+    demo.page.wait_for_timeout(100)
+    demo.picture("demo", whole=False)
     demo.page.get_by_role("button", name="What the model saw").click()
     demo.page.locator("#fc-seen img").first.wait_for()
     demo.picture("demo-example")
@@ -881,7 +887,6 @@ def test_click_gives_mask_and_answer_at_once(
     points.ask()
     assert asked == [[(0, "region")], [(1, "region")], [(0, "Color"), (1, "Color")]]
     assert len(towers) == 1, "the picture was encoded again"
-    points.picture("demo")
     # The answers are those of one call with everything.
     model, processor = embedded
     content = _records(points)

@@ -89,15 +89,15 @@ _CSS = """
 .fc-limits b, .fc-limits a { color: #451a03 !important; }
 .fc-limits a { text-decoration: underline; }
 /* In sight at every size and number of regions. */
-#fc-asking { position: fixed; left: 0; right: 0; bottom: 0; z-index: 20; flex-wrap: nowrap; align-items: center;
-  gap: 8px; padding: 6px max(16px, 50vw - 640px); background: var(--body-background-fill);
+#fc-asking { position: fixed; left: 0; right: 0; bottom: 0; z-index: 100; flex-wrap: nowrap; align-items: center;
+  gap: 8px; padding: 6px clamp(16px, 2.5vw, 32px); background: var(--body-background-fill);
   border-top: 1px solid var(--border-color-primary); }
 #fc-asking button { min-height: 44px; }
 footer { margin-bottom: 64px; }
 .icon-button { min-width: 24px; min-height: 24px; }
 #fc-title > *, #fc-banner > *, #fc-picker > *, #fc-progress > *, #fc-table > * { padding: 0 !important; }
-.fc-tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 370px), 1fr)); gap: 12px 24px; }
-.fc-tables.fc-several { grid-template-columns: repeat(auto-fill, minmax(min(100%, 580px), 1fr)); }
+.fc-tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 370px), 1fr)); gap: 12px 24px; }
+.fc-tables.fc-several { grid-template-columns: repeat(auto-fit, minmax(min(100%, 580px), 1fr)); }
 .fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; margin: 0 !important; align-self: start; }
 .fc-answers tr { border: 0 !important; }
 .fc-answers th, .fc-answers td { border: 0 !important; text-align: left; vertical-align: top; padding: 6px 8px;
@@ -128,6 +128,7 @@ footer .divider:last-child { display: none; }
 @media (pointer: coarse), (max-width: 640px) {
   button, #fc-attributes label, #fc-captions label { min-height: 44px !important;
     min-width: 44px !important; }
+  .label-wrap { display: flex; align-items: center; }
 }
 """
 

@@ -262,7 +262,7 @@ function drawNow() {
   context.drawImage(picture, 0, 0, width, height);
   regions.forEach((region, index) => {
     context.globalAlpha = hovered === null ? (index === active ? 1 : 0.75) : index === hovered ? 1 : 0.2;
-    for (let layers = index === hovered ? 3 : 1; layers; layers--) context.drawImage(region.layer, 0, 0, width, height);
+    context.drawImage(region.layer, 0, 0, width, height);
   });
   context.globalAlpha = 1;
   if (stroke && stroke.path.length > 1 && (tool === "lasso" || tool === "box")) {
