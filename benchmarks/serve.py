@@ -41,7 +41,7 @@ from finecaption_hf.prompts_finecaption import ATTRIBUTES
 from finecaption_hf.serving.app import build_server
 from finecaption_hf.serving.limits import Limits
 
-NAME, CLIENTS = "model", 64
+NAME, CLIENTS, LIMIT_S = "model", 64, 3600
 Answers = list[list[list[str]]]
 """Of each picture, region and question."""
 
@@ -76,7 +76,7 @@ class Setting:
     def clients(self) -> Answers:
         with ThreadPoolExecutor(CLIENTS) as pool:
             asked = [[[pool.submit(self._chat, *it) for it in row] for row in of_picture] for of_picture in self._all()]
-            return [[[it.result() for it in row] for row in of_picture] for of_picture in asked]
+            return [[[it.result(timeout=LIMIT_S) for it in row] for row in of_picture] for of_picture in asked]
 
     def regions(self) -> Answers:
         with ThreadPoolExecutor(CLIENTS) as pool:

@@ -111,7 +111,7 @@ class FreshPython:
         """End the process that starts others, and the one that it has started."""
         if self._server is not None:
             os.killpg(self._server.pid, signal.SIGKILL)
-            self._server.communicate()
+            self._server.communicate(timeout=_LIMIT_S)
             self._server = None
 
 

@@ -17,6 +17,7 @@ from finecaption_hf.asking import Describer
 for _needed in ("fastapi", "uvicorn", "prometheus_client"):
     pytest.importorskip(_needed, reason=f"{_needed} (the extra serve) is not installed")
 
+LIMIT_S = 120
 MODEL = "fc"
 
 

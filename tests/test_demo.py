@@ -732,6 +732,7 @@ def test_models_of_the_command_have_options_of_their_own() -> None:
 
 
 def test_numbers_of_regions_can_be_read_on_their_colors() -> None:
+    pytest.importorskip("gradio", reason="gradio (the extra demo) is not installed")
     from finecaption_hf.demo.picker import ink
 
     def luminance(color: tuple[int, int, int]) -> float:

@@ -468,7 +468,7 @@ def test_endpoint_takes_no_mask(stub: Stub) -> None:
 
 def test_without_the_client_the_error_says_what_to_install(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"openai, which is not installed. Install finecaption-hf\[evaluation\]"):
+    with pytest.raises(ImportError, match=r'openai, which is not installed\. Run: pip install "\.\[evaluation\]"'):
         describer(stub)
 
 

@@ -245,7 +245,7 @@ def test_name_that_can_be_no_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(DescriberError, match="is neither a folder nor the id of a Hub repository"):
         load_describer("a/b/c")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DescriberError, match=r"empty cannot be loaded: .* has no config\.json"):
+    with pytest.raises(DescriberError, match=r"empty has no config\.json"):
         load_describer(tmp_path / "empty")
 
 

@@ -516,7 +516,7 @@ def test_pictures_and_a_space_go_into_the_card(hub, client, copy, tmp_path):
     card = files["README.md"].decode()
     assert "![captioned](captioned.jpg)" in card and "![inside](inside.png)" in card
     assert "https://huggingface.co/spaces/me/show" in card
-    assert "There is no picture gone.png" in client.refused(copy, "me/shown", "--picture", "gone.png")
+    assert "path 'gone.png' does not exist" in client.refused(copy, "me/shown", "--picture", "gone.png")
     assert "'show' is no Space" in client.refused(copy, "me/shown", "--space", "show")
 
 

@@ -150,7 +150,7 @@ def test_a_base_that_cannot_be_had_ends_in_a_line_that_says_why(hub, client, tmp
     ]
     assert "Traceback" not in done.stderr
     for gated in (refused, unknown):
-        assert "gated repo" in gated and "they/gated" in gated
+        assert "they/gated is gated" in gated
     assert "v9 is not a valid git identifier" in missing
     assert "401" in wrong and "hf_wrong" not in done.stdout + done.stderr
     assert "they/private" in private and "private repository" in private

@@ -18,7 +18,7 @@ import pytest
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from describers import StubDescriber
 from PIL import ExifTags, Image
-from served import MODEL, Served, chat_body, data_url, served
+from served import LIMIT_S, MODEL, Served, chat_body, data_url, served
 from typer.testing import CliRunner
 
 from finecaption_hf.asking import FineCaptionDescriber, ask
@@ -408,8 +408,8 @@ def test_requests_that_wait_share_pictures_and_regions(describer: FineCaptionDes
         server.wait_for("waiting", 5)
         before = describer.counts["images"]
         gated.gate.set()
-        assert first.result().status_code == 200
-        answered = [answer.result() for answer in (*waiting, another)]
+        assert first.result(timeout=LIMIT_S).status_code == 200
+        answered = [answer.result(timeout=LIMIT_S) for answer in (*waiting, another)]
         assert describer.counts["images"] == before + 3
         for number, (answer, (region, question)) in enumerate(zip(answered, asked)):
             (expected,) = ask(describer, picture, [region], question, max_new_tokens=9 + number)[0]["answers"].values()
@@ -427,7 +427,7 @@ def test_client_that_left_leaves_the_queue_and_others_are_answered() -> None:
         _until(lambda: gated.begun == 1)
         body = json.dumps({"image": data_url(SMALL)}).encode()
         for stream in (False, True):
-            with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) as leaving:
                 sent = body if not stream else body[:-1] + b', "stream": true}'
                 head = "POST /v1/regions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 leaving.sendall(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
@@ -435,7 +435,7 @@ def test_client_that_left_leaves_the_queue_and_others_are_answered() -> None:
         staying = clients.submit(server.regions, SMALL)
         server.wait_for("waiting", 3)
         gated.gate.set()
-        assert first.result().status_code == staying.result().status_code == 200
+        assert first.result(timeout=LIMIT_S).status_code == staying.result(timeout=LIMIT_S).status_code == 200
         assert server.count("cancelled_total") == 2 and server.count("batched_requests_total") == 2
         assert 'status="499"' in server.get("/metrics").text
 
@@ -466,9 +466,9 @@ def test_queue_and_time_have_ends() -> None:
         _until(lambda: server.count("waiting") + server.count("running") == 2)
         full = server.regions(SMALL)
         assert full.status_code == 429 and full.headers["retry-after"] == "1"
-        assert [answer.result().status_code for answer in waiting] == [504, 504]
+        assert [answer.result(timeout=LIMIT_S).status_code for answer in waiting] == [504, 504]
         gated.gate.set()
-        with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) as slow:
             slow.sendall(b"POST /v1/regions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
         assert server.regions(SMALL).status_code == 200
@@ -485,7 +485,7 @@ def test_stop_finishes_what_is_running() -> None:
         time.sleep(0.3)
         assert server.thread.is_alive()
         gated.gate.set()
-        assert running.result().status_code == waiting.result().status_code == 200
+        assert running.result(timeout=LIMIT_S).status_code == waiting.result(timeout=LIMIT_S).status_code == 200
         server.thread.join(10)
         assert not server.thread.is_alive()
 

@@ -26,7 +26,7 @@ import httpx2
 import psutil
 import pytest
 from PIL import Image
-from served import data_url
+from served import LIMIT_S, data_url
 
 from finecaption_hf.asking import FineCaptionDescriber, ask
 from finecaption_hf.scenes import render_scene
@@ -217,7 +217,7 @@ def _end_while_it_answers(load: Load, process: subprocess.Popen[str], port: int)
                 if counts["waiting"] + counts["running"] == 8:
                     process.send_signal(signal.SIGTERM)
                     for answer in answers:
-                        answer.result()
+                        answer.result(timeout=LIMIT_S)
                     return
     pytest.fail("the eight were never there together")
 

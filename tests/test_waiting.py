@@ -105,8 +105,11 @@ _FUNCTIONS = {"TextIteratorStreamer", "AsyncTextIteratorStreamer", "urlopen", "H
 def unlimited_waits(text: str) -> list[str]:
     """The calls of a source text that may wait without end, each as "line: call"."""
     found = []
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.Call) or any(keyword.arg in ("timeout", None) for keyword in node.keywords):
+    tree = ast.parse(text)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    limited = {id(call.args[0]) for call in calls if ast.unparse(call.func) == "asyncio.wait_for" and call.args[1:]}
+    for node in calls:
+        if id(node) in limited or any(keyword.arg in ("timeout", None) for keyword in node.keywords):
             continue
         owner, _, name = ast.unparse(node.func).rpartition(".")
         if (
@@ -134,6 +137,8 @@ def unlimited_waits(text: str) -> list[str]:
         ("answers.get()", True),
         ("mapping.get(key)", False),
         ("process.communicate(text)", True),
+        ("asyncio.wait_for(event.wait(), 3)", False),
+        ("asyncio.wait_for(event.wait())", True),
         ("lock.acquire()", True),
         ("start(work).result()", True),
         ("TextIteratorStreamer(tokenizer, skip_prompt=True)", True),

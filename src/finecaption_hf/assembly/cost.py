@@ -80,14 +80,6 @@ class WeightsInfo:
     weight_bytes: dict[str, int]
 
 
-class OtherModelError(ValueError):
-    """The model is no FineCaption; `config` is its configuration."""
-
-    def __init__(self, message: str, config: Any) -> None:
-        super().__init__(message)
-        self.config = config
-
-
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
@@ -101,8 +93,7 @@ def read_config(source: str | os.PathLike[str] | None = None, changes: Sequence[
 
     Raises:
         OSError: If there is no such folder, file or repository.
-        OtherModelError: If it holds a model of another kind.
-        ValueError: If a change names no field, or sizes do not fit together.
+        ValueError: If it holds a model of another kind, a change names no field, or sizes do not fit together.
     """
     config = _read(source)
     if not changes:
@@ -130,9 +121,8 @@ def _read(source: str | os.PathLike[str] | None) -> FineCaptionConfig:
         return FineCaptionConfig.from_dict(values)
     config = read_any_config(name)
     if not isinstance(config, FineCaptionConfig):
-        raise OtherModelError(
-            f"{name} holds a model of type {config.model_type!r}, not 'finecaption'. Give a FineCaption checkpoint.",
-            config,
+        raise ValueError(
+            f"{name} holds a model of type {config.model_type!r}, not 'finecaption'. Give a FineCaption checkpoint."
         )
     return config
 
@@ -209,14 +199,16 @@ def model_info(config: FineCaptionConfig) -> ModelInfo:
     )
 
 
-def weights_info(config: Any) -> WeightsInfo:
-    """Count what the weights of a model of transformers take; none are read.
+def weights_info(source: str | os.PathLike[str]) -> WeightsInfo:
+    """Count what the weights of a model of transformers, in a folder or on the Hub, take; none are read.
 
     Raises:
-        ValueError: If transformers has no image-text-to-text model of that configuration.
+        OSError: If there is no such folder or repository.
+        ValueError: If transformers has no image-text-to-text model of its configuration.
     """
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
+    config = AutoConfig.from_pretrained(source, local_files_only=os.path.isdir(source))
     try:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)

@@ -1,6 +1,7 @@
 """`finecaption info`: what a model costs."""
 
 import json
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,18 +53,29 @@ def info(
     are read. Memory is that of weights and of one region's prefix; activations come on top.
     """
     with errors_in_one_line():
-        from ..assembly.cost import OtherModelError, model_info, read_config, weights_info
+        from ..assembly.cost import model_info, read_config, weights_info
 
-        try:
-            found: ModelInfo | WeightsInfo = model_info(read_config(source, changes or ()))
-        except OtherModelError as other:
+        found: ModelInfo | WeightsInfo
+        if source is not None and _is_of_others(source):
             if changes:
-                raise ValueError(f"{other} --set changes fields of FineCaption alone.") from other
-            found = weights_info(other.config)
+                raise ValueError(f"{source} is no FineCaption: --set changes fields of FineCaption alone.")
+            found = weights_info(source)
+        else:
+            found = model_info(read_config(source, changes or ()))
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
         _print_info(found)
+
+
+def _is_of_others(source: str) -> bool:
+    """Whether a folder or repository holds a model beside FineCaption."""
+    from ..asking.loading import read_config
+
+    try:
+        return not os.path.isfile(source) and read_config(source).get("model_type") != "finecaption"
+    except OSError:
+        return False  # what is wrong with the name is said by whoever reads it next
 
 
 def _print_info(found: "ModelInfo | WeightsInfo") -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import DescriberError
 
+_END_S = 5
 _WORKER = Path(__file__).parent / "region_adapters" / "worker.py"
 
 
@@ -67,7 +68,8 @@ class SeparateModel:
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise DescriberError(f"its process ended with code {self._process.wait()}; what it printed says why")
+            code = self._process.wait(timeout=_END_S)  # its output has ended
+            raise DescriberError(f"its process ended with code {code}; what it printed says why")
         told: dict[str, Any] = json.loads(line)
         if "error" in told:
             raise DescriberError(told["error"])
@@ -85,8 +87,8 @@ def _end(process: "subprocess.Popen[str]") -> None:
     with contextlib.suppress(OSError):
         process.stdin.close()  # type: ignore[union-attr]
     try:
-        process.wait(timeout=5)
+        process.wait(timeout=_END_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        process.wait(timeout=_END_S)
     process.stdout.close()  # type: ignore[union-attr]
