@@ -151,9 +151,9 @@ def test_a_base_that_cannot_be_had_ends_in_a_line_that_says_why(hub, client, tmp
     assert "Traceback" not in done.stderr
     for gated in (refused, unknown):
         assert "they/gated is gated" in gated
-    assert "v9 is not a valid git identifier" in missing
+    assert "they/open has no such revision" in missing
     assert "401" in wrong and "hf_wrong" not in done.stdout + done.stderr
-    assert "they/private" in private and "private repository" in private
+    assert "they/private" in private and "for a private one log in" in private
     # Nothing was begun that would be in the way of the next attempt.
     assert not list(tmp_path.glob("they-*/checkpoint-*")) and not list(tmp_path.glob("they-*/final"))
 
