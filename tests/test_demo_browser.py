@@ -275,8 +275,9 @@ def test_regions_are_numbered_and_captions_light_them(demo: Demo) -> None:
     demo.page.locator("#fc-table tr", has_text="Color").nth(0).hover()
     assert demo.page.locator(".fc-canvas").get_attribute("data-lit") == "1"
     # And back: a region under the mouse lights its rows.
+    demo.page.locator(".fc-canvas").scroll_into_view_if_needed()
     demo.page.mouse.move(*demo.place(130, 190))
-    assert demo.page.locator(".fc-canvas").get_attribute("data-lit") == "2"
+    demo.page.wait_for_function("document.querySelector('.fc-canvas').dataset.lit === '2'")
     lit = "rows => rows.map(row => getComputedStyle(row).boxShadow !== 'none')"
     assert demo.page.eval_on_selector_all("#fc-table tbody tr", lit) == [False] * 3 + [True] * 3
     demo.page.mouse.move(*demo.place(20, 240))
@@ -847,7 +848,7 @@ def test_click_is_marked_at_once_and_its_masks_are_flipped_through_beside_it(poi
     points.do("undo")
     assert points.areas[0] > first and "2 of 2" in flip.inner_text()
     points.do("addRegion")
-    assert not flip.is_visible()
+    flip.wait_for(state="hidden")
 
 
 def test_click_gives_mask_and_answer_at_once(
