@@ -131,10 +131,11 @@ def test_demo_takes_an_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     built: list[Any] = []
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setattr(app, "build_demo", lambda *parts, segmenter: built.append(parts))
+    monkeypatch.setattr(app, "build_demo", lambda models, **options: built.append(models))
     monkeypatch.setattr(app, "launch_demo", lambda demo, **options: options["on_start"]("http://here/"))
     result = CliRunner().invoke(cli, ["demo", "--device", "cpu", "--adapter", str(folder)])
     assert result.exit_code == 0, result.output
-    ((describer, name),) = built
-    assert name == str(folder)
-    assert answers(describer.model, describer.processor) == answers(*load(folder, device="cpu"))
+    (models,) = built
+    assert models.offered[models.first].options["adapter"] == str(folder)
+    with models.using(models.first) as describer:
+        assert answers(describer.model, describer.processor) == answers(*load(folder, device="cpu"))

@@ -75,7 +75,8 @@ def package_files() -> dict[str, bytes]:
     return {
         path.relative_to(package).as_posix(): path.read_bytes()
         for path in (package / "finecaption_hf").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        # The last is what gradio writes beside a component of its own when the demo is opened.
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyi"
     }
 
 
