@@ -24,8 +24,8 @@ PAGE = ROOT / "docs" / "compatibility.md"
 # Where loading a checkpoint learns up to which release of transformers its code was tested.
 CODE = ROOT / "src" / "finecaption_hf" / "configuration_finecaption.py"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-# A machine may bring its own of these, or cap them.
-BOUNDED = {"torch", "torchvision", "numpy"}
+# A machine may bring its own of these, or cap them; and what a Space has beside gradio caps pydantic.
+BOUNDED = {"torch", "torchvision", "numpy", "pydantic"}
 # What PyTorch brings along, and names exactly itself.
 OF_PYTORCH = ("cuda-", "nvidia-", "triton")
 # What the Hub puts into a Space, beside the Space's own requirements.

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # A machine may bring its own.
-BOUNDED = {"torch", "torchvision", "numpy"}
+BOUNDED = {"torch", "torchvision", "numpy", "pydantic"}
 
 
 @pytest.fixture(scope="module")
