@@ -113,7 +113,7 @@ class ReferringDescriber(ABC):
     def stream(
         self, prepared: Sequence[Any], requests: Sequence[Sequence[BranchRequest]], **options: Any
     ) -> Iterator[BranchUpdate]:
-        """See `Describer`. Answers come whole, without log-probabilities."""
+        """See `Describer`. Answers come whole; log-probabilities come from those describers that know them."""
         jobs = self._jobs(chain.from_iterable(prepared), requests)
         return self._with_sent(jobs) if self._keeps_sent else self._answer(jobs)
 

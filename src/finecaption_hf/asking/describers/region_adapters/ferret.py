@@ -6,12 +6,11 @@ forward has its mask as (W, H), x before y.
 """
 
 import os
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .shared import LlavaChat, imported, refers
+from .shared import LlavaChat, bound, imported, refers
 
 _SOURCE = ("ferret", "github.com/apple/ml-ferret", "git clone it, then pip install -e . in the clone")
 _TOKEN, _SIDE = "<region_fea>", 336
@@ -38,14 +37,8 @@ class Ferret:
             image, return_tensors="pt", do_resize=True, do_center_crop=False, size=[_SIDE, _SIDE]
         )["pixel_values"]
         ids = self._chat.input_ids(f"<image>\n{prompt}", model.config.mm_use_im_start_end).to(model.device)
-        forward = model.forward
-        # Its generate does not know region_masks, so its own scripts bind them, too.
-        model.forward = partial(forward, region_masks=regions)
-        try:
-            with torch.inference_mode():
-                made = model.generate(ids, images=pixels.half().to(model.device), **self._options)
-        finally:
-            model.forward = forward
+        with bound(model, region_masks=regions), torch.inference_mode():
+            made = model.generate(ids, images=pixels.half().to(model.device), **self._options)
         return self._chat.answer(made[:, ids.shape[1] :])
 
 

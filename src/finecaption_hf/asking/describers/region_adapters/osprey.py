@@ -6,12 +6,11 @@ the size of the picture that was given. Without a region the prompt has the pict
 """
 
 import os
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .shared import LlavaChat, imported, refers
+from .shared import LlavaChat, bound, imported, refers
 
 _SOURCE = ("osprey", "github.com/CircleRadon/Osprey", "git clone it, then pip install -e . in the clone")
 _TOKEN, _SIDE = "<mask><pos>", 512
@@ -31,20 +30,15 @@ class Osprey:
         import torch
 
         model = self._model
-        bound: dict[str, Any] = {"img_metas": [None]}
+        inputs: dict[str, Any] = {"img_metas": [None]}
         if refers(prompt, mask, _TOKEN):
-            bound["masks"] = [torch.from_numpy(mask).unsqueeze(0).half().to(model.device)]
+            inputs["masks"] = [torch.from_numpy(mask).unsqueeze(0).half().to(model.device)]
             prompt = f"This provides an overview of the picture.\n{prompt}"
         pixels = self._image_processor.preprocess(image, do_center_crop=False, return_tensors="pt")["pixel_values"]
         pixels = torch.nn.functional.interpolate(pixels, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
         ids = self._chat.input_ids(f"<image>\n{prompt}").to(model.device)
-        forward = model.forward
-        model.forward = partial(forward, **bound)
-        try:
-            with torch.inference_mode():
-                made = model.generate(ids, images=pixels.half().to(model.device), **self._options)
-        finally:
-            model.forward = forward
+        with bound(model, **inputs), torch.inference_mode():
+            made = model.generate(ids, images=pixels.half().to(model.device), **self._options)
         return self._chat.answer(made[:, ids.shape[1] :])
 
 

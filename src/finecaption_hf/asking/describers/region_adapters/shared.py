@@ -4,6 +4,9 @@ Legend: H W height and width of the picture in pixels. Masks are bool (H, W). A 
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,18 @@ def check_trusted(model: str, trusted: bool) -> None:
             f"{model} runs code that lies beside its weights. Look at that code, then give trust_remote_code: true "
             "(--trust-remote-code) and a revision, so that it stays the code that you looked at."
         )
+
+
+@contextmanager
+def bound(model: Any, **inputs: Any) -> Iterator[None]:
+    """Give every forward call of a model more inputs, which its `generate` does not hand on; models' own scripts do it
+    in this way, too."""
+    forward = model.forward
+    model.forward = partial(forward, **inputs)
+    try:
+        yield
+    finally:
+        model.forward = forward
 
 
 def refers(prompt: str, mask: np.ndarray, token: str) -> bool:
