@@ -18,6 +18,7 @@ from .limits import Limits, RequestError
 _Text = Annotated[str, Field(max_length=4_000)]
 _Stop = Annotated[str, Field(max_length=200)]
 _Turns = Field(max_length=64)
+_Tokens = Annotated[int, Field(ge=1)]
 _REASONS = {"end": "stop", "stop_string": "stop", "length": "length"}
 
 
@@ -33,7 +34,7 @@ class _Decoding(_Wire):
     repetition_penalty: float | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     seed: int | None = None
-    max_tokens: int | None = None
+    max_tokens: _Tokens | None = None
 
     def decoding(self, limits: Limits, longest: int | None) -> dict[str, Any]:
         """For `BranchRequest`; `longest` is the describer's own `max_new_tokens`.
@@ -99,7 +100,7 @@ class ChatRequest(_Decoding):
     messages: Annotated[list[_Message], _Turns]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_completion_tokens: int | None = None
+    max_completion_tokens: _Tokens | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     # What clients send though it changes nothing, and vLLM's place for regions.
