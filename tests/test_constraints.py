@@ -91,12 +91,14 @@ def test_each_python_gets_what_it_can_have_of_the_tested_releases(script: Module
     tested = {"transformers": "5.24.0", "torch": "2.14.1", "click": "8.5.1", "networkx": "3.6.1"}
     old = {"transformers": "5.20.2", "torch": "2.14.1", "click": "8.5.1", "networkx": "3.4.2", "tomli": "2.5.0"}
     new = tested | {"typer": "0.29.10"}
-    middle = tested | {"typer": "0.29.2", "mcp": "1.9.0"}
-    text = script.constraints(tested, {"3.10": old, "3.11": middle, "3.12": middle, "3.13": new | {"mcp": "1.10.0"}})
+    middle = tested | {"typer": "0.29.2", "authlib": "1.9.0"}
+    text = script.constraints(
+        tested, {"3.10": old, "3.11": middle, "3.12": middle, "3.13": new | {"authlib": "1.10.0"}}
+    )
     by_python = [{n: str(line.specifier) for n, line in constraints(text, python).items()} for python in PYTHONS]
     assert [found["transformers"] for found in by_python] == ["==5.20.2", *["==5.24.0"] * 3]
     assert [found.get("typer") for found in by_python][1:] == ["==0.29.2", "==0.29.2", "==0.29.10"]
-    bounds = {"torch": "<=2.14.1", "click": "<=8.5.1", "networkx": "<=3.6.1", "tomli": "<=2.5.0", "mcp": "<=1.10.0"}
+    bounds = {"torch": "<=2.14.1", "click": "<=8.5.1", "networkx": "<=3.6.1", "tomli": "<=2.5.0", "authlib": "<=1.10.0"}
     assert all(bounds.items() <= found.items() for found in by_python)
     # A later Python is as the last of these.
     assert constraints(text, "3.14") == constraints(text, "3.13")

@@ -443,10 +443,13 @@ def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _describe(client: Any, mask: Any = None, attributes: Any = ("Color",), image: Any = EXAMPLE_PICTURE) -> Any:
+    """A record as the pipeline gives it; beside that, it says that the model knows scenes only."""
     from gradio_client import handle_file
 
     sent = handle_file(str(image)) if isinstance(image, Path) else image
-    return client.predict(sent, mask, attributes and list(attributes), api_name="/describe")
+    record = client.predict(sent, mask, attributes and list(attributes), api_name="/describe")
+    assert "rendered scenes only" in record.pop("model_note")
+    return record
 
 
 def test_endpoint_takes_masks_in_every_form(client: Any, mask: np.ndarray, embedded: Any) -> None:
@@ -474,7 +477,7 @@ def test_endpoint_is_typed_and_the_only_public_one(client: Any) -> None:
     assert "list[str]" in attributes["python_type"]["type"]
     (record,) = endpoints["/describe"]["returns"]
     assert record["python_type"]["type"] == (
-        "dict(region_index: int, box_xyxy: list[int], area: int, answers: dict(str, str))"
+        "dict(region_index: int, box_xyxy: list[int], area: int, answers: dict(str, str), model_note: str)"
     )
 
 

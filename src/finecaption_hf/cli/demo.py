@@ -46,6 +46,9 @@ def demo(
         typer.Option(min=1, max=65535, help="Port to listen on.", show_default="the first free one from 7860"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Let agents ask, too: serve a tool of the Model Context Protocol at /mcp.")
+    ] = False,
     segmenter: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +74,8 @@ def demo(
         # Not imported here: `demo.app` has to say first that gradio must not call home.
         if find_spec("gradio") is None:
             raise ImportError(f"The demo needs gradio. {install_hint('demo')}.")
+        if mcp and find_spec("mcp") is None:
+            raise ImportError(f"--mcp needs the package mcp. {install_hint('demo,mcp')}.")
         options = {"device": device, "dtype": None if dtype is None else dtype.value, "adapter": adapter}
         offered = _read_models(model, options | describer_options(ctx.params))
         loaded = load_describer(offered[0].model, **offered[0].options)
@@ -90,12 +95,19 @@ def demo(
             opened = None
         models = Models(offered, loaded)
         del loaded  # or it would stay in memory when another one is chosen
-        app = build_demo(models, segmenter=opened, title=title)
+        tools = None
+        if mcp:
+            from ..demo.tools import AgentTools
+
+            tools = AgentTools(title, host)
+        app = build_demo(models, segmenter=opened, title=title, tools=tools)
 
         def tell(address: str) -> None:
             typer.echo(f"The demo is at {address} (Ctrl+C ends it).")
+            if mcp:
+                typer.echo(f"Agents find its tool at {address}mcp.")
 
-        launch_demo(app, host=host, port=port, on_start=tell)
+        launch_demo(app, host=host, port=port, on_start=tell, tools=tools)
 
 
 def _read_models(given: Sequence[str] | None, options: Mapping[str, Any]) -> "list[Offered]":

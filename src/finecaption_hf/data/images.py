@@ -4,6 +4,8 @@ Names come from data files, so they are not trusted: whatever they say, they mea
 are read in place; nothing is unpacked to disk.
 """
 
+import base64
+import binascii
 import logging
 import os
 import posixpath
@@ -307,6 +309,21 @@ def decode_image(data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(where, f"it cannot be decoded ({error}).") from error
     return to_rgb(picture, where)
+
+
+def read_data_url(url: str, where: str = "image") -> bytes:
+    """The content of a file that travels in a text, `data:image/..;base64,..`.
+
+    Raises:
+        DataError: If this is no such text; nothing else is opened.
+    """
+    head, comma, text = url.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise DataError(where, f"it begins with {url[:40]!r}. Send data:image/png;base64,..")
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise DataError(where, f"it is no base64 ({error}).") from error
 
 
 def open_picture(data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:

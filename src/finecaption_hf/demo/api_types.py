@@ -35,10 +35,16 @@ class PolygonMask(TypedDict):
     polygon: list[list[float]]
 
 
-class RegionRecord(TypedDict):
+class AnsweredRegion(TypedDict):
     """A region with its answers, by question."""
 
     region_index: int
     box_xyxy: list[int]
     area: int
     answers: dict[str, str]
+
+
+class RegionRecord(AnsweredRegion, total=False):
+    """With what the model's card says of its limits, if it does."""
+
+    model_note: str

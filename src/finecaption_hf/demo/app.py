@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 # Read when gradio is imported: it must not call home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -43,6 +43,9 @@ from .models import Models, Offered
 from .picker import PickedRegions, RegionPicker, ink, picked
 from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
+
+if TYPE_CHECKING:
+    from .tools import AgentTools
 
 _EXAMPLES = (5, 12, 31, 28)
 _EXAMPLE_SIZE = 512
@@ -139,6 +142,7 @@ def build_demo(
     on_gpu: Callable[[Any], Any] | None = None,
     segmenter: Any = None,
     title: str = "FineCaption",
+    tools: "AgentTools | None" = None,
 ) -> gr.Blocks:
     """The app, not yet started.
 
@@ -151,6 +155,7 @@ def build_demo(
         segmenter (*optional*): a `finecaption_hf.segmentation.Segmenter`; it runs in this process. Without one there
             are no tools for points.
         title: of the page.
+        tools (*optional*): for agents; they get one that asks the first model. Give them to `launch_demo` as well.
     """
     models = describer if isinstance(describer, Models) else Models([Offered(name or describer.name, name)], describer)
     del describer  # or it would stay in memory when another one is chosen
@@ -185,7 +190,7 @@ def build_demo(
         known = dict(chosen_first.questions)
         longest = min(512, getattr(chosen_first, "max_new_tokens", 128))
         introduced = _introduction(chosen_first, models.first, len(models.offered) > 1)
-        card = card_of(chosen_first)
+        card, note = card_of(chosen_first), note_of(chosen_first)
         del chosen_first
     tasks = [task for task in _CHOICES if task[1] in known]
     attributes = [name for name in known if normalise_name(name) not in TASKS]
@@ -305,6 +310,13 @@ def build_demo(
             run.ended.wait(_WAIT_FOR_PIECE)
         return _show(table="", status="", snippet="", content="", file="", seen=[], stop=False)
 
+    def records_of(picture: Image.Image, references: Sequence[Any], questions: Sequence[str]) -> list[dict[str, Any]]:
+        """What the first model answers, a record for each region."""
+        asked = AskedPicture.read(picture, "image", references, questions, known, model=models.first)
+        for piece in pieces(asked):
+            asked.take(*piece)
+        return asked.records
+
     def describe(
         image: UploadedFile,
         mask: RleMask | BoxMask | PolygonMask | UploadedFile | list[float] | str | None = None,
@@ -315,19 +327,20 @@ def build_demo(
         image: an uploaded file (`gradio_client.handle_file`). mask: COCO RLE {"size": [H, W], "counts": ..}, a box
         {"box_xyxy": [x0, y0, x1, y1]}, a polygon, a CompositionCap blob, or an uploaded black and white picture; none
         is the whole picture. attributes: names of captions and attributes, or own words; none is "region".
-        Returns {"region_index", "box_xyxy", "area", "answers": {name: text}}.
+        Returns {"region_index", "box_xyxy", "area", "answers": {name: text}}, and "model_note" where the model's card
+        says that its answers about photographs mean nothing.
         """
         store = get_upload_folder()
         try:
             picture = read_picture(image.get("path") if isinstance(image, dict) else None, store)
             references = [] if mask is None else [read_mask(mask, store)]
-            questions = attributes or ["region"]
-            asked = AskedPicture.read(picture, "image", references, questions, known, model=models.first)
-            for piece in pieces(asked):
-                asked.take(*piece)
-            return cast(RegionRecord, asked.records[0])
+            (record,) = records_of(picture, references, attributes or ["region"])
+            return cast(RegionRecord, record if note is None else {**record, "model_note": note})
         except (UploadError, MaskError, ValueError) as error:
             raise gr.Error(str(error), print_exception=False) from error
+
+    if tools is not None:
+        tools.add(records_of, list(known), models.first, note, _AT_ONCE)
 
     with gr.Blocks(title=title, delete_cache=(3600, _KEPT_SECONDS), analytics_enabled=False) as demo:
         gr.HTML(
@@ -444,6 +457,7 @@ def launch_demo(
     host: str = "127.0.0.1",
     port: int | None = None,
     on_start: Callable[[str], None] | None = None,
+    tools: "AgentTools | None" = None,
 ) -> str:
     """Start the app, and return its address.
 
@@ -453,10 +467,12 @@ def launch_demo(
         port: by default the first free one from 7860 on.
         on_start (*optional*): gets the address; the app is then served until interrupted. Without it, the app is
             served by a thread, until `demo.close()`.
+        tools (*optional*): for agents, of `build_demo`; they are served at `/mcp`.
 
     Raises:
         OSError: If the port is taken, or the host is none of this machine.
     """
+    added = {} if tools is None else {"routes": tools.routes, "lifespan": tools.life}
     try:
         _, address, _ = demo.queue(max_size=64).launch(
             server_name=host,
@@ -468,10 +484,11 @@ def launch_demo(
             run_history=False,
             ssr_mode=False,
             enable_monitoring=False,
+            mcp_server=False,  # not by a variable of the environment either: see .tools
             footer_links=["api"],
             theme=_THEME,
             css=_CSS,
-            app_kwargs={"middleware": [Middleware(Guard)]},
+            app_kwargs={"middleware": [Middleware(Guard)], **added},
         )
     except OSError as error:
         where = "any port from 7860 on" if port is None else f"port {port}"

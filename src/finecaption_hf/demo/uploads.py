@@ -51,7 +51,15 @@ def read_picture(path: Any, store: str | os.PathLike[str]) -> Image.Image:
     Raises:
         UploadError: As `read_upload`, and if it is no picture or has too many pixels.
     """
-    data = read_upload(path, store)
+    return decode_picture(read_upload(path, store))
+
+
+def decode_picture(data: bytes) -> Image.Image:
+    """The content of a file -> a picture in RGB, upright, what is transparent on white.
+
+    Raises:
+        UploadError: If it is no picture or has too many pixels.
+    """
     try:
         return decode_image(data, "picture", MAX_PICTURE_PIXELS)
     except DataError as error:
@@ -66,7 +74,15 @@ def read_mask(mask: Any, store: str | os.PathLike[str]) -> Any:
     """
     if not isinstance(mask, Mapping) or "path" not in mask:
         return mask
-    data = read_upload(mask["path"], store)
+    return decode_mask_file(read_upload(mask["path"], store))
+
+
+def decode_mask_file(data: bytes) -> Image.Image:
+    """The content of a file -> a picture of a mask for `as_mask`.
+
+    Raises:
+        UploadError: If it is no picture or has too many pixels.
+    """
     try:
         picture = Image.open(BytesIO(data))
         if picture.width * picture.height > MAX_PICTURE_PIXELS:

@@ -6,8 +6,6 @@ A region is, in every request, one of: `{"box_xyxy": [x0, y0, x1, y1]}`, `{"poly
 alpha channel.
 """
 
-import base64
-import binascii
 import threading
 import urllib.error
 import urllib.parse
@@ -133,10 +131,10 @@ def split_mask(picture: Image.Image) -> Image.Image:
 
 def _opened(url: str, limits: Limits, hosts: Collection[str], what: str) -> Image.Image:
     from ..data.errors import DataError
-    from ..data.images import open_picture
+    from ..data.images import open_picture, read_data_url
 
-    content = _data(url, what) if url.startswith("data:") else _fetched(url, limits, hosts, what)
     try:
+        content = read_data_url(url, what) if url.startswith("data:") else _fetched(url, limits, hosts, what)
         picture = open_picture(content, what)
         if picture.width * picture.height > limits.pixels:
             raise RequestError(
@@ -152,16 +150,6 @@ def _opened(url: str, limits: Limits, hosts: Collection[str], what: str) -> Imag
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise RequestError(f"The {what} cannot be decoded ({error}). Send a whole PNG or JPEG.") from error
     return picture
-
-
-def _data(url: str, what: str) -> bytes:
-    head, comma, text = url.partition(",")
-    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise RequestError(f"The {what} begins with {url[:40]!r}. Send data:image/png;base64,..")
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise RequestError(f"The {what} is no base64 ({error}).") from error
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
