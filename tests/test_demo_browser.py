@@ -585,13 +585,14 @@ def test_colours_in_a_region_are_those_of_the_picture(demo: Demo) -> None:
         const left = (canvas.width - 256 * scale) / 2, top = (canvas.height - 256 * scale) / 2;
         done([...canvas.getContext('2d').getImageData(left + x * scale - 3, top + y * scale - 3, 6, 6).data]);
     })))"""
-    place = [195, 45]  # of the picture, away from the number
-    before = demo.page.evaluate(pixels, place)
+    place, border = [195, 45], [178, 80]  # of the picture, away from the number
+    before, border_before = demo.page.evaluate(pixels, place), demo.page.evaluate(pixels, border)
     assert any(before)
     demo.tool("box")
     demo.drag((178, 25), (249, 96))
     demo.page.mouse.move(*demo.place(20, 240))
     assert demo.page.evaluate(pixels, place) == before
+    assert demo.page.evaluate(pixels, border) != border_before, "a region that was drawn has an outline"
     demo.ask()
     demo.page.locator("#fc-table tbody tr").first.hover()
     assert demo.page.evaluate(pixels, place) != before, "the region of a row under the mouse is filled"

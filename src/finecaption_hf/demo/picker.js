@@ -350,8 +350,8 @@ function finish() {
   const done = stroke, region = regions[active];
   if (tool === "box" || tool === "lasso") fill(outline(done), done.takesAway ? 0 : 1);
   stroke = null;
-  shade(null);
   settle(region);
+  shade(null);  // which draws the outline within the box that settling found
   undoStack.push(done.before); if (undoStack.length > MAX_UNDO) undoStack.shift();
   redoStack = [];
   changed();
