@@ -679,31 +679,79 @@ def test_users_at_once_get_their_own_regions(client: Any, address: str) -> None:
 
 
 class _Loaded:
-    """Something that a model's memory is held by."""
+    """Something that a model's memory is held by: 4 bytes of it."""
+
+    def __init__(self) -> None:
+        self.model = torch.nn.Linear(1, 1, bias=False)
 
 
-def test_one_model_is_in_memory_and_is_kept_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What was loaded, by name and weakly, when models take 4 bytes each."""
     made: list[tuple[str, Any]] = []
 
     def load(model: str, **options: Any) -> Any:
-        alive = [name for name, it in made if it() is not None]
-        assert not alive, f"{alive} is in memory beside {model}"
         loaded = _Loaded()
         made.append((model, weakref.ref(loaded)))
         return loaded
 
     monkeypatch.setattr(demo_models, "load_describer", load)
+    return made
+
+
+def _alive(made: list[tuple[str, Any]]) -> list[str]:
+    return [name for name, it in made if it() is not None]
+
+
+def test_models_side_by_side_are_loaded_once_and_a_third_takes_the_place_of_one(made: list[tuple[str, Any]]) -> None:
+    models = Models([Offered(name, name) for name in "abc"])
+    for _ in range(3):
+        _use(models, "a")
+        _use(models, "b")
+    assert [name for name, _ in made] == ["a", "b"]
+    with models.using("a"):
+        _use(models, "c")
+        assert _alive(made) == ["a", "c"], "b was asked longest ago"
+        assert [models.is_loaded(name) for name in "abc"] == [True, False, True]
+        _use(models, "b")
+        assert _alive(made) == ["a", "b"], "one that is used stays"
+    at_once(lambda number: [_use(models, "abc"[(number + step) % 3]) for step in range(5)], 4)
+    assert len(_alive(made)) <= 2
+
+
+def test_one_model_is_in_memory_where_two_do_not_fit(
+    made: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_models.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=3))
     models = Models([Offered("a", "a"), Offered("b", "b", {"referral": "box_text"})])
     with models.using("a"), models.using("a"):  # by two at once
         waiting = start(lambda: _use(models, "b"))
         time.sleep(0.2)
         assert not waiting.done() and [name for name, _ in made] == ["a"]
     waiting.result(timeout=LIMIT_S)
+    assert _alive(made) == ["b"]
     at_once(lambda number: [_use(models, "ab"[(number + step) % 2]) for step in range(5)], 4)
+    assert len(_alive(made)) == 1
     _use(models, "b")
     number = len(made)
     _use(models, "b")
     assert len(made) == number, "it was there already"
+
+
+def test_model_that_does_not_fit_beside_another_is_loaded_alone(
+    made: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = Models([Offered("small", "small"), Offered("large", "large")])
+    load = demo_models.load_describer
+
+    def load_large(model: str, **options: Any) -> Any:
+        if _alive(made):
+            raise torch.OutOfMemoryError
+        return load(model, **options)
+
+    monkeypatch.setattr(demo_models, "load_describer", load_large)
+    _use(models, "large")
+    assert _alive(made) == ["large"]
 
 
 def _use(models: Models, name: str) -> None:

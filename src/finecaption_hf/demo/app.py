@@ -231,7 +231,7 @@ def build_demo(
             answered: list[AskedPicture] = []
             snippets, contents, banners, seen = [], [], [], []
             for name in names:
-                if len(models.offered) > 1:
+                if not models.is_loaded(name):
                     yield told(f"Loading {html.escape(name)} …", stop=True)
                 with models.using(name) as describer:
                     asked = AskedPicture.read(
@@ -434,7 +434,8 @@ def build_demo(
 
         def introduce(name: str) -> Iterator[tuple[Any, ...]]:
             """Load a model when it is chosen, so that it answers at once later, and say what it is."""
-            yield f"<p>Loading {html.escape(name)} …</p>", gr.skip(), gr.skip()
+            if not models.is_loaded(name):
+                yield f"<p>Loading {html.escape(name)} …</p>", gr.skip(), gr.skip()
             try:
                 with models.using(name) as describer:
                     card = card_of(describer)
