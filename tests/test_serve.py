@@ -1,6 +1,7 @@
 """`finecaption serve`: it answers as `ask` does, refuses what it cannot honour, and nobody's request hurts others."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 from finecaption_hf.asking import FineCaptionDescriber, ask
 from finecaption_hf.cli import app as command
 from finecaption_hf.data.encoding import encode_rle
-from finecaption_hf.prompts_finecaption import BranchAnswer
+from finecaption_hf.prompts_finecaption import BranchAnswer, BranchUpdate
 from finecaption_hf.serving.limits import Limits
 
 BOX = {"box_xyxy": [178, 25, 249, 96]}
@@ -219,33 +220,93 @@ _JAVASCRIPT = """
 const OpenAI = require("openai");
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
 const body = JSON.parse(require("fs").readFileSync(0));
-(async () => {
-  const whole = await client.chat.completions.create(body);
-  let streamed = "";
-  for await (const piece of await client.chat.completions.create({ ...body, stream: true }))
-    streamed += piece.choices[0].delta.content ?? "";
-  let refused = null;
-  try { await client.chat.completions.create({ ...body, tools: [] }); } catch (error) { refused = error.status; }
-  console.log(JSON.stringify([whole.choices[0].message.content, streamed, refused]));
-})();
+const ask = (more) => client.chat.completions.create({ ...body, ...more });
+(async () => console.log(JSON.stringify(await (async () => { %s })())))();
+"""
+_ANSWERS = """
+const models = [];
+for await (const model of client.models.list()) models.push(model.id);
+const whole = await ask({ n: 2 });
+let streamed = "", usage = null;
+for await (const piece of await ask({ stream: true, stream_options: { include_usage: true } })) {
+  streamed += piece.choices[0]?.delta.content ?? "";
+  usage = piece.usage ?? usage;
+}
+const refusals = [];
+for (const more of [{ tools: [] }, { model: "gpt" }])
+  try { await ask(more); } catch (error) { refusals.push([error.constructor.name, error.status, error.message]); }
+return { models, said: whole.choices.map((it) => it.message.content), streamed, usage, refusals };
+"""
+_LEAVES = """
+for await (const piece of await ask({ stream: true })) if (piece.choices[0].delta.content) break;
+const stream = await ask({ stream: true });
+for await (const piece of stream) if (piece.choices[0].delta.content) stream.controller.abort();
+return "left";
 """
 
 
-def test_openai_client_of_javascript_is_answered_as_ask(
-    server: Served, describer: FineCaptionDescriber, picture: Image.Image, tmp_path: Path
-) -> None:
+def _run_javascript(program: str, server: Served, body: dict[str, Any]) -> Any:
+    """What a program of OpenAI's client for JavaScript returns."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    if subprocess.run([node, "-e", 'require("openai")'], capture_output=True, timeout=60).returncode:
-        pytest.skip("node finds no openai (npm install openai, and its folder node_modules as NODE_PATH)")
-    script = tmp_path / "client.js"
-    script.write_text(_JAVASCRIPT)
-    arguments = [node, str(script), f"http://127.0.0.1:{server.port}/v1"]
-    body = json.dumps(chat_body(picture, BOX, "dense"))
-    result = subprocess.run(arguments, input=body, capture_output=True, text=True, timeout=60)
+    modules = [os.environ.get("NODE_PATH"), str(Path(sys.prefix, "javascript", "node_modules"))]
+    environment = {**os.environ, "NODE_PATH": os.pathsep.join(filter(None, modules))}
+    if subprocess.run([node, "-e", 'require("openai")'], capture_output=True, timeout=60, env=environment).returncode:
+        pytest.skip(
+            "node finds no openai (scripts/test installs it where npm is; or its folder node_modules as NODE_PATH)"
+        )
+    result = subprocess.run(
+        [node, "-e", _JAVASCRIPT % program, "client", f"http://127.0.0.1:{server.port}/v1"],
+        input=json.dumps(body),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_openai_client_of_javascript_is_answered_as_ask(
+    server: Served, describer: FineCaptionDescriber, picture: Image.Image
+) -> None:
+    found = _run_javascript(_ANSWERS, server, chat_body(picture, BOX, "dense"))
     expected = ask(describer, picture, [BOX], "dense")[0]["answers"]["dense"]
-    assert json.loads(result.stdout or "null") == [expected, expected, 400], result.stderr
+    assert found["models"] == [MODEL]
+    assert found["said"] == [expected] * 2 and found["streamed"] == expected
+    assert found["usage"]["completion_tokens"] > 0
+    (name, status, message), unknown = found["refusals"]
+    assert (name, status) == ("BadRequestError", 400) and "'tools' is not honoured" in message
+    assert unknown[:2] == ["NotFoundError", 404]
+
+
+class Talker(StubDescriber):
+    """Talks for half a minute, unless nobody listens.
+
+    Attributes:
+        left: how many of its answers were not heard to their end.
+    """
+
+    left = 0
+
+    def stream(self, prepared: Any, requests: Any, **options: Any) -> Iterator[BranchUpdate]:
+        try:
+            for number in range(1, 3000):
+                yield BranchUpdate(0, 0, BranchAnswer("on " * number))
+                time.sleep(0.01)
+            yield BranchUpdate(0, 0, BranchAnswer("at last", finish_reason="end"))
+        except GeneratorExit:
+            self.left += 1
+            raise
+
+
+def test_javascript_client_that_leaves_ends_what_is_answered_for_it() -> None:
+    talker = Talker()
+    with served(talker) as server:
+        assert _run_javascript(_LEAVES, server, chat_body(SMALL, None)) == "left"
+        _until(lambda: talker.left == 2)
+        assert server.count("answers_total") == server.count("waiting") == 0
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
