@@ -102,7 +102,7 @@ install_test_model() {
 # install_javascript_client FOLDER: OpenAI's client for JavaScript, which the server's tests use, where there is npm to bring it.
 install_javascript_client() {
     [ ! -d "$1/javascript/node_modules/openai" ] && command -v npm >/dev/null || return 0
-    npm install --silent --no-save --prefix "$1/javascript" openai@6.49.0 ||
+    npm install --silent --no-save --fetch-retries 1 --fetch-timeout 20000 --prefix "$1/javascript" openai@6.49.0 ||
         say "npm cannot install openai, so the tests of its client for JavaScript are skipped."
 }
 
