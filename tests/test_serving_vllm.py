@@ -1,9 +1,7 @@
-"""FineCaption in vLLM: the engine's answers, regions that are told apart, pictures that are encoded once, refusals."""
+"""FineCaption in vLLM: the engine's answers, regions that are told apart, pictures that are encoded once, adapters."""
 
 import copy
-import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,10 @@ from serving_vllm import MARKS, engine
 
 from finecaption_hf import EMBEDDED_CHECKPOINT, FineCaptionConfig, FineCaptionForConditionalGeneration
 from finecaption_hf.asking import FineCaptionDescriber, ask
-from finecaption_hf.data.encoding import encode_rle
-from finecaption_hf.masks_finecaption import MaskError, RegionMask, as_mask
+from finecaption_hf.masks_finecaption import RegionMask
 from finecaption_hf.prompts_finecaption import BranchRequest
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.slow]  # starting an engine takes half a minute
 
 BADGE, TOP = {"box_xyxy": [100, 149, 160, 209]}, {"box_xyxy": [178, 25, 249, 96]}
 EVERYTHING = ["all", "region", "dense"]
@@ -156,48 +153,6 @@ def test_several_regions_in_one_prompt_and_none_are_as_with_generate(
 # --- regions ---------------------------------------------------------------------------------------------------------
 
 
-def forms(size: tuple[int, int]) -> dict[str, Any]:
-    """The badge in every form."""
-    x0, y0, x1, y1 = BADGE["box_xyxy"]
-    mask = as_mask(BADGE, size[1], size[0])
-    return {
-        "box": BADGE,
-        "polygon": {"polygon": [[x0, y0, x1, y0, x1, y1, x0, y1]]},
-        "rle": encode_rle(mask),
-        "array": mask,
-        "picture": Image.fromarray(mask),
-        "tensor": torch.from_numpy(mask),
-    }
-
-
-def test_a_region_arrives_in_every_form(
-    served: Any, own: FineCaptionDescriber, picture: Image.Image, expected: dict[str, str]
-) -> None:
-    for form, region in forms(picture.size).items():
-        assert said(served, own, {"image": picture, "mask": region}) == expected["badge"], form
-        assert said(served, own, picture, mm_processor_kwargs={"masks": [region]}) == expected["badge"], form
-    assert said(served, own, picture, mm_processor_kwargs={"masks": [None]}) == expected["whole"]
-
-
-def with_alpha(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    found = picture.copy()
-    found.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
-    return found
-
-
-def test_the_alpha_channel_is_the_region_whatever_way_up_the_file_is(
-    served: Any, own: FineCaptionDescriber, picture: Image.Image, expected: dict[str, str]
-) -> None:
-    shown = with_alpha(picture, as_mask(TOP, picture.height, picture.width))
-    assert said(served, own, shown) == expected["top"]
-    assert said(served, own, with_alpha(picture, np.ones(shown.size[::-1], dtype=bool))) == expected["whole"]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    file = io.BytesIO()
-    shown.transpose(Image.Transpose.ROTATE_90).save(file, "png", exif=exif)
-    assert said(served, own, Image.open(file)) == expected["top"]
-
-
 def test_regions_under_one_uuid_are_told_apart(
     served: Any, own: FineCaptionDescriber, picture: Image.Image, expected: dict[str, str]
 ) -> None:
@@ -206,36 +161,6 @@ def test_regions_under_one_uuid_are_told_apart(
         assert said(served, own, item, multi_modal_uuids={"image": ["a"]}) == expected[name]
         masks = {"mm_processor_kwargs": {"masks": [region]}}
         assert said(served, own, picture, multi_modal_uuids={"image": ["b"]}, **masks) == expected[name]
-
-
-def test_what_is_no_region_is_refused_with_the_reason(
-    served: Any, own: FineCaptionDescriber, picture: Image.Image, expected: dict[str, str]
-) -> None:
-    from vllm.exceptions import VLLMValidationError
-
-    for bad in ({"box_xyxy": [900, 900, 950, 950]}, {}, "", [], {"size": [2, 2], "counts": "~"}):
-        with pytest.raises(MaskError) as told:
-            as_mask(bad, picture.height, picture.width)
-        for ways in ({"item": {"image": picture, "mask": bad}}, {"item": picture, "masks": [bad]}):
-            more = {"mm_processor_kwargs": {"masks": ways["masks"]}} if "masks" in ways else {}
-            with pytest.raises(VLLMValidationError) as caught:
-                said(served, own, ways["item"], **more)
-            assert str(told.value) in str(caught.value), bad
-    with pytest.raises(VLLMValidationError, match="bare"):
-        said(served, own, {"image": picture, "mask": 7})
-    for masks, reason in (
-        ([BADGE, TOP], "2 masks arrived for 1 pictures"),
-        (BADGE, "masks of type dict arrived for 1 pictures"),
-        ([], "0 masks arrived"),
-    ):
-        with pytest.raises(VLLMValidationError, match=reason):
-            said(served, own, picture, mm_processor_kwargs={"masks": masks})
-    both = with_alpha(picture, as_mask(TOP, picture.height, picture.width))
-    with pytest.raises(VLLMValidationError, match="Picture 0 of the prompt has a region of its own and one in masks"):
-        said(served, own, both, mm_processor_kwargs={"masks": [BADGE]})
-    with pytest.raises(VLLMValidationError, match="'image', 'box'"):
-        said(served, own, {"image": picture, "box": BADGE})
-    assert said(served, own, {"image": picture, "mask": BADGE}) == expected["badge"]
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------
@@ -294,24 +219,6 @@ def test_an_adapter_of_the_language_model_answers_like_the_merged_model(
             assert list(output.outputs[0].token_ids) == wanted
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
-
-
-def test_the_plugin_may_be_called_again(served: Any) -> None:
-    from finecaption_hf.serving.vllm import register
-
-    register()
-    register()
-
-
-def test_quantised_checkpoints_and_adapters_on_enlarged_heads_are_refused_by_name(tmp_path: Path) -> None:
-    folder = tmp_path / "quantised"
-    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (folder / "config.json").unlink()
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="This FineCaption is quantised"), engine(folder):
-        pass
+def test_adapters_on_enlarged_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="Merge the adapter"), engine(EMBEDDED_CHECKPOINT, enable_lora=True):
         pass
