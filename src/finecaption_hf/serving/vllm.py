@@ -10,8 +10,8 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "FineCaptionForConditionalGeneration"
 ADMITTED = ("0.32", "0.33")
-"""Minor versions of vLLM that the plugin is for; its interfaces change from one to the next. 0.32 was run, on the CPU.
-Of 0.33, only its code was compared."""
+"""Minor versions of vLLM that the plugin is for; its interfaces change from one to the next. How 0.33 was run, of which
+there is no build for the CPU, is in docs/serving.md."""
 
 
 def register() -> None:
