@@ -58,9 +58,11 @@ def served(describer: Describer, **options: Any) -> Iterator[Served]:
     import uvicorn
 
     from finecaption_hf.serving.app import build_server
+    from finecaption_hf.serving.connections import uvicorn_config
+    from finecaption_hf.serving.limits import Limits
 
     app = build_server(describer, MODEL, **options)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn_config(app, "127.0.0.1", 0, options.get("limits") or Limits()))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

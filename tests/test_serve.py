@@ -522,7 +522,7 @@ def test_failure_of_the_model_is_told_and_the_server_goes_on(caplog: pytest.LogC
 def test_queue_and_time_have_ends() -> None:
     gated = Gated(StubDescriber())
     with (
-        served(gated, limits=Limits(requests=2, seconds=0.5, body_seconds=0.2)) as server,
+        served(gated, limits=Limits(requests=2, seconds=0.5, client_seconds=0.2)) as server,
         ThreadPoolExecutor(2) as clients,
     ):
         waiting = [clients.submit(server.regions, SMALL) for _ in range(2)]
@@ -536,6 +536,49 @@ def test_queue_and_time_have_ends() -> None:
             slow.sendall(b"POST /v1/regions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
         assert server.regions(SMALL).status_code == 200
+
+
+def test_client_that_is_slow_to_begin_or_to_read_is_let_go() -> None:
+    long = StubDescriber(lambda *_: BranchAnswer("x" * 20_000_000, finish_reason="end"))
+    with served(long, limits=Limits(client_seconds=0.5)) as server:
+
+        def connected(sent: bytes) -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S)
+            connection.sendall(sent)
+            return connection
+
+        with connected(b"") as silent:
+            assert silent.recv(1) == b""
+        with connected(b"GET /health HTTP/1.1\r\n") as slow, pytest.raises(OSError):
+            for _ in range(300):  # a header a tenth of a second, for half a minute
+                slow.sendall(b"X: y\r\n")
+                time.sleep(0.1)
+        with connected(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") as later:
+            assert later.recv(1000).startswith(b"HTTP/1.1 200")
+            with pytest.raises(OSError):
+                for _ in range(300):
+                    later.sendall(b"G")
+                    time.sleep(0.1)
+        body = json.dumps({"image": data_url(SMALL)}).encode()
+        head = b"POST /v1/regions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        with connected(head + str(len(body)).encode() + b"\r\n\r\n" + body):
+            _until(lambda: server.count("answers_total") == 1)
+            _until(lambda: len(server.server.server_state.connections) == 1)  # that of this client
+        assert len(server.regions(SMALL).content) > 20_000_000, "whoever reads gets all of it"
+
+
+def test_connections_have_an_end() -> None:
+    with served(StubDescriber(), limits=Limits(connections=4)) as server:
+        assert server.get("/health").status_code == 200
+        others = [socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) for _ in range(4)]
+        assert others[-1].recv(100).startswith(b"HTTP/1.1 503")
+        assert server.get("/health").status_code == 200, "who was there is answered"
+        for other in others:
+            other.close()
+        _until(lambda: len(server.server.server_state.connections) == 1)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT_S) as again:
+            again.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert again.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_stop_finishes_what_is_running() -> None:
@@ -566,8 +609,8 @@ def test_command_builds_the_server_that_its_options_name(monkeypatch: pytest.Mon
     options = ["--name", "mine", "--port", "0", "--token-env", "TOKEN", "--max-regions", "1", "--max-seconds", "7"]
     result = CliRunner().invoke(command, ["serve", "--model", "pixels", *options])
     assert result.exit_code == 0, result.output
-    app, host, port, seconds, _ = kept
-    assert (host, port, seconds) == ("127.0.0.1", 0, 7.0)
+    app, host, port, limits, _ = kept
+    assert (host, port, limits.seconds, limits.connections) == ("127.0.0.1", 0, 7.0, 512)
     with TestClient(app, headers={"authorization": "Bearer secret"}) as client:
         assert client.get("/v1/models").json()["data"][0]["id"] == "mine"
         body = {"image": data_url(SMALL), "regions": [None]}

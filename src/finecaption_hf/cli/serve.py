@@ -122,10 +122,11 @@ def serve(
             new_tokens=max_tokens,
             requests=max_requests,
             seconds=max_seconds,
+            connections=max(Limits.connections, 2 * max_requests),
         )
         app = build_server(loaded, known, token=token, limits=limits, segmenter=opened, hosts=allow_host or ())
 
     def tell(address: str) -> None:
         typer.echo(f"{known} is served at {address}/v1 (Ctrl+C ends it).")
 
-    run_server(app, host, port, max_seconds, tell)
+    run_server(app, host, port, limits, tell)

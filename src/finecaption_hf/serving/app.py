@@ -303,16 +303,18 @@ def _malformed(error: RequestValidationError) -> RequestError:
     return RequestError(f"{where or 'The body'}: {first['msg']}.", param=where or None)
 
 
-def run_server(app: Any, host: str, port: int, seconds: float, on_start: Callable[[str], None]) -> None:
+def run_server(app: Any, host: str, port: int, limits: Limits, on_start: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; what is being answered then is finished first.
 
     Args:
         app: of `build_server`.
         host, port: where to listen; 0 is any free port.
-        seconds: how long to wait for the last answers.
+        limits: as given to `build_server`; `seconds` is also how long to wait for the last answers.
         on_start: told the address.
     """
     import uvicorn
+
+    from .connections import uvicorn_config
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -320,7 +322,4 @@ def run_server(app: Any, host: str, port: int, seconds: float, on_start: Callabl
             if self.started:
                 on_start(f"http://{host}:{self.servers[0].sockets[0].getsockname()[1]}")
 
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(seconds) + 5
-    )
-    Server(config).run()
+    Server(uvicorn_config(app, host, port, limits)).run()

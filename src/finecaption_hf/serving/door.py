@@ -131,13 +131,13 @@ class Door:
     async def _with_body(self, receive: Receive) -> Receive:
         """Read all of the body, in its time; what is received then begins with it."""
         body, is_whole = bytearray(), False
-        deadline = time.monotonic() + self._limits.body_seconds
+        deadline = time.monotonic() + self._limits.client_seconds
         while not is_whole:
             try:
                 message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0))
             except asyncio.TimeoutError as error:
                 raise RequestError(
-                    f"The request did not arrive within {self._limits.body_seconds:g} seconds.", 408, "body_too_slow"
+                    f"The request did not arrive within {self._limits.client_seconds:g} seconds.", 408, "body_too_slow"
                 ) from error
             if message["type"] != "http.request":
                 raise RequestError("The client left.", LEFT, "left")

@@ -38,7 +38,9 @@ class Limits:
         new_tokens: of an answer (400).
         requests: that are read, wait or are answered at the same time (429).
         seconds: until a request is answered (504).
-        body_seconds: until all of a request has arrived (408).
+        client_seconds: until a request's headers have arrived, then until its body has (408), and until a client has
+            read what waits for it.
+        connections: that are open at the same time (503).
     """
 
     body_bytes: int = 20_000_000
@@ -49,4 +51,5 @@ class Limits:
     new_tokens: int = 512
     requests: int = 128
     seconds: float = 120.0
-    body_seconds: float = 30.0
+    client_seconds: float = 30.0
+    connections: int = 512
