@@ -319,6 +319,24 @@ def test_what_the_model_saw_shows_inputs_and_the_mask_grid(
     assert abs(grid.mean() - mask.mean()) < 0.005
 
 
+def test_what_the_model_saw_has_the_colours_of_the_picture_in_the_region(
+    picture: Image.Image, embedded: Any, mask: np.ndarray
+) -> None:
+    model, processor = embedded
+    references: tuple[list[Any], list[Any]] = ([mask], [])
+    (seen, _), (whole, _) = (
+        what_the_model_saw(
+            processor, AskedPicture.read(picture, "", given, ["region"], {}), model.config.vision_config.patch_size
+        )[0]
+        for given in references
+    )
+    side = processor.image_processor.size["width"]
+    inside = Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST).resize(seen.size)
+    change = np.abs(np.asarray(seen, dtype=int) - np.asarray(whole, dtype=int)).max(axis=2)
+    # Masks are made small smoothly, so that the rest begins within the border.
+    assert np.median(change[np.asarray(inside)]) == 0 and np.median(change[~np.asarray(inside)]) > 100
+
+
 @pytest.mark.parametrize(
     ("references", "questions", "message"),
     [

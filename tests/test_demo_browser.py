@@ -580,19 +580,25 @@ def test_boxes_and_strokes_are_asked_about_at_once_or_the_next_step_is_said(demo
 
 def test_colours_in_a_region_are_those_of_the_picture(demo: Demo) -> None:
     demo.open()
-    pixels = """([x, y]) => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
+    pixels = """([x, y, reach = 3]) => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
         const canvas = document.querySelector('.fc-canvas'), scale = Math.min(canvas.width, canvas.height) / 256;
         const left = (canvas.width - 256 * scale) / 2, top = (canvas.height - 256 * scale) / 2;
-        done([...canvas.getContext('2d').getImageData(left + x * scale - 3, top + y * scale - 3, 6, 6).data]);
+        const corner = [left + x * scale - reach, top + y * scale - reach];
+        done([...canvas.getContext('2d').getImageData(...corner, 2 * reach, 2 * reach).data]);
     })))"""
-    place, border = [195, 45], [178, 80]  # of the picture, away from the number
-    before, border_before = demo.page.evaluate(pixels, place), demo.page.evaluate(pixels, border)
+    place, border, thin = [195, 45], [178, 80], [62, 70, 1]  # of the picture, away from the number
+    before, border_before, thin_before = (demo.page.evaluate(pixels, it) for it in (place, border, thin))
     assert any(before)
     demo.tool("box")
     demo.drag((178, 25), (249, 96))
     demo.page.mouse.move(*demo.place(20, 240))
     assert demo.page.evaluate(pixels, place) == before
     assert demo.page.evaluate(pixels, border) != border_before, "a region that was drawn has an outline"
+    demo.do("addRegion")
+    demo.drag((61, 60), (63, 120))
+    demo.page.mouse.move(*demo.place(20, 240))
+    assert demo.page.evaluate(pixels, thin) == thin_before, "the line is outside of the region"
+    demo.page.locator(".fc-chip button").first.click()
     demo.ask()
     demo.page.locator("#fc-table tbody tr").first.hover()
     assert demo.page.evaluate(pixels, place) != before, "the region of a row under the mouse is filled"

@@ -18,7 +18,6 @@ from PIL import Image
 from .. import __version__
 from ..asking import Describer, FineCaptionDescriber
 from ..data.encoding import encode_rle
-from ..drawing import COLORS
 from ..masks_finecaption import RegionMask
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
 from ..prompts_finecaption import BranchAnswer, is_global, resolve_questions
@@ -288,10 +287,9 @@ def what_the_model_saw(processor: Any, asked: AskedPicture, patch_size: int) -> 
         return [(low, f"Low resolution, {_size(pixels)}"), *whole]
     for number, values in enumerate(vision["mask_values"]):
         alpha = (values[0] * image_processor.mask_std + image_processor.mask_mean).clamp(0, 1)
-        color = COLORS[number % len(COLORS)]
         which = f"Region {number + 1}" if asked.masks else "All of it"
-        marked = Image.composite(Image.new("RGB", low.size, color), low, _grey(alpha * 0.55))
-        shown.append((_enlarged(marked), f"{which}: {_size(pixels)} with mask"))
+        marked = Image.composite(low, low.point(lambda value: value // 3), _grey(alpha))  # in its own colours
+        shown.append((_enlarged(marked), f"{which}: {_size(pixels)}, the rest dimmed"))
         grid = torch.nn.functional.avg_pool2d(alpha[None, None], patch_size)[0, 0]
         cells = tuple(grid.shape)
         caption = f"{which}: {cells[1]}x{cells[0]} patches of {patch_size} px"

@@ -33,25 +33,31 @@ function newRegion() {
 function colorOf(index) { return COLORS[index % COLORS.length]; }
 function inkOf(index) { return props.inks[index % COLORS.length]; }
 
-/** Repaint a region's layer, or where its mask changed inside [x0, x1) x [y0, y1): a line along its border with white around it, and a tint if it is the filled one. */
+/** Repaint a region's layer, or where its mask changed inside [x0, x1) x [y0, y1): a line around it with white around that, and a tint if it is the filled one. */
 function refresh(index, part = null) {
   const { mask, layer } = regions[index], [red, green, blue] = colorOf(index), tint = regions[index] === filled ? TINT : 0;
   if (!part) layer.getContext("2d").clearRect(0, 0, layer.width, layer.height);
   let [x0, y0, x1, y1] = part ?? regions[index].box;
   if (x1 <= x0 || y1 <= y0) return;
   const across = width / layer.width, down = height / layer.height, line = Math.max(1, Math.round(Math.max(layer.width, layer.height) / 500));
-  x0 = Math.max(0, Math.floor(x0 / across) - line); x1 = Math.min(layer.width, Math.ceil(x1 / across) + line);
-  y0 = Math.max(0, Math.floor(y0 / down) - line); y1 = Math.min(layer.height, Math.ceil(y1 / down) + line);
+  x0 = Math.max(0, Math.floor(x0 / across) - 2 * line); x1 = Math.min(layer.width, Math.ceil(x1 / across) + 2 * line);
+  y0 = Math.max(0, Math.floor(y0 / down) - 2 * line); y1 = Math.min(layer.height, Math.ceil(y1 / down) + 2 * line);
   const isInside = (x, y) => x >= 0 && y >= 0 && x < layer.width && y < layer.height
     ? mask[Math.floor((x + 0.5) * across) * height + Math.floor((y + 0.5) * down)] : 0;
+  const isNear = (x, y, from, to) => {
+    for (let d = from; d <= to; d++) if (isInside(x - d, y) || isInside(x + d, y) || isInside(x, y - d) || isInside(x, y + d)) return true;
+    return false;
+  };
   const pixels = new ImageData(x1 - x0, y1 - y0);
   for (let y = y0, at = 0; y < y1; y++) {
     for (let x = x0; x < x1; x++, at += 4) {
       const inside = isInside(x, y);
-      const around = isInside(x - line, y) + isInside(x + line, y) + isInside(x, y - line) + isInside(x, y + line);
-      if (!inside && !around) continue;
-      pixels.data[at] = inside ? red : 255; pixels.data[at + 1] = inside ? green : 255; pixels.data[at + 2] = inside ? blue : 255;
-      pixels.data[at + 3] = !inside ? 200 : around < 4 ? 255 : tint;
+      // Outside of the region, whose colours stay, however thin it is; but where it meets the picture's border.
+      const isLine = inside ? x < line || y < line || x >= layer.width - line || y >= layer.height - line : isNear(x, y, 1, line);
+      if (!inside && !isLine && !isNear(x, y, line + 1, 2 * line)) continue;
+      const isColored = inside || isLine;
+      pixels.data[at] = isColored ? red : 255; pixels.data[at + 1] = isColored ? green : 255; pixels.data[at + 2] = isColored ? blue : 255;
+      pixels.data[at + 3] = isLine ? 255 : inside ? tint : 200;
     }
   }
   layer.getContext("2d").putImageData(pixels, x0, y0);
