@@ -794,6 +794,8 @@ def test_models_of_the_command_have_options_of_their_own() -> None:
         Offered("lora", None, {"device": "cpu", "adapter": "lora"}),
     ]
     assert _read_models(None, {}) == [Offered("finecaption-tiny")]
+    folder = str(EMBEDDED_CHECKPOINT)
+    assert _read_models([folder], {}) == [Offered("finecaption-tiny", folder)], "people read no paths"
     with pytest.raises(ValueError, match="no YAML"):
         _read_models(["{model: [}"], {})
     with pytest.raises(ValueError, match="Two models are named 'pixels'"):

@@ -565,6 +565,7 @@ def test_boxes_and_strokes_are_asked_about_at_once_or_the_next_step_is_said(demo
     demo.page.wait_for_timeout(1500)
     assert demo.run == "0" and demo.rows() == []
     demo.do("addRegion")
+    assert "it becomes region 2" in demo.status
     demo.page.locator(".fc-at-once").check()
     demo.box(100, 149, 160, 209)
     assert "is asked about" in demo.status
@@ -628,6 +629,9 @@ def test_tools_are_one_stop_for_tab_and_arrows_choose(demo: Demo) -> None:
 
 
 def test_canvas_and_thumbnails_say_what_they_are(demo: Demo) -> None:
+    for open_it in (lambda: demo.page.locator(".fc-canvas").click(), lambda: demo.page.keyboard.press("Enter")):
+        with demo.page.expect_file_chooser():
+            open_it()
     demo.open()
     canvas = demo.page.get_by_role("application")
     assert "256 by 256 pixels" in canvas.get_attribute("aria-label")
@@ -640,16 +644,58 @@ def test_canvas_and_thumbnails_say_what_they_are(demo: Demo) -> None:
     assert len(thumbnails) == 4 and all(thumbnails)
 
 
+_PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True}
+
+
 def test_touch_targets_have_44_pixels(chromium: Any, address: str) -> None:
-    context = _context(chromium, viewport={"width": 390, "height": 844}, is_mobile=True)
+    context = _context(chromium, **_PHONE)
     try:
         user = Demo(context.new_page(), address)
         user.open()
-        small = """() => [...document.querySelectorAll('button, label:has(> input), summary, select')].filter(part => {
+        user.ask()
+        user.page.get_by_role("button", name="Settings").click()
+        user.page.wait_for_timeout(500)  # it opens slowly
+        parts = "button, label:has(> input), summary, select, textarea, input:not([type=checkbox], [type=file]), a"
+        # Links in sight are larger than their words: what counts is where a finger hits them.
+        small = """parts => [...document.querySelectorAll(parts)].filter(part => {
             const box = part.getBoundingClientRect();
-            return box.width && !part.closest('.fc-hidden, footer') && (box.height < 43.9 || box.width < 43.9);
+            if (!box.width || part.closest('.fc-hidden, footer')) return false;
+            if (part.tagName !== 'A') return box.height < 43.9 || box.width < 43.9;
+            const hit = getComputedStyle(part, '::after');
+            return box.height - parseFloat(hit.top) - parseFloat(hit.bottom) < 43.9 || box.width < 43.9;
         }).map(part => part.outerHTML.slice(0, 120))"""
-        assert user.page.evaluate(small) == []
+        assert user.page.evaluate(small, parts) == []
+    finally:
+        context.close()
+
+
+def test_phone_shows_all_of_it_in_one_column_of_readable_words(chromium: Any, address_of_several: str) -> None:
+    context = _context(chromium, **_PHONE)
+    try:
+        user = Demo(context.new_page(), address_of_several)
+        page = user.page
+        page.evaluate("window.scrollTo(0, 0)")
+        bar = page.locator("#fc-asking").bounding_box()
+        example = page.locator("#fc-examples img").last.bounding_box()
+        assert example["y"] + example["height"] <= bar["y"] + 2, "an example is on the first screen"
+        assert page.locator(".fc-later:visible").count() == 0, "what needs a picture comes with one"
+        page.locator("#fc-beside input").click()
+        page.get_by_role("option", name="pixels").click()
+        page.locator("#fc-examples button").first.click()
+        user.answered()
+        stage, said = (page.locator(part).bounding_box() for part in (".fc-stage", ".fc-said"))
+        assert stage["y"] > -1 and said["y"] < page.locator("#fc-asking").bounding_box()["y"]
+        for name in ("What the model saw", "Copy as Python", "JSON", "About the model", "Settings"):
+            page.get_by_role("button", name=re.compile(f"^{name}")).click()
+        page.wait_for_timeout(1000)  # they open slowly
+        faults = """() => [...document.querySelectorAll('body *')].filter(part => {
+            const box = part.getBoundingClientRect(), style = getComputedStyle(part);
+            const isClipped = style.overflowX !== 'visible' && part.scrollWidth > part.clientWidth + 1;
+            const hasWords = [...part.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+            return box.width > 1 && style.visibility !== 'hidden' && !part.closest('.fc-hidden') && part.type !== 'file'
+                && (isClipped || hasWords && (box.right > 391 || box.left < -1 || parseFloat(style.fontSize) < 12));
+        }).map(part => part.outerHTML.slice(0, 160))"""
+        assert page.evaluate(faults) == []
     finally:
         context.close()
 
@@ -721,6 +767,8 @@ def test_page_says_who_answers_and_two_models_answer_side_by_side(browser: Any, 
     user.open()
     user.box(178, 25, 249, 96)
     tiny = user.ask("Color")
+    head = page.locator(".fc-answers th").nth(2)
+    assert head.inner_text() == "finecaption-tiny", "or the answers would be those of who is introduced next"
     choose("fc-model", "pixels")
     page.locator("#fc-banner", has_text="pixels answers.").wait_for()
     pixels = user.ask()

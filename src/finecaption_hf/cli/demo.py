@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -135,12 +136,12 @@ def _read_models(given: Sequence[str] | None, options: Mapping[str, Any]) -> "li
                 raise ValueError(f"--model {text}: this is no YAML ({error}).") from error
         own = {name: value for name, value in {**options, **own}.items() if value is not None}
         source = own.pop("model", None)
-        offered.append(
-            Offered(own.get("name") or own.get("adapter") or source or EMBEDDED_CHECKPOINT.name, source, own)
-        )
+        name = own.get("name") or own.get("adapter") or source or EMBEDDED_CHECKPOINT.name
+        # Of a folder, the last part of its path is what readers know it by.
+        offered.append(Offered(Path(name).resolve().name if Path(name).is_dir() else name, source, own))
     names = [each.name for each in offered]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(
-            f"Two models are named {twice!r}. Name one of them: --model '{{model: {twice}, name: OTHER}}'."
+            f"Two models are named {twice!r}. Name one of them: --model '{{model: ID_OR_FOLDER, name: OTHER}}'."
         )
     return offered

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,7 +87,9 @@ _ANNOUNCE = 'element.setAttribute("role", "status");'
 _CSS = """
 #fc-title h1 { margin: 0; font-size: 1.5rem; display: inline; }
 #fc-title p { display: inline; margin-left: 12px; }
-.fc-who { margin: 0; }
+.fc-who { margin: 0; overflow-wrap: anywhere; }
+.fc-who + .fc-who { margin-top: 4px; }
+#fc-model input, #fc-beside input { text-overflow: ellipsis; margin-right: 1.5em; }
 .fc-limits { padding: 8px 12px; border-left: 4px solid #b45309; border-radius: 4px;
   background: #fef3c7; color: #451a03; }
 .fc-limits b, .fc-limits a { color: #451a03 !important; }
@@ -100,6 +103,8 @@ footer { margin-bottom: 64px; }
 .icon-button { min-width: 24px; min-height: 24px; }
 #fc-title > *, #fc-banner > *, #fc-picker > *, #fc-progress > *, #fc-table > * { padding: 0 !important; }
 .fc-tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 370px), 1fr)); gap: 12px 24px; }
+.fc-several .fc-answers { table-layout: fixed; }
+.fc-several .fc-answers td:nth-child(2), .fc-several .fc-answers th:nth-child(2) { width: 24%; min-width: 0; }
 .fc-tables.fc-several { grid-template-columns: repeat(auto-fit, minmax(min(100%, 580px), 1fr)); }
 .fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; margin: 0 !important; align-self: start; }
 .fc-answers tr { border: 0 !important; }
@@ -107,22 +112,34 @@ footer { margin-bottom: 64px; }
   box-shadow: inset 0 -1px var(--border-color-primary); color: var(--body-text-color); }
 .fc-answers td:first-child, .fc-answers th:first-child { width: 38px; }
 .fc-answers td:nth-child(2) { width: 36%; min-width: 90px; }
-.fc-answers td:nth-child(n+2) { overflow-wrap: anywhere; }
+.fc-answers td:nth-child(n+2), .fc-answers th { overflow-wrap: anywhere; }
 .fc-answers tr:hover, .fc-answers tr:focus, .fc-answers tr.fc-lit { background: var(--background-fill-secondary); }
 .fc-answers .fc-number { display: inline-flex; min-width: 22px; height: 22px; border-radius: 11px; padding: 0 3px;
   font-weight: 700; font-size: 13px; align-items: center; justify-content: center; }
 .fc-answers .fc-open::after { content: "▍"; opacity: .5; }
 .fc-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-#fc-examples .grid-wrap, #fc-seen .grid-wrap { min-height: 0; max-height: none; }
+/* Galleries: no words on the pictures, and all of them in sight. */
+#fc-examples > label, #fc-seen > label { position: static; border: 0; background: none; box-shadow: none; }
+#fc-examples .grid-wrap, #fc-seen .grid-wrap { min-height: 0; max-height: none; overflow: visible; padding-top: 0; }
+#fc-examples .grid-container, #fc-seen .grid-container { padding-top: 0; grid-auto-rows: auto; }
+#fc-examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+#fc-examples .caption-label { display: none; }
+#fc-seen .grid-container { grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); }
+#fc-seen .thumbnail-item { aspect-ratio: auto; height: auto; }
+#fc-seen .thumbnail-item > img { height: auto; }
+#fc-seen .caption-label { position: static; max-width: none; border: 0; white-space: normal; }
 #fc-python .cm-content *, #fc-json .cm-content *, #fc-about .token { color: var(--body-text-color) !important; }
 #fc-about pre { overflow: visible; }
-#fc-about pre code { white-space: pre-wrap; }
+#fc-about pre code { white-space: pre-wrap; overflow-wrap: anywhere; }
+#fc-about th, #fc-about td { padding: 4px 6px; overflow-wrap: normal; word-break: normal; }
 footer, footer * { color: var(--body-text-color) !important; }
 footer .divider:last-child { display: none; }
 .dark .fc-warn { color: #fbbf24 !important; }
 .dark .fc-bad { color: #f87171 !important; }
 @media (max-width: 640px) {
   .fc-answers th, .fc-answers td { padding: 6px 5px; }
+  .fc-several .fc-answers td:nth-child(2), .fc-several .fc-answers th:nth-child(2) { width: 80px; }
+  #fc-about th, #fc-about td { padding: 2px 3px; font-size: 12px; }
   #fc-title p { display: block; margin: 0; }
   #fc-asking { flex-wrap: wrap; }
   #fc-progress { order: -1; flex-basis: 100%; }
@@ -132,6 +149,10 @@ footer .divider:last-child { display: none; }
   button, #fc-attributes label, #fc-captions label { min-height: 44px !important;
     min-width: 44px !important; }
   .label-wrap { display: flex; align-items: center; }
+  textarea, input[type=number], input[type=range] { min-height: 44px !important; }
+  .tab-like-container { height: auto !important; }
+  .fc-who a, .fc-more { position: relative; }
+  .fc-who a::after, .fc-more::after { content: ""; position: absolute; inset: -13px 0; }
 }
 """
 
@@ -229,6 +250,7 @@ def build_demo(
                 raise UploadError("First choose a picture.")
             picture = read_picture(value.image.path, get_upload_folder())
             answered: list[AskedPicture] = []
+            table = partial(_table, answered, names, value.versions, is_named=len(models.offered) > 1)
             snippets, contents, banners, seen = [], [], [], []
             for name in names:
                 if not models.is_loaded(name):
@@ -249,14 +271,13 @@ def build_demo(
                     answered.append(asked)
                     missing, shown = asked.missing, 0.0
                     if missing:
-                        table = _table(answered, names, value.versions)
-                        yield told("Looking at the picture …", table=table, stop=True)
+                        yield told("Looking at the picture …", table=table(), stop=True)
                     for piece in pieces(asked) if missing else ():
                         asked.take(*piece)
                         if run.stop.is_set():
                             break
                         if time.monotonic() - shown > _SHOW_EVERY:
-                            yield told("Answering …", table=_table(answered, names, value.versions))
+                            yield told("Answering …", table=table())
                             shown = time.monotonic()
                     kept.keep(asked)
                     snippets.append(_snippet(asked, models.offered[name], describer))
@@ -276,7 +297,7 @@ def build_demo(
             yield told(
                 "Done." if is_done else "Stopped: what is below is unfinished.",
                 ' <a class="fc-more" href="#fc-table">See the answers</a>',
-                table=_table(answered, names, value.versions),
+                table=table(),
                 snippet="\n".join(snippets),
                 content=content,
                 file=_download(content),
@@ -354,11 +375,6 @@ def build_demo(
             with gr.Column(scale=3, min_width=320):
                 picker = RegionPicker(elem_id="fc-picker", point_masks=point_masks, padding=False)
             with gr.Column(scale=2, min_width=320):
-                with gr.Row(visible=len(models.offered) > 1):
-                    model = gr.Dropdown(list(models.offered), value=models.first, label="Model", elem_id="fc-model")
-                    beside = gr.Dropdown(
-                        [_ALONE, *models.offered], value=_ALONE, label="Side by side with", elem_id="fc-beside"
-                    )
                 gallery = gr.Gallery(
                     [(path, f"Scene {number}") for number, (path, _) in enumerate(examples, start=1)],
                     label="Examples: rendered scenes, answered at once",
@@ -370,6 +386,17 @@ def build_demo(
                     interactive=False,
                     elem_id="fc-examples",
                 )
+                with gr.Row(visible=len(models.offered) > 1):
+                    model = gr.Dropdown(
+                        list(models.offered), value=models.first, label="Model", elem_id="fc-model", min_width=200
+                    )
+                    beside = gr.Dropdown(
+                        [_ALONE, *models.offered],
+                        value=_ALONE,
+                        label="Side by side with",
+                        elem_id="fc-beside",
+                        min_width=200,
+                    )
                 captions = gr.CheckboxGroup(
                     tasks, value=[tasks[0][1]] if tasks else [], label="Captions", elem_id="fc-captions"
                 )
@@ -551,7 +578,7 @@ def _snippet(asked: AskedPicture, offered: Offered, describer: Describer) -> str
 
 
 def _json(asked: AskedPicture, offered: Offered, describer: Describer) -> str:
-    return asked.as_json(None if offered.model is None else offered.name, note_of(describer))
+    return asked.as_json(offered.options.get("name", offered.model), note_of(describer))
 
 
 def _download(content: str) -> str:
@@ -574,7 +601,9 @@ def _introduction(describer: Describer, name: str, has_others: bool) -> str:
     return f'<p class="fc-who{"" if note is None else " fc-limits"}"{"" if note is None else " role=note"}>{told}</p>'
 
 
-def _table(answered: Sequence[AskedPicture], models: Sequence[str], versions: Sequence[int] = ()) -> str:
+def _table(
+    answered: Sequence[AskedPicture], models: Sequence[str], versions: Sequence[int] = (), is_named: bool = False
+) -> str:
     """A table for each region, with a row for each question and a column for each model; what users and models write is
     escaped.
 
@@ -582,12 +611,13 @@ def _table(answered: Sequence[AskedPicture], models: Sequence[str], versions: Se
         answered: what is shown, of the models that had their turn.
         models: all that are asked.
         versions: the browser's numbers of the masks; its rows light them.
+        is_named: whether the models' names head their answers, which stay when another model is chosen.
     """
     first = answered[0]
     marks = [f' data-version="{version}"' for version in versions] if len(versions) == len(first.masks) else []
     records, missing = [asked.records for asked in answered], [set(asked.missing) for asked in answered]
     is_open = ' class="fc-open"'
-    heads = ("Question", *models) if len(models) > 1 else ("Question", "Answer")
+    heads = ("Question", *models) if is_named else ("Question", "Answer")
     tables: list[str] = []
     for index, record in enumerate(records[0]):
         mark = marks[index] if marks else ""

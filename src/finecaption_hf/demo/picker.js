@@ -220,6 +220,9 @@ function listRegions() {
     chip.append(choose, remove);
     return chip;
   }));
+  // What would do nothing is not offered.
+  find('[data-do="refine"]').hidden = !props.segmenter || !regions[active]?.area;
+  find('[data-do="nextCandidate"]').hidden = !props.segmenter || !(regions[active]?.candidates.length > 1);
   find('[data-do="undo"]').disabled = !undoStack.length;
   find('[data-do="redo"]').disabled = !redoStack.length;
 }
@@ -233,7 +236,8 @@ function addRegion() {
   if (!picture) return say("First choose a picture", true);
   if (regions.length >= LIMITS.regions) return say(`At most ${LIMITS.regions} regions`, true);
   const empty = regions.findIndex((region) => !region.area);
-  if (empty >= 0) { active = empty; listRegions(); return; }
+  say(`Mark another thing: it becomes region ${regions.filter(({ area }) => area).length + 1}`);
+  if (empty >= 0) { active = empty; listRegions(); draw(); return; }
   remember(); regions.push(newRegion()); active = regions.length - 1; changed();
 }
 
@@ -502,6 +506,8 @@ canvas.addEventListener("pointerdown", (event) => {
   }
 });
 
+canvas.addEventListener("click", () => { if (!picture) find(".fc-file").click(); });
+
 canvas.addEventListener("pointermove", (event) => {
   const now = place(event), before = pointers.get(event.pointerId);
   if (!before) { if (picture && event.pointerType === "mouse") { cursor = toPicture(now); lightUp(regionAt(cursor)); draw(); } return; }
@@ -555,7 +561,8 @@ canvas.addEventListener("keydown", (event) => {
     cursor ??= [width / 2, height / 2];
     cursor = [Math.min(width, Math.max(0, cursor[0] + moves[key][0])), Math.min(height, Math.max(0, cursor[1] + moves[key][1]))];
     if (stroke) extend(cursor); else draw();
-  } else if (key === "Enter" && picture && !stroke) trigger("submit");
+  } else if (key === "Enter" && !picture) find(".fc-file").click();
+  else if (key === "Enter" && picture && !stroke) trigger("submit");
   else if ((key === " " || key === "Enter") && picture) {
     cursor ??= [width / 2, height / 2];
     if (stroke) finish(); else begin(cursor, event.altKey);
@@ -571,6 +578,7 @@ function choose(name) {
     button.tabIndex = button.dataset.tool === name ? 0 : -1;  // one stop for Tab; arrow keys choose among them
   });
   canvas.style.cursor = name === "hand" ? "grab" : "crosshair";
+  find(".fc-size").hidden = name !== "brush" && name !== "eraser";
 }
 element.querySelectorAll("[data-tool]").forEach((button) => { button.onclick = () => choose(button.dataset.tool); });
 find('[role="radiogroup"]').addEventListener("keydown", (event) => {
@@ -617,7 +625,7 @@ function show(image, stored, masks = []) {
   regions = masks.map((rle) => Object.assign(newRegion(), { mask: decode(rle) }));
   if (!regions.length) regions.push(newRegion());
   regions.forEach((region, index) => { settle(region); refresh(index); });
-  find(".fc-empty").hidden = true;
+  find(".fc-empty").hidden = true; find(".fc-picker").classList.remove("fc-without");
   canvas.dataset.size = `${width}x${height}`;
   canvas.setAttribute("aria-label", `${stored.orig_name}, ${width} by ${height} pixels`);
   stage.style.aspectRatio = `${width} / ${height}`;
@@ -632,7 +640,7 @@ async function receive() {
   const turn = ++loads;
   try {
     const image = await readPicture(value.image.url);
-    if (turn === loads) { show(image, value.image, value.regions ?? []); say("An example, which is asked about: choose other questions, or mark other regions"); trigger("submit"); }
+    if (turn === loads) { show(image, value.image, value.regions ?? []); say("An example, which is asked about: choose other questions, or mark other regions"); trigger("submit"); for (const part of [find(".fc-said"), stage]) part.scrollIntoView({ block: "nearest" }); }
   } catch (error) { say(`The example cannot be shown: ${error.message ?? error}`, true); }
 }
 watch("value", receive);
