@@ -628,6 +628,26 @@ def test_tools_are_one_stop_for_tab_and_arrows_choose(demo: Demo) -> None:
     assert page.evaluate("document.activeElement.dataset.tool") == "brush"
 
 
+def test_focus_is_seen_wherever_tab_leads(demo: Demo) -> None:
+    page = demo.page
+    demo.open()
+    page.get_by_role("button", name="Settings").click()
+    seen = """() => {
+        const part = document.activeElement, style = getComputedStyle(part.type === 'file' ? part.parentElement : part);
+        const isSeen = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
+        return [part.tagName, isSeen ? '' : part.outerHTML.slice(0, 120)];
+    }"""
+    page.locator("#fc-banner a").first.focus()
+    stops = []
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate(seen))
+        if stops[-1][0] == "BODY":
+            break
+    assert len(stops) > 30 and stops.pop()[0] == "BODY"
+    assert [hidden for _, hidden in stops if hidden] == []
+
+
 def test_canvas_and_thumbnails_say_what_they_are(demo: Demo) -> None:
     for open_it in (lambda: demo.page.locator(".fc-canvas").click(), lambda: demo.page.keyboard.press("Enter")):
         with demo.page.expect_file_chooser():

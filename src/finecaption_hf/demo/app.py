@@ -85,6 +85,7 @@ _THEME = gr.themes.Default(
 )
 _ANNOUNCE = 'element.setAttribute("role", "status");'
 _CSS = """
+:focus-visible { outline: 2px solid #1e78e6 !important; outline-offset: 2px; }
 #fc-title h1 { margin: 0; font-size: 1.5rem; display: inline; }
 #fc-title p { display: inline; margin-left: 12px; }
 .fc-who { margin: 0; overflow-wrap: anywhere; }
