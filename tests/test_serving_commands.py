@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def engines(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, An
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "")  # put back at the end
         monkeypatch.delenv(name)
+    monkeypatch.setattr("finecaption_hf.serving.ray_describer.RayDescriber", partial(load, through="ray"))
     monkeypatch.setattr("finecaption_hf.serving.vllm_describer.VllmDescriber", load)
     return loaded
 
@@ -60,6 +62,7 @@ def test_options_reach_vllm_and_the_files_are_those_of_the_engine(
         "vllm": ("--engine", "vllm"),
         "inline": ("--engine", "vllm", "--engine-options", "{max_model_len: 2048}", "--dtype", "bfloat16"),
         "file": ("--engine", "vllm", "--engine-options", tmp_path / "options.yaml"),
+        "ray": ("--engine", "ray", "--engine-options", "{max_model_len: 2048, concurrency: 2}"),
     }
     written = {}
     for way, options in ways.items():
@@ -73,6 +76,7 @@ def test_options_reach_vllm_and_the_files_are_those_of_the_engine(
         {"model": EMBEDDED_CHECKPOINT},
         {"model": EMBEDDED_CHECKPOINT, "max_model_len": 2048, "dtype": "bfloat16"},
         {"model": EMBEDDED_CHECKPOINT, "max_model_len": 2048, "tensor_parallel_size": 2},
+        {"model": EMBEDDED_CHECKPOINT, "max_model_len": 2048, "concurrency": 2, "through": "ray"},
     ]
     assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr" and os.environ["VLLM_NO_USAGE_STATS"] == "1"
 
@@ -94,6 +98,7 @@ def test_evaluate_asks_through_vllm(rows: Path, tmp_path: Path, engines: list[di
     ("options", "reason"),
     [
         (("--engine", "vllm", "--device", "cpu"), "--device: no effect with --engine vllm."),
+        (("--engine", "ray", "--device", "cpu"), "--device: no effect with --engine ray."),
         (("--engine", "vllm", "--max-batch-tokens", "5", "--referral", "mask"), "--max-batch-tokens, --referral"),
         (("--engine-options", "{a: 1}"), "--engine-options have no effect without --engine vllm."),
         (("--engine", "vllm", "--engine-options", "{a: ["), "this is no YAML"),

@@ -9,7 +9,7 @@
 from .asker import ask, check_questions, stream
 from .captioning import caption_regions
 from .cards import SCENES_ONLY, card_address, card_of, note_of
-from .describer import Describer
+from .describer import Describer, Spreading
 from .errors import DescriberError
 from .finecaption import FineCaptionDescriber
 from .kinds import load_describer
@@ -20,6 +20,7 @@ __all__ = [
     "Describer",
     "DescriberError",
     "FineCaptionDescriber",
+    "Spreading",
     "ask",
     "caption_regions",
     "card_address",

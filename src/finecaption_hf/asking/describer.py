@@ -1,11 +1,12 @@
 """What a model has to offer to be asked about regions."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
 from ..masks_finecaption import RegionMask
+from ..pipeline_finecaption import AskedImage
 from ..prompts_finecaption import BranchRequest, BranchUpdate, Question
 
 
@@ -65,5 +66,28 @@ class Describer(Protocol):
         Yields:
             Answers in any order; each request's last one has a `finish_reason`. What fails for a request is the `error`
             of its answer. What is raised ends the run, which then may be gone on with.
+        """
+        ...
+
+
+@runtime_checkable
+class Spreading(Protocol):
+    """A describer that reads pictures and asks about them in other processes, or on other machines."""
+
+    def spread(
+        self, prepare: Callable[[int], list[AskedImage]], batches: Sequence[int], *, log_probs: bool
+    ) -> Generator[tuple[int, list[AskedImage]], None, None]:
+        """Ask all that is to be asked about batches of pictures.
+
+        Args:
+            prepare: reads a batch and prepares it for this describer; it can be pickled.
+            batches: their numbers.
+            log_probs: as for `Describer.stream`.
+
+        Yields:
+            Each batch with its answers, in any order.
+
+        Raises:
+            FineCaptionError: If it cannot go on. What came before is kept.
         """
         ...

@@ -34,6 +34,11 @@ class EngineName(str, Enum):
     vllm = "vllm"
 
 
+class DataEngineName(str, Enum):
+    vllm = "vllm"
+    ray = "ray"
+
+
 _QUESTIONS, _ANSWERS = "Questions (repeatable; none: --task region)", "Answers"
 
 Model = Annotated[
@@ -172,6 +177,14 @@ Engine = Annotated[
     EngineName | None,
     typer.Option("--engine", help="Ask FineCaption through vLLM (docs/serving.md).", rich_help_panel=_ANSWERS),
 ]
+DataEngine = Annotated[
+    DataEngineName | None,
+    typer.Option(
+        "--engine",
+        help="Ask FineCaption through vLLM, here or on the machines of a Ray cluster (docs/serving.md).",
+        rich_help_panel=_ANSWERS,
+    ),
+]
 EngineOptions = Annotated[
     str | None,
     typer.Option(
@@ -302,7 +315,7 @@ def load_describer(
 def _in_vllm(
     model: str | None,
     *,
-    engine: EngineName | None = None,
+    engine: EngineName | DataEngineName | None = None,
     engine_options: str | None = None,
     dtype: Dtype | str | None = None,
     name: str | None = None,
@@ -312,7 +325,9 @@ def _in_vllm(
     if engine is None:
         raise ValueError("--engine-options have no effect without --engine vllm.")
     if useless := [f"--{option.replace('_', '-')}" for option, value in others.items() if value is not None]:
-        raise ValueError(f"{', '.join(useless)}: no effect with --engine vllm. Leave that out; see --engine-options.")
+        raise ValueError(
+            f"{', '.join(useless)}: no effect with --engine {engine.value}. Leave that out; see --engine-options."
+        )
     given: Any = {}
     if engine_options is not None:
         inline = engine_options.lstrip().startswith("{")
@@ -326,12 +341,17 @@ def _in_vllm(
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    from ..serving.vllm_describer import VllmDescriber
+    through: Any
+    if engine == "ray":
+        from ..serving.ray_describer import RayDescriber as through
+    else:
+        from ..serving.vllm_describer import VllmDescriber as through
 
     if dtype is not None:
         given["dtype"] = Dtype(dtype).value
     shown = name or (EMBEDDED_CHECKPOINT.name if model is None else model)
-    return VllmDescriber(model or EMBEDDED_CHECKPOINT, name=shown, max_new_tokens=max_new_tokens, **given)
+    described: Describer = through(model or EMBEDDED_CHECKPOINT, name=shown, max_new_tokens=max_new_tokens, **given)
+    return described
 
 
 def check_attributes(questions: Sequence[tuple[str, str]], known: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import transformers
 
 from .. import __version__
-from ..asking import Describer, check_questions, note_of
+from ..asking import Describer, Spreading, check_questions, note_of
 from ..data.encoding import encode_rle
 from ..data.examples import DataError
 from ..data.regions import ImageInput, RegionInput, RegionInputs
@@ -156,9 +157,9 @@ def describe_dataset(
         failure: str | None = None
         try:
             own = left[processes.rank :: processes.count]
-            with closing(_read_ahead(batches, own, worker.prepare, num_workers)) as prepared:
-                for batch, images in prepared:
-                    entries.append(batch, worker.answer(images))
+            with closing(worker.answered(batches, own, num_workers)) as answered:
+                for batch, records in answered:
+                    entries.append(batch, records)
                     look_around(batches.region_counts[batch])
         except (FineCaptionError, OSError) as error:
             failure = str(error)
@@ -266,9 +267,31 @@ class _Worker:
             references.append(reference)
         return AskedImage.prepare(self.describer.prepare, picture, references, regions)
 
+    def answered(
+        self, batches: _Batches, chosen: Sequence[int], num_workers: int
+    ) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
+        """The chosen batches, in any order, with the records of their regions."""
+        if isinstance(self.describer, Spreading):
+            prepare = partial(self.prepare_batch, batches)
+            with closing(self.describer.spread(prepare, chosen, log_probs=self.options.log_probs)) as spread:
+                for batch, images in spread:
+                    yield batch, self.records(images)
+            return
+        with closing(_read_ahead(batches, chosen, self.prepare, num_workers)) as prepared:
+            for batch, images in prepared:
+                yield batch, self.answer(images)
+
+    def prepare_batch(self, batches: _Batches, batch: int) -> list[AskedImage]:
+        """Read the images of a batch, wherever that is answered."""
+        return [self.prepare(batches.inputs[number]) for number in batches.items(batch)]
+
     def answer(self, images: Sequence[AskedImage]) -> list[dict[str, Any]]:
         """The records of all regions of a batch."""
         answer_all(self.describer, images, log_probs=self.options.log_probs)
+        return self.records(images)
+
+    def records(self, images: Sequence[AskedImage]) -> list[dict[str, Any]]:
+        """Those of images that are answered."""
         return [record | self.note for image in images for record in image.records(self.options.log_probs)]
 
 

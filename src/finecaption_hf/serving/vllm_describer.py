@@ -1,7 +1,7 @@
 """A FineCaption checkpoint in vLLM as a describer, for whole data sets."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class VllmDescriber:
         **options: Any,
     ) -> None:
         try:
-            from vllm import LLM
+            import vllm  # noqa: F401
         except ImportError as error:
             raise ImportError(f"vLLM is not installed. {install_hint('vllm')}.") from error
         check_version()
@@ -69,19 +69,26 @@ class VllmDescriber:
         self.questions: Mapping[str, str] = processor.questions
         # vLLM's own choice would be half precision.
         options.setdefault("dtype", config.get("dtype") or config.get("torch_dtype") or "auto")
-        self.llm = LLM(os.fspath(model), **options)
-        self._context = self.llm.model_config.max_model_len
-        defaults = self.llm.get_default_sampling_params()  # of the checkpoint's generation configuration
-        self.max_new_tokens = max_new_tokens or defaults.max_tokens or 64
-        self._penalty = defaults.repetition_penalty
+        of_model = self._start(os.fspath(model), options)
+        self._context = of_model.max_model_len
+        defaults = of_model.get_diff_sampling_param()  # of the checkpoint's generation configuration
+        self.max_new_tokens: int = max_new_tokens or defaults.get("max_tokens") or 64
+        self._penalty = defaults.get("repetition_penalty") or 1.0
         self.settings = {
             "fingerprint": files_fingerprint(Path(path).parent),
             "engine": f"vllm {vllm_version()}",
-            "dtype": str(self.llm.model_config.dtype).removeprefix("torch."),
+            "dtype": str(of_model.dtype).removeprefix("torch."),
             "referral": "mask",
             "decoding": {"max_new_tokens": self.max_new_tokens},
             "options": options,
         }
+
+    def _start(self, model: str, options: dict[str, Any]) -> Any:
+        """Start what answers; gives vLLM's `ModelConfig`."""
+        from vllm import LLM
+
+        self.llm = LLM(model, **options)
+        return self.llm.model_config
 
     def prepare(self, picture: Image.Image, regions: Sequence[RegionMask]) -> list[dict[str, Any]]:
         """See `Describer`."""
@@ -104,11 +111,11 @@ class VllmDescriber:
         partial: bool = False,
     ) -> Iterator[BranchUpdate]:
         """See `Describer`. Answers come whole."""
-        from vllm import SamplingParams
-
         # With one placeholder for a region, which vLLM makes as many of as there are image tokens.
         before = [*self._prompts.prefix_ids[: -self._length], self._token]
-        prompts, parameters, places = [], [], []
+        prompts: list[dict[str, Any]] = []
+        parameters: list[dict[str, Any]] = []
+        places = []
         for region, (item, of_region) in enumerate(zip(chain.from_iterable(prepared), requests, strict=True)):
             for branch, request in enumerate(of_region):
                 ids = self._question_ids(request.question)
@@ -123,19 +130,28 @@ class VllmDescriber:
                     continue
                 prompts.append({"prompt_token_ids": [*before, *ids], "multi_modal_data": {"image": item}})
                 parameters.append(
-                    SamplingParams(
-                        max_tokens=longest,
-                        temperature=request.temperature,
-                        top_p=request.top_p,
-                        repetition_penalty=request.repetition_penalty or self._penalty,
-                        stop=list(request.stop_strings),
-                        seed=request.seed,
-                        logprobs=0 if log_probs else None,
-                    )
+                    {
+                        "max_tokens": longest,
+                        "temperature": request.temperature,
+                        "top_p": request.top_p,
+                        "repetition_penalty": request.repetition_penalty or self._penalty,
+                        "stop": list(request.stop_strings),
+                        "seed": request.seed,
+                        "logprobs": 0 if log_probs else None,
+                    }
                 )
                 places.append((region, branch))
-        for place, output in zip(places, self.llm.generate(prompts, parameters, use_tqdm=False), strict=True):
-            yield BranchUpdate(*place, _answer(output.outputs[0], log_probs))
+        for place, answer in zip(places, self._answers(prompts, parameters), strict=True):
+            yield BranchUpdate(*place, answer)
+
+    def _answers(
+        self, prompts: Sequence[dict[str, Any]], parameters: Sequence[dict[str, Any]]
+    ) -> Iterable[BranchAnswer]:
+        """What vLLM answers to its prompts, each with the parameters of its sampling."""
+        from vllm import SamplingParams
+
+        sampling = [SamplingParams(**each) for each in parameters]
+        return (_answer(found.outputs[0]) for found in self.llm.generate(prompts, sampling, use_tqdm=False))
 
     def _question_ids(self, question: Question) -> tuple[int, ...]:
         if isinstance(question, str):
@@ -143,8 +159,8 @@ class VllmDescriber:
         return self._prompts.question_ids(question)
 
 
-def _answer(output: Any, log_probs: bool) -> BranchAnswer:
-    tokens = tuple(output.token_ids)
-    found = tuple(step[token].logprob for token, step in zip(tokens, output.logprobs)) if log_probs else None
+def _answer(output: Any) -> BranchAnswer:
+    tokens, steps = tuple(output.token_ids), output.logprobs
+    found = None if steps is None else tuple(step[token].logprob for token, step in zip(tokens, steps))
     reason = "stop_string" if isinstance(output.stop_reason, str) else _ENDS[output.finish_reason]
     return BranchAnswer(output.text.strip(), tokens, found, reason)
