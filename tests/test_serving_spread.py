@@ -101,14 +101,15 @@ def rows(tmp_path: Path) -> Path:
 
 def describe(kind: type[VllmDescriber], rows: Path, output: Path, *more: str) -> bytes:
     options = DescribeOptions(batch_size=1, log_probs=True)
-    describer = kind(EMBEDDED_CHECKPOINT)
+    describer = kind(EMBEDDED_CHECKPOINT, name="finecaption-tiny")
     describe_dataset(lambda: describer, open_regions(rows), output, ["region", "global", *more], options)
     return output.read_bytes()
 
 
 def test_answers_from_elsewhere_make_the_file_of_one_process(rows: Path, tmp_path: Path) -> None:
     expected = describe(OneProcess, rows, tmp_path / "one.jsonl")
-    assert expected.count(b"\n") == 18 and expected.count(b'"error"') == 6 and b"takes 3607 tokens" in expected
+    assert expected.count(b"\n") == 18 == expected.count(b'"model_note": "finecaption-tiny knows rendered scenes only')
+    assert expected.count(b'"error"') == 6 and b"takes 3607 tokens" in expected
     assert describe(Elsewhere, rows, tmp_path / "two.jsonl") == expected
 
 

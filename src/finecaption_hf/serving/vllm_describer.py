@@ -55,6 +55,7 @@ class VllmDescriber:
         check_version()
         register()
         self.name = name or os.fspath(model)
+        self.source: tuple[str, str | None] = os.fspath(model), options.get("revision")  # for `note_of`
         config, path = read_config(model), cached_file(os.fspath(model), "config.json", **_IF_THERE)
         if path is None:
             raise ValueError(f"{model} is an adapter. Save what load('{model}') gives, which is merged, and give that.")
