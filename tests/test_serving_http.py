@@ -156,12 +156,14 @@ def test_another_model_starts_where_the_plugin_fails(embedded: Any, tmp_path: Pa
 
 
 def test_a_start_in_another_release_ends_with_its_name(tmp_path: Path) -> None:
-    about = tmp_path / "vllm-0.99.0.dist-info"
+    about = tmp_path / "vllm-0.99.0+cpu.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.99.0\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.99.0+cpu\n")
     done = started(EMBEDDED_CHECKPOINT, tmp_path)
     assert done.returncode
-    assert "vLLM 0.99.0 is installed, but FineCaption's plugin is for 0.32 and 0.33 only" in done.stderr + done.stdout
+    assert (
+        "vLLM 0.99.0+cpu is installed, but FineCaption's plugin is for 0.32 and 0.33 only" in done.stderr + done.stdout
+    )
 
 
 def test_the_benchmark_compares_the_same_answers_and_reports_what_is_shared(tmp_path: Path) -> None:
