@@ -147,6 +147,13 @@ def test_wrong_calls_end_in_one_line(arguments: list[object], message: str) -> N
     assert message in said(*arguments)
 
 
+@pytest.mark.parametrize(("missing", "needed"), [("gradio", "[demo]"), ("mcp", "[demo,mcp]")])
+def test_demo_says_which_extras_it_lacks(missing: str, needed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finecaption_hf.cli.demo.find_spec", lambda name: None if name == missing else object())
+    line = said("demo", "--mcp")
+    assert missing in line and f'pip install ".{needed}"' in line
+
+
 def test_wrong_attribute_names_the_nearest_and_quotes_names_with_commas(embedded: Any) -> None:
     line = said("caption", EXAMPLE_PICTURE, "--attribute", "colr", "--device", "cpu")
     assert "There is no attribute 'colr'. Did you mean 'Color'? There are: Age Range, " in line
