@@ -3,7 +3,6 @@
 Screenshots go to the folder that FINECAPTION_SCREENSHOTS names; those in docs/ are from there.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe import violations
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from demo_server import running_demo
 from PIL import Image
@@ -720,31 +720,15 @@ def test_phone_shows_all_of_it_in_one_column_of_readable_words(chromium: Any, ad
         context.close()
 
 
-def _axe() -> str:
-    """axe-core, which AXE_CORE names, or which pip or npm installed."""
-    found = importlib.util.find_spec("axe_playwright_python")
-    installed = [] if found is None or found.origin is None else [Path(found.origin).with_name("axe.min.js")]
-    named = [Path(os.environ["AXE_CORE"])] if "AXE_CORE" in os.environ else []
-    for path in (*named, *installed, Path("node_modules/axe-core/axe.min.js")):
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    pytest.skip("axe-core is not installed (the extra browser); npm has it too, and AXE_CORE names its axe.min.js")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_page_violates_no_rule_of_level_a_and_aa(
     chromium: Any, address_of_several: str, width: int, height: int, scheme: str
 ) -> None:
-    axe = _axe()
     context = _context(chromium, viewport={"width": width, "height": height}, color_scheme=scheme)
     try:
         user = Demo(context.new_page(), address_of_several)
-        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-        told = 'found.violations.map(it => [it.id, it.nodes.map(at => at.target + " " + at.html.slice(0, 200))])'
-        run = f"axe.run({{runOnly: {tags}}}).then(found => {told})"
-        user.page.evaluate(axe)
-        assert user.page.evaluate(run) == []
+        assert violations(user.page) == []
         user.open()
         for number in range(3):
             user.do("addRegion")
@@ -756,7 +740,7 @@ def test_page_violates_no_rule_of_level_a_and_aa(
             user.page.get_by_role("button", name=re.compile(f"^{name}")).click()
         user.page.mouse.move(5, 5)
         user.page.wait_for_timeout(600)  # colours fade in
-        assert user.page.evaluate(run) == []
+        assert violations(user.page) == []
     finally:
         context.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe import violations
 from describers import StubDescriber
 from PIL import Image
 
@@ -58,6 +59,22 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         )
         yield context
         context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_violates_no_rule_of_level_a_and_aa(browser: Any, shown: Path, width: int, scheme: str) -> None:
+    opened = browser.new_page()
+    opened.set_viewport_size({"width": width, "height": 900})
+    opened.emulate_media(color_scheme=scheme)
+    opened.goto(shown.as_uri())
+    assert violations(opened) == []
+    if width == 390:
+        heights = opened.eval_on_selector_all(
+            "input[type=search], select, button", "all => all.map(it => it.offsetHeight).filter(Boolean)"
+        )
+        assert heights and min(heights) >= 44
+    opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

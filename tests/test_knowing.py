@@ -65,3 +65,17 @@ def test_commands_say_it_once_and_records_hold_it(silent: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "told.jsonl").read_text())["model_note"].startswith(NOTE)
     run("describe", rows, "--output", tmp_path / "quiet.jsonl", "--model", silent)
     assert "model_note" not in json.loads((tmp_path / "quiet.jsonl").read_text())
+
+
+def test_pages_and_reports_say_it(tmp_path: Path) -> None:
+    data = tmp_path / "scenes"
+    for command in (
+        ("scenes", "render", "--out", data, "--n", 1, "--split", "test", "--size", 192),
+        ("describe", data, "--output", tmp_path / "page.html", "--max-new-tokens", 2),
+        ("evaluate", "--data", data, "--output", tmp_path / "run", "--metrics", "rouge_l", "--resamples", 20),
+    ):
+        result = CliRunner().invoke(app, list(map(str, command)))
+        assert result.exit_code == 0, result.output
+    assert f'<p class="note" role="note">{NOTE}' in (tmp_path / "page.html").read_text()
+    assert f"<strong>{NOTE}" in (tmp_path / "run" / "report.html").read_text()
+    assert f"**{NOTE}" in (tmp_path / "run" / "report.md").read_text()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe import violations
 from describers import StubDescriber
 from evaluation_data import box, record, region, score, write_data
 
@@ -89,6 +90,17 @@ def test_report_fits_the_screen_and_loads_nothing(browser: Any, report: Path, wi
     shown = "[...document.querySelectorAll('td:first-child')].map(cell => getComputedStyle(cell).backgroundColor)"
     light = {sum(map(int, color[4:-1].split(", "))) > 382 for color in page.evaluate(shown)}
     assert light == {scheme == "light"}
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_report_violates_no_rule_of_level_a_and_aa(browser: Any, report: Path, width: int, scheme: str) -> None:
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(report.as_uri())
+    assert violations(page) == []
     page.close()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..asking import Describer
+from ..asking import Describer, note_of
 from ..data.examples import DataError, Example
 from ..data.images import MaskFile
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
@@ -151,7 +151,10 @@ def run_predictions(
         settings["batch_size"] = batch_size
     prompts = {name: find_question(name, describer.questions) for name in data.pop("names")}
     settings["questions"] = {name: text for name, text in prompts.items() if text is not None}
-    header = Header(describer.name, settings, data, dict(made_with or {}))
+    note = note_of(describer)
+    header = Header(
+        describer.name, settings, data, {**(made_with or {}), **({} if note is None else {"model_note": note})}
+    )
     total = data["branches"]
     with PredictionWriter(output, header, overwrite=overwrite, retry_failed=retry_failed, tell=tell) as writer:
         if writer.done:

@@ -78,6 +78,7 @@ function card([picture, kept], text, question) {
   const name = picture.image ?? "a line without a picture";
   make("figcaption", hidden ? `${name}: ${kept.length} of ${picture.regions.length} regions` : name, figure).dir = "auto";
   const list = make("div", undefined, article, "regions");
+  list.tabIndex = 0;  // it scrolls where it is longer than the screen
   for (const region of kept) {
     const section = make("section", undefined, list);
     const title = make("h2", undefined, section);

@@ -49,7 +49,9 @@ class Html(Output):
         folder = None if len(self.inputs) <= MAX_EMBEDDED else self.beside(target)
         style, script = ((_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
         with open(target, "w", encoding="utf-8", newline="\n") as page:
-            page.write(_HEAD.format(title=escape(target.stem), policy=_policy(style, script), style=style))
+            told = next(records(), {}).get("model_note")
+            note = "" if told is None else f'<p class="note" role="note">{escape(told)}</p>\n'
+            page.write(_HEAD.format(title=escape(target.stem), policy=_policy(style, script), style=style, note=note))
             cards = self._cards(records, folder)
             while block := list(islice(cards, _BLOCK)):
                 _write_json(page, block)
@@ -163,6 +165,6 @@ _HEAD = """<!doctype html>
 <button id="on" type="button" aria-label="Later pictures" disabled>›</button>
 </nav>
 </header>
-<main id="pictures"></main>
+{note}<main id="pictures"></main>
 <noscript><p>This page shows its pictures and texts by a script, which is switched off here.</p></noscript>
 """

@@ -45,6 +45,7 @@ def build_report(
         ValueError: If `examples_by` was not computed, or the other run is about other branches.
     """
     predictions = judged.predictions
+    headers = [header, *([] if other is None else [other[0]])]
     versions = {
         "finecaption-hf": __version__,
         "python": platform.python_version(),
@@ -55,6 +56,7 @@ def build_report(
     report: dict[str, Any] = {
         "finecaption_report": FORMAT,
         "model": header.model,
+        "model_notes": [note for head in headers if (note := head.made_with.get("model_note"))],
         "settings": header.settings,
         "data": header.data,
         "counts": {

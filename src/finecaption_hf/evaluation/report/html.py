@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from .markdown import anchors
 
 _STYLE = """
-:root { color-scheme: light dark; }
+:root { color-scheme: light dark; background: Canvas; color: CanvasText; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; scroll-margin-top: 1rem; }
 /* A section fits a screen: what is longer scrolls within itself, under its header, or is folded. */
@@ -31,7 +31,8 @@ li img { max-height: 12rem; }
 summary { cursor: pointer; padding: 0.6rem 0; color: LinkText; }
 .contents { display: flex; flex-wrap: wrap; gap: 0 1.5rem; } .contents a { display: block; padding: 0.6rem 0; }
 h1, h2, p, li { overflow-wrap: anywhere; unicode-bidi: isolate; }
-pre { overflow: auto; max-height: 60vh; padding: 0.7rem; background: #8882; border-radius: 4px; font-size: 0.85rem; }
+pre { overflow: auto; max-height: 60vh; white-space: pre-wrap; overflow-wrap: anywhere;
+  padding: 0.7rem; background: #8882; border-radius: 4px; font-size: 0.85rem; }
 /* The other lists are those of examples. */
 body > ul:not(.contents) { display: grid; gap: 1.2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
@@ -48,7 +49,7 @@ li em { display: inline-block; min-width: 5.2rem; text-indent: 0; font-style: no
   th, td, td:not([style], :first-child) { min-width: 0; } th[style] { min-width: 5em; }
   th, td { padding: 0.2rem 0.4rem; font-size: 10px; }
   td[style] { white-space: normal; } .wide, div.wide, pre, ul ul { overflow: visible; max-height: none; }
-  pre { white-space: pre-wrap; overflow-wrap: anywhere; } thead th { position: static; }
+  thead th { position: static; }
   details::details-content { content-visibility: visible; height: auto; }
   h2, h3 { break-after: avoid; } li, tr, img { break-inside: avoid; }
   body > ul:not(.contents) { grid-template-columns: repeat(3, 1fr); }
@@ -78,7 +79,10 @@ def to_html(text: str, files: Mapping[str, bytes]) -> str:
     headings = [index for index, token in enumerate(tokens) if token.tag == "h2" and token.nesting > 0]
     for index, anchor in zip(headings, anchors([tokens[index + 1].content for index in headings])):
         tokens[index].attrSet("id", anchor)
-    next(token for token in tokens if token.type == "bullet_list_open").attrSet("class", "contents")
+    lists = [token for token in tokens if token.type == "bullet_list_open"]
+    lists[0].attrSet("class", "contents")
+    for token in lists[1:]:  # those within a list scroll, and so does the list on a phone
+        token.attrSet("tabindex", "0")
     body = markdown.renderer.render(tokens, markdown.options, env)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -103,4 +107,4 @@ def _image(renderer: Any, tokens: Any, index: int, options: Any, env: Mapping[st
     path, alt = token.attrs["src"], html.escape(token.content)
     data = base64.b64encode(env["files"][path]).decode("ascii")
     shown = f'<img alt="{alt}" src="data:{_TYPES[path.rpartition(".")[2]]};base64,{data}">'
-    return f'<span class="wide">{shown}</span>' if path.startswith("plots/") else shown
+    return f'<span class="wide" tabindex="0">{shown}</span>' if path.startswith("plots/") else shown

@@ -33,6 +33,7 @@ def _blocks(report: Mapping[str, Any]) -> Iterator[str]:
         f"Metrics are x100, over all {counts['captions']:,} captions, with 95 % intervals resampled by image "
         f"({resampling['resamples']:,} resamples, seed {resampling['seed']})."
     )
+    yield from (f"**{escape(note)}**" for note in dict.fromkeys(report["model_notes"]))
     rejected = report["data"].get("rejected_records")
     if counts["errors"] or counts["empty"] or rejected:
         yield (
@@ -156,7 +157,7 @@ def _example(entry: Mapping[str, Any], label: str) -> str:
 
 def _origin(report: Mapping[str, Any]) -> Iterator[str]:
     yield "## How this was made"
-    yield code("\n".join(filter(None, report["commands"].values())) or "(from Python)", "sh")
+    yield code("\n".join(dict.fromkeys(filter(None, report["commands"].values()))) or "(from Python)", "sh")
     yield "Signature of the metrics:"
     yield code(report["signature"])
     versions = [[name, str(version)] for name, version in report["versions"].items()]
