@@ -183,7 +183,7 @@ def test_result_that_was_made_in_another_way_is_refused(done: Any, setting: Reci
 
 
 def test_nothing_to_do_raises(setting: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StageError, match="no configuration dino; there are clip, mask"):
+    with pytest.raises(StageError, match=r"no configuration 'dino'\. There are: clip, mask"):
         run(setting, tmp_path, Judge(), configurations=("dino",))
     with pytest.raises(StageError, match="at least one configuration and one seed"):
         run(setting, tmp_path, Judge(), seeds=())
@@ -290,8 +290,8 @@ def test_command_judges_by_a_metric_on_described_regions(setting: Recipe, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "nothing"], "neither a file nor a recipe"),
-        (["--configuration", "dino"], "no configuration dino"),
+        (["--recipe", "nothing"], "There is no file or packaged recipe 'nothing'"),
+        (["--configuration", "dino"], "no configuration 'dino'"),
         (["--report-only"], "holds no finished run"),
         (["--max-stps", "3"], "Did you mean --max-steps?"),
         ([], "no model to start from"),

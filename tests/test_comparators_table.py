@@ -107,7 +107,10 @@ def test_row_has_what_the_file_says(tmp_path: Path) -> None:
             "{name: 4.5, kind: transformers, model: a/b, referral: crop}",
             "name of a row is 4.5; text is needed. Put it in quotes",
         ),
-        ("{name: Q, kind: vllm, model: a/b, referral: crop}", "kind is 'vllm'. Give one of finecaption, transformers"),
+        (
+            "{name: Q, kind: vllm, model: a/b, referral: crop}",
+            "There is no kind 'vllm'. There are: finecaption, transformers",
+        ),
         ("{name: Q, kind: transformers, referral: crop}", "model is missing"),
         ("{name: Q, kind: transformers, model: a/b}", "referral is missing"),
         ("{name: Q, kind: transformers, model: a/b, referral: arrow}", "no referral 'arrow'"),
@@ -117,12 +120,12 @@ def test_row_has_what_the_file_says(tmp_path: Path) -> None:
         ("{name: Q, kind: finecaption, prompts: '{question}'}", "prompts come with its checkpoint"),
         (
             "{name: Q, kind: transformers, model: a/b, referral: crop, promts: x}",
-            "a row has no promts. Did you mean prompts. There are name, kind",
+            "a row: There is no option 'promts'. Did you mean 'prompts'. There are: name, kind",
         ),
         ("{name: Q, kind: transformers, model: a/b, referral: crop, prompts: '{q}'}", "cannot be filled in"),
         (
             "{name: Q, kind: transformers, model: a/b, referral: crop, options: {temperature: 1}}",
-            "the kind 'transformers' has no temperature. There are box_format, square",
+            "the kind 'transformers': There is no option 'temperature'. There are: box_format, square",
         ),
         (
             "{name: Q, kind: transformers, model: a/b, referral: crop, options: {batch_size: two}}",
@@ -141,10 +144,10 @@ def test_row_has_what_the_file_says(tmp_path: Path) -> None:
         ),
         (
             "{name: Q, kind: describer, model: m, referral: mask}",
-            "option describer is None. Give describe_anything, gar, .*, or module:function",
+            "no describer None. There are: describe_anything, gar, .* is module:function",
         ),
         ("{name: Q, kind: describer, model: m, referral: mask, options: {describer: os.system}}", "module:function"),
-        ("{name: Q, kind: finecaption, cites: GPT-4o}", "No figures of 'GPT-4o' are cited; there are those of FineCap"),
+        ("{name: Q, kind: finecaption, cites: GPT-4o}", "There is no cited model 'GPT-4o'. There are: FineCap"),
         ("{name: '!?', kind: finecaption}", "has a letter or digit"),
     ],
 )
@@ -171,9 +174,7 @@ def test_file_that_is_no_table_says_so(text: str, message: str, tmp_path: Path) 
 
 
 def test_unknown_table_lists_those_of_the_package() -> None:
-    with pytest.raises(
-        EvaluationError, match=r"nowhere.yaml is neither a file nor a table of the package; those are table2"
-    ):
+    with pytest.raises(EvaluationError, match=r"no file or packaged table '.*nowhere.yaml'\. There are: table2"):
         read_table("nowhere.yaml")
 
 

@@ -207,8 +207,8 @@ def test_a_changed_depth_drops_the_layer_types_of_the_old_one(tmp_path: Any) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("text_config.num_layers=2", "no field num_layers; there are .*num_hidden_layers"),
-        ("txt.num_hidden_layers=2", "the configuration has no part txt"),
+        ("text_config.num_layers=2", "no field 'num_layers'.*num_hidden_layers"),
+        ("txt.num_hidden_layers=2", "no part 'txt'.*text_config"),
         ("text_config.num_hidden_layers", "give NAME=VALUE"),
         ("grid_size=48", "cannot be folded into grid_size 48x48"),
     ],

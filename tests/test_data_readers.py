@@ -192,7 +192,7 @@ def test_compositioncap_is_read_by_image_name_as_lines_and_with_other_keys(tmp_p
         assert read(path, format="compositioncap", mapping=mapping) == [expected]
     with pytest.raises(DataError, match=r"describes no region; there are the keys .*'objs'.*mapping"):
         read(write(tmp_path, "x", json.dumps([{"image": "a", "objs": []}])), format="compositioncap")
-    with pytest.raises(DataError, match=r"there is no field 'entity'\. Known are: answer,"):
+    with pytest.raises(DataError, match=r"There is no field 'entity'\. .*There are: answer,"):
         read_examples(path, "compositioncap", mapping={"entity": "x"})
     with pytest.raises(DataError, match="keys of the format grand are fixed"):
         read_examples(path, "grand", mapping={"image": "x"})
@@ -482,7 +482,9 @@ def test_wrong_settings_are_told(tmp_path: Path) -> None:
         read_examples(tmp_path / "absent")
     with pytest.raises(DataError, match="this is no file of the format llava"):
         read_examples(tmp_path, "llava")
-    with pytest.raises(ValueError, match=r"no format 'cocoa'\. Known are: compositioncap.*geojson"):
+    with pytest.raises(
+        ValueError, match=r"no format 'cocoa'\. Did you mean 'coco'\? There are: compositioncap.*geojson"
+    ):
         read_examples(path, "cocoa")
     with pytest.raises(ValueError, match="on_error is 'ignore'"):
         read_examples(path, on_error="ignore")

@@ -379,7 +379,9 @@ def test_rows_of_a_dataset_that_name_pictures_are_grouped(tmp_path: Path) -> Non
 def test_a_format_that_is_none_lists_those_that_are(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "a.png", **BOX}))
-    with pytest.raises(DataError, match=r"no format 'cocoo'\. Known are: jsonl, folder, datasets, coco, .*geojson\.$"):
+    with pytest.raises(
+        DataError, match=r"no format 'cocoo'\. Did you mean 'coco'\? There are: jsonl, folder, .*geojson\.$"
+    ):
         open_regions(tmp_path / "rows.jsonl", format="cocoo")
     assert open_regions(tmp_path / "rows.jsonl", format="jsonl").num_regions == 1
 

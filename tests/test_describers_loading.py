@@ -157,7 +157,7 @@ def test_prompts_are_read_from_a_file_or_given_as_they_are(tmp_path: Path) -> No
     same = PromptTemplates("D {question}")
     assert load_describer(describer=own, prompts=same).settings["prompts"] == same.settings
     path.write_text("by_nam: {}")
-    with pytest.raises(DescriberError, match=r"prompts.yaml has no prompts: .*Did you mean by_name"):
+    with pytest.raises(DescriberError, match=r"prompts.yaml has no prompts: .*Did you mean 'by_name'"):
         load_describer(describer=own, prompts=path)
 
 
@@ -195,16 +195,19 @@ def test_what_was_sent_is_in_the_record_where_it_is_asked_for() -> None:
         ({"prompts": "P"}, "prompts: no effect with the embedded checkpoint, which is a FineCaption checkpoint. Leave"),
         ({"trust_remote_code": True, "box_format": "unit"}, "trust_remote_code, box_format: no effect"),
         ({"referral": "crop"}, "FineCaption is referred to by 'mask' or 'filled_box', not by 'crop'"),
-        ({"describer": "vllm"}, "describer is 'vllm'. Give finecaption, transformers, endpoint, pixels, describe_any"),
+        ({"describer": "vllm"}, "no describer 'vllm'. There are: finecaption, transformers, endpoint, pixels, desc"),
         ({"model": "pixels", "device": "cpu"}, "device: no effect with pixels, which is no model. Leave that out"),
-        ({"describer": "os.system"}, "or module:function of your own"),
+        ({"describer": "os.system"}, "One of your own is module:function"),
         ({"describer": "nowhere:Echo"}, "The describer nowhere:Echo cannot be imported: No module named 'nowhere'"),
         ({"describer": "transformers"}, "There is no model. Give the folder or Hub id"),
         ({"base_url": "http://127.0.0.1:9/v1"}, "There is no model. Give the name that it has at the endpoint"),
         ({"model": "openai:m", "device": "cpu"}, "device: no effect with openai:m, which is an endpoint"),
-        ({"model": "openai:m", "max_side": 8, "max_sid": 8}, "has no max_sid. Did you mean max_side"),
+        (
+            {"model": "openai:m", "max_side": 8, "max_sid": 8},
+            "The describer 'endpoint': There is no option 'max_sid'. Did you mean 'max_side'",
+        ),
         ({"model": "LLAVA", "adapter": "a"}, "adapter: no effect with .*, which is a model of transformers"),
-        ({"model": "LLAVA", "base": 1}, "The describer 'transformers' has no base"),
+        ({"model": "LLAVA", "base": 1}, "The describer 'transformers': There is no option 'base'"),
         ({"model": "LLAVA", "referral": "mask"}, "takes no mask, so it cannot be referred to by 'mask'"),
         ({"model": "LLAVA", "referral": "arrow"}, "no referral 'arrow'"),
         ({"model": "LLAVA", "prompts": "{q}"}, "cannot be filled in"),

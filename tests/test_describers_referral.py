@@ -290,9 +290,12 @@ def test_settings_are_those_that_matter() -> None:
 @pytest.mark.parametrize(
     "value, message",
     [
-        ("arrow", "no referral 'arrow'. Give one of mask"),
+        ("arrow", "no referral 'arrow'. There are: mask"),
         ({"color": "red"}, "is no referral"),
-        ({"kind": "crop", "colour": "red"}, "has no colour. Did you mean color. There are kind, color"),
+        (
+            {"kind": "crop", "colour": "red"},
+            "a referral: There is no option 'colour'. Did you mean 'color'. There are: kind, color",
+        ),
         ({"kind": "box_drawn", "color": "puce"}, "no color 'puce'"),
         ({"kind": "mask_overlaid", "opacity": 0}, "opacity is 0"),
         ({"kind": "mask_overlaid", "opacity": "high"}, "a number is needed"),
@@ -338,7 +341,7 @@ def test_braces_in_a_question_stay() -> None:
         ({"by_name": ["a"]}, "by_name of prompts is .*; a mapping is needed"),
         ({"by_name": {"Color": 3}}, "prompt by_name.Color is 3, which cannot be filled in"),
         ({"by_name": {"Color": "{colour}"}}, "prompt by_name.Color is .* cannot be filled in"),
-        ({"prompt": "x"}, "prompts has no prompt. There are default, whole"),
+        ({"prompt": "x"}, "prompts: There is no option .prompt.. There are: default, whole"),
     ],
 )
 def test_prompts_that_cannot_be_meant_say_why(value: Any, message: str) -> None:

@@ -433,7 +433,7 @@ def scenes_of(number: int) -> list[Scene]:
 
 
 def test_unknown_diagnostic_raises(embedded: Any) -> None:
-    with pytest.raises(ValueError, match="Unknown diagnostics: taste"):
+    with pytest.raises(ValueError, match="no diagnostic 'taste'"):
         run_diagnostics(FineCaptionDescriber(*embedded), [], ["taste"])
 
 

@@ -77,7 +77,7 @@ def test_spotlight_darkens_the_rest_and_fill_tints_the_region() -> None:
 
 
 def test_unknown_style_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no style 'mask'\. Give one of outline, spotlight, fill"):
+    with pytest.raises(ValueError, match=r"no style 'mask'\. There are: outline, spotlight, fill"):
         draw_regions(picture(), [], style="mask")
 
 

@@ -502,11 +502,14 @@ def test_without_java_the_command_goes_on_with_what_there_is_and_says_so(
     [
         ((), "Give --data"),
         (("--data", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--data", __file__, "--metrics", "rouge"), "Unknown metrics: ['rouge']"),
+        (("--data", __file__, "--metrics", "rouge"), "There is no metric 'rouge'. Did you mean 'rouge_l'?"),
         (("--from-predictions", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--from-predictions", __file__, "--model", "m", "--limit", 3), "--model, --limit have no effect"),
         (("--from-predictions", __file__, "--diagnostics", "accuracy"), "--diagnostics need --data"),
-        (("--data", __file__, "--diagnostics", "masks"), "Unknown diagnostics: masks. Known: accuracy, mask"),
+        (
+            ("--data", __file__, "--diagnostics", "masks"),
+            "There is no diagnostic 'masks'. Did you mean 'mask'? There are: accuracy, mask",
+        ),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path, arguments: Any, message: str) -> None:

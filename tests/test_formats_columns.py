@@ -280,7 +280,7 @@ def test_the_area_of_an_object_tells_what_its_box_is() -> None:
 def test_a_box_of_which_nothing_says_what_it_is_names_both_readings() -> None:
     with pytest.raises(DataError, match=r"box_xyxy \[4, 6, 18, 22\], or corners, which is box_xyxy \[4, 6, 14, 16\]"):
         open_regions(objects(bbox=BOXES))
-    with pytest.raises(DataError, match=r"there is no 'yxyx'. Known are: xyxy, xywh"):
+    with pytest.raises(DataError, match=r"no box format 'yxyx'\. Did you mean 'xyxy'\? There are: xyxy, xywh"):
         open_regions(objects(bbox=BOXES), box_format="yxyx")
 
 

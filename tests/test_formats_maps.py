@@ -256,7 +256,7 @@ def test_an_identity_for_each_pixel_is_no_label_map(tmp_path: Path) -> None:
         read_map(b"no picture", "m.png", ReadOptions())
     with pytest.raises(DataError, match="it cannot be decoded"):
         read_map(write(tmp_path / "m.png", labels(1)).read_bytes()[:-40], "m.png", ReadOptions())
-    with pytest.raises(DataError, match=rf"no rule 'best'. Known are: {', '.join(LABEL_MAPS)}"):
+    with pytest.raises(DataError, match=rf"no rule 'best'. There are: {', '.join(LABEL_MAPS)}"):
         open_regions(tmp_path, format="label-map", label_map="best")
 
 

@@ -488,7 +488,7 @@ def test_model_of_ones_own_answers_in_another_environment(elsewhere: Path) -> No
 def test_python_that_is_none_says_so() -> None:
     with pytest.raises(DescriberError, match=r"/no/python cannot be started .* Give the path of a Python"):
         load_describer("x/y", describer="vila@/no/python")
-    with pytest.raises(DescriberError, match=r"describer is 'endpoint@/no/python'. Give finecaption"):
+    with pytest.raises(DescriberError, match=r"no describer 'endpoint@/no/python'\. .*There are: finecaption"):
         load_describer("x/y", describer="endpoint@/no/python")
 
 

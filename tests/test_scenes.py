@@ -173,7 +173,7 @@ def test_as_many_regions_and_people_are_drawn_as_asked(count: int, with_person: 
         (render_scene, {"seed": 0, "size": 84}, "Give 192 to 1024 px"),
         (render_scene, {"seed": 0, "num_regions": 0}, "Give 1 to 3"),
         (render_scene, {"seed": 0, "num_regions": 4}, "Give 1 to 3"),
-        (render_scene, {"seed": 0, "split": "validation"}, "Choose one of: train, test"),
+        (render_scene, {"seed": 0, "split": "validation"}, "no split 'validation'. There are: train, test"),
         (render_swatches, {"seed": -1}, "Seed -1"),
         (render_swatches, {"seed": 0, "cells": 0}, "0 swatches"),
         (render_swatches, {"seed": 0, "side": 4}, "of 4 px a side"),

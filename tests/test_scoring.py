@@ -85,7 +85,8 @@ def test_attributes_are_asked_where_they_apply(oracle: StubDescriber, scenes: li
 
 
 @pytest.mark.parametrize(
-    ("n", "names", "message"), [(0, ("Color",), "n is 0"), (1, ("taste",), r"\['taste'\]"), (1, (), "Choose from")]
+    ("n", "names", "message"),
+    [(0, ("Color",), "n is 0"), (1, ("taste",), "no question 'taste'"), (1, (), "Give at least one of")],
 )
 def test_scoring_nothing_or_the_unknown_raises(n: int, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -143,7 +143,7 @@ def test_command_line_wins_over_stage_and_stage_over_recipe() -> None:
 
 
 def test_wrong_argument_of_a_recipe_is_refused() -> None:
-    with pytest.raises(StageError, match=r"has no max_step\. Did you mean max_steps"):
+    with pytest.raises(StageError, match=r"has no max_step\. Did you mean 'max_steps'"):
         build(max_step=3)
     with pytest.raises(StageError, match="no evaluation without data"):
         build(eval_strategy="steps")
@@ -196,7 +196,7 @@ def test_paths_of_a_recipe_are_relative_to_it(tmp_path: Path) -> None:
         ("- 1", "no mapping"),
         ("stages: []", "at least one stage"),
         ("stages: [{stage: 1}, {stage: 1}]", "a name of its own"),
-        ("stages: [{stage: 1}]\nepochs: 3", "no field epochs"),
+        ("stages: [{stage: 1}]\nepochs: 3", "no field 'epochs'"),
         ("stages: [{stage: 1}]\nmodel_options: {device: cuda}", "no device"),
         ("stages: 3", "a list of mappings"),
     ],

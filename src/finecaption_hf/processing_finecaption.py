@@ -17,7 +17,7 @@ from transformers.processing_utils import MultiModalData, Unpack
 
 from .image_processing_finecaption import FineCaptionImageProcessorKwargs
 from .masks_finecaption import REGION_KEYS, read_region
-from .prompts_finecaption import ATTRIBUTES, TASKS, find_question, resolve_question
+from .prompts_finecaption import ATTRIBUTES, TASKS, find_question, no_such
 
 logger = logging.get_logger(__name__)
 
@@ -118,7 +118,9 @@ class FineCaptionProcessor(ProcessorMixin):
         Raises:
             ValueError: If there is no such name; the message lists those that there are.
         """
-        return resolve_question(name, self.questions)
+        if (found := find_question(name, self.questions)) is None:
+            raise ValueError(f"{no_such('task or attribute', name, self.questions)} `questions` adds names of yours.")
+        return found
 
     def conversation(self, image: Any, question: str, mask: Any = None) -> list[dict[str, Any]]:
         """A chat that asks one question about one region, for `apply_chat_template` or a pipeline.

@@ -5,8 +5,9 @@ The paper (arXiv 2411.15411) counts 18 attributes, of which 16 are named in its 
 open: a processor takes any mapping of names to instructions as `questions` and saves it with the checkpoint.
 """
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,19 +97,18 @@ def find_question(name: str, questions: Mapping[str, str]) -> str | None:
     return next((text for known, text in questions.items() if normalise_name(known) == wanted), None)
 
 
-def resolve_question(name: str, questions: Mapping[str, str]) -> str:
-    """As `find_question`.
+def nearest(name: Any, known: Iterable[str]) -> str | None:
+    """The name that is most like another, whatever their case; `None` where none is."""
+    folded = {each.casefold(): each for each in known}
+    found = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    return folded[found[0]] if found else None
 
-    Raises:
-        ValueError: If no name matches; the message lists those that there are.
-    """
-    question = find_question(name, questions)
-    if question is None:
-        raise ValueError(
-            f"There is no task or attribute {name!r}. Known are: {', '.join(map(repr, questions))}. A question in your "
-            "own words goes into the message as it is; to add a name, give the processor your own `questions`."
-        )
-    return question
+
+def no_such(what: str, name: Any, known: Iterable[str]) -> str:
+    """Sentences: there is none of that name, what is nearest, and all that there are; one with a comma is quoted."""
+    near = nearest(name, known := list(known))
+    names = ", ".join(f'"{each}"' if "," in each else each for each in known)
+    return f"There is no {what} {name!r}.{f' Did you mean {near!r}?' if near else ''} There are: {names}."
 
 
 # Conversations on which a chat template has to show that it can be cut where an image ends.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import EMBEDDED_CHECKPOINT
+from ..prompts_finecaption import no_such
 from . import loading
 from .describer import Describer
 from .errors import DescriberError
@@ -181,7 +182,7 @@ def _kind(model: str | None, describer: str | None, given: Mapping[str, Any]) ->
         ):
             return describer
         raise DescriberError(
-            f"describer is {describer!r}. Give {', '.join((*KINDS, *REGION_MODELS))}, or module:function of your own."
+            f"{no_such('describer', describer, (*KINDS, *REGION_MODELS))} One of your own is module:function."
         )
     if "base_url" in given or (model is not None and model.startswith(_OPENAI)):
         return "endpoint"

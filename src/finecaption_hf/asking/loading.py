@@ -13,10 +13,13 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .. import EMBEDDED_CHECKPOINT, register
+from ..prompts_finecaption import no_such
 
 if TYPE_CHECKING:
     from ..modeling_finecaption import FineCaptionForConditionalGeneration
     from ..processing_finecaption import FineCaptionProcessor
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")  # those that people name; torch knows more
 
 
 def load(
@@ -67,15 +70,7 @@ def load(
         raise ValueError(
             f"{name} holds a model of type {config.model_type!r}, not 'finecaption'. Give a FineCaption checkpoint."
         )
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"The device {str(device)!r} cannot be used ({reason}). Give another, such as 'cpu'."
-        ) from error
+    device = usable_device(device)
     # All of one commit, also where another arrives meanwhile.
     cached = None if os.path.isdir(name) else try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
@@ -96,6 +91,26 @@ def load(
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     parts = loaded.eval(), AutoProcessor.from_pretrained(name, **source)
     return parts if adapter is None else _with_adapter(*parts, os.fspath(adapter), {})
+
+
+def usable_device(device: str | torch.device | None) -> str | torch.device:
+    """`device` itself; for `None`, CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device, or none on this machine.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        if "device string" in reason:
+            raise ValueError(no_such("device", str(device), _DEVICES)) from error
+        raise ValueError(
+            f"The device {str(device)!r} cannot be used ({reason}). Give another, such as 'cpu'."
+        ) from error
+    return device
 
 
 def load_processor(model: str | os.PathLike[str] | None = None) -> Any:

@@ -15,6 +15,7 @@ from ..hub import HubError
 from ..image_processing_finecaption import FineCaptionImageProcessor
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
 from ..processing_finecaption import FineCaptionProcessor
+from ..prompts_finecaption import no_such
 from .accounting import Part, check, tied_head
 from .errors import AssemblyError
 from .initialise import initialised, initialised_order
@@ -87,7 +88,7 @@ def assemble(
     register()
     shard_bytes = parse_size(max_shard_size)
     if dtype is not None and dtype not in DTYPES:
-        raise AssemblyError(f"The dtype {dtype!r} cannot be written. Give one of {', '.join(DTYPES)}.")
+        raise AssemblyError(no_such("dtype", dtype, DTYPES))
     options = AssemblyOptions(
         clip=clip,
         alpha_clip=alpha_clip,

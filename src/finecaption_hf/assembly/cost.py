@@ -31,6 +31,7 @@ from .. import register
 from ..branches_finecaption import CACHE_ARGUMENT
 from ..configuration_finecaption import FineCaptionConfig
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
+from ..prompts_finecaption import no_such
 from ..training.stages import STAGES, StageError
 
 IMAGE_TOWERS = ("convnext_tower", "sam_tower")
@@ -159,11 +160,12 @@ def _apply(values: dict[str, Any], change: str) -> None:
     for depth, parent in enumerate(parents):
         inner = values.get(parent)
         if not isinstance(inner, dict):
-            raise ValueError(f"--set {change}: the configuration has no part {'.'.join(parents[: depth + 1])}.")
+            known = sorted(name for name, value in values.items() if isinstance(value, dict))
+            raise ValueError(f"--set {change}: {no_such('part', '.'.join(parents[: depth + 1]), known)}")
         values = inner
     # A misspelt name would be kept as a field that nothing reads, and the printed numbers would be the wrong model's.
     if last not in values:
-        raise ValueError(f"--set {change}: no field {last}; there are {', '.join(sorted(values))}.")
+        raise ValueError(f"--set {change}: {no_such('field', last, sorted(values))}")
     try:
         values[last] = json.loads(text)
     except ValueError:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_finecaption import FineCaptionConfig
 from ..hub.checkpoint import read_json
+from ..prompts_finecaption import no_such
 from . import configs
 from .accounting import Part, route
 from .errors import AssemblyError
@@ -68,11 +69,8 @@ class AssemblyOptions:
         return self.without | {name for name in _OPTIONAL if self.config.get(f"use_{name}") is False}
 
     def __post_init__(self) -> None:
-        unknown = self.without - set(_OPTIONAL)
-        if unknown:
-            raise AssemblyError(
-                f"--without {', '.join(sorted(unknown))}: only mask, convnext and sam can be left away."
-            )
+        if unknown := sorted(self.without - set(_OPTIONAL)):
+            raise AssemblyError(f"--without: {no_such('part', unknown[0], _OPTIONAL)}")
         for name in ("convnext", "sam"):
             if name in self.left_away and getattr(self, name):
                 raise AssemblyError(f"--{name} and --without {name} contradict each other.")
@@ -94,9 +92,9 @@ class AssemblyOptions:
                 raise AssemblyError(
                     f"--{option.replace('_', '-')} decides {both[0]}; leave it out of the configuration."
                 )
-        foreign = self.config.keys() - set(FineCaptionConfig.__dataclass_fields__)
-        if foreign:
-            raise AssemblyError(f"FineCaptionConfig has no field {', '.join(sorted(foreign))}.")
+        known = FineCaptionConfig.__dataclass_fields__
+        if foreign := [name for name in self.config if name not in known]:
+            raise AssemblyError(f"FineCaptionConfig: {no_such('field', foreign[0], sorted(known))}")
 
 
 @dataclass

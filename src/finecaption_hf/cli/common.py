@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import EMBEDDED_CHECKPOINT
-from ..prompts_finecaption import ATTRIBUTES, FineCaptionError, find_question, normalise_name
-from .layout import Command, no_such
+from ..prompts_finecaption import ATTRIBUTES, FineCaptionError, find_question, no_such, normalise_name
+from .layout import Command
 
 if TYPE_CHECKING:
     from ..asking import Describer

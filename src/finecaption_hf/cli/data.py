@@ -26,6 +26,7 @@ from .reading import (
     Threshold,
     reading_options,
 )
+from .train import OnError
 
 if TYPE_CHECKING:
     from ..data.check import DatasetReport
@@ -71,9 +72,7 @@ def check(
     decode: Annotated[
         bool, typer.Option("--images-too/--texts-only", help="Open the pictures and decode the masks.")
     ] = True,
-    on_error: Annotated[
-        str, typer.Option(metavar="skip|raise", help="Tell all problems, or stop at the first.")
-    ] = "skip",
+    on_error: Annotated[OnError, typer.Option(help="Tell all problems, or stop at the first.")] = OnError.skip,
     rejects: Annotated[
         Path | None,
         typer.Option(
@@ -112,7 +111,7 @@ def check(
                     path,
                     format,
                     images=images,
-                    on_error=on_error,
+                    on_error=on_error.value,
                     rejects=rejects,
                     mapping=mapping,
                     keep_entity_references=keep_entity_references,

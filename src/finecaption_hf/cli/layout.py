@@ -1,6 +1,5 @@
 """How commands show their help and their errors: plain sections, whole at any width, with examples at the end."""
 
-import difflib
 import inspect
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..prompts_finecaption import nearest
 from .examples import EXAMPLES
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -83,20 +83,6 @@ class Group(_Page, TyperGroup):
             text = " ".join((command.help or "").partition("\n\n")[0].split())
             sections.setdefault(command.rich_help_panel or "Commands", []).append((name, text))
         _write(formatter, sections)
-
-
-def nearest(name: str, known: Any) -> str | None:
-    """The name that is most like another; `None` where none is."""
-    folded = {each.casefold(): each for each in known}
-    found = difflib.get_close_matches(name.casefold(), folded, n=1)
-    return folded[found[0]] if found else None
-
-
-def no_such(what: str, name: str, known: Any) -> str:
-    """Sentences: there is none of that name, what is nearest, and all that there are; one with a comma is quoted."""
-    near = nearest(name, known)
-    names = ", ".join(f'"{each}"' if "," in each else each for each in known)
-    return f"There is no {what} {name!r}.{f' Did you mean {near!r}?' if near else ''} There are: {names}."
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .common import Device, DtypeOption, Json, Model, errors_in_one_line, load_describer
-from .layout import Command, Group, no_such
+from .layout import Command, Group
 
 app = typer.Typer(
     help="Rendered scenes, whose right answers are known.", no_args_is_help=True, cls=Group, rich_markup_mode=None
@@ -133,7 +133,7 @@ def score(
 
 def _question_names(names: list[str] | None) -> tuple[str, ...]:
     """The names of scenes' questions, in whatever spelling they are given."""
-    from ..prompts_finecaption import normalise_name
+    from ..prompts_finecaption import no_such, normalise_name
     from ..scenes import ATTRIBUTE_NAMES, QUESTIONS
 
     known = {normalise_name(name): name for name in QUESTIONS}

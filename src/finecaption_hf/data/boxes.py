@@ -7,6 +7,7 @@ from typing import Any
 
 from ..mask_codecs_finecaption import BoolArray
 from ..polygons_finecaption import box_mask
+from ..prompts_finecaption import no_such
 from .errors import DataError
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
@@ -32,7 +33,7 @@ def as_box_format(name: Any, *, strict: bool = True) -> str | None:
     found = _NAMES.get(name, name) if isinstance(name, str) else None
     if found not in BOX_FORMATS:
         if strict:
-            raise DataError("box format", f"there is no {name!r}. Known are: {', '.join((*BOX_FORMATS, *_NAMES))}.")
+            raise DataError("boxes", no_such("box format", name, (*BOX_FORMATS, *_NAMES)))
         return None
     return found
 

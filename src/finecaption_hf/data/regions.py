@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..masks_finecaption import REGION_KEYS
+from ..prompts_finecaption import no_such
 from .annotations import (
     ANNOTATION_FORMATS,
     AnnotationFile,
@@ -309,8 +310,8 @@ def open_regions(source: Any, options: ReadOptions | None = None, /, **changes: 
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
     is_own = format in _OWN_FORMATS
     if format is not None and not is_own and format not in {each.format for each in ANNOTATION_FORMATS}:
-        names = ", ".join([*_OWN_FORMATS, *(each.format for each in ANNOTATION_FORMATS)])
-        raise DataError(str(source), f"there is no format {format!r}. Known are: {names}.")
+        names = [*_OWN_FORMATS, *(each.format for each in ANNOTATION_FORMATS)]
+        raise DataError(str(source), no_such("format", format, names))
     is_there = path is not None and (path.exists() or is_pattern(path))
     known = recognise(path) if path is not None and is_there and format is None else []
     if split is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ..prompts_finecaption import no_such
 from .captions import FONT_SHARES, Caption, with_captions
 from .numbers import Color, number_regions
 
@@ -68,7 +69,7 @@ def draw_regions(
             there is no such style.
     """
     if style not in STYLES:
-        raise ValueError(f"There is no style {style!r}. Give one of {', '.join(STYLES)}.")
+        raise ValueError(no_such("style", style, STYLES))
     for mask in masks:
         if mask.shape != (image.height, image.width):
             raise ValueError(

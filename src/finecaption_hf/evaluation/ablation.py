@@ -24,6 +24,7 @@ from ..asking import FineCaptionDescriber, load
 from ..configuration_finecaption import FineCaptionConfig
 from ..data import open_dataset
 from ..modeling_finecaption import FineCaptionForConditionalGeneration
+from ..prompts_finecaption import no_such
 from ..resuming import check_same, read_manifest, whole_file, write_json
 from ..scenes.scoring import score_scenes
 from ..training.arguments import num_processes
@@ -115,7 +116,7 @@ def ablate(
     unknown = [name for name in configurations if name not in CONFIGURATIONS]
     if unknown or not configurations or not seeds:
         raise StageError(
-            f"There is no configuration {', '.join(unknown)}; there are {', '.join(CONFIGURATIONS)}."
+            no_such("configuration", unknown[0], CONFIGURATIONS)
             if unknown
             else "Nothing is to be done. Give at least one configuration and one seed."
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..asking import Describer
 from ..data.dataset import ExampleDataset
+from ..prompts_finecaption import no_such
 from ..scenes import known_answers, known_values, shows_scene
 from .diagnostics import DIAGNOSTICS, attribute_accuracy, run_diagnostics
 from .predictions import Prediction
@@ -22,7 +23,7 @@ def diagnostic_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     known = (ACCURACY, *DIAGNOSTICS)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"Unknown diagnostics: {', '.join(unknown)}. Known: {', '.join(known)}.")
+        raise ValueError(no_such("diagnostic", unknown[0], known))
     return list(dict.fromkeys(names))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Literal, get_args
 
+from ..prompts_finecaption import no_such
+
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -91,7 +93,7 @@ def check_split(split: str) -> Split:
     for known in SPLITS:
         if split == known:
             return known
-    raise ValueError(f"Unknown split {split!r}. Choose one of: {', '.join(SPLITS)}.")
+    raise ValueError(no_such("split", split, SPLITS))
 
 
 def _combinations(sort: str, split: Split) -> tuple[Triple, ...]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..asking import Describer
 from ..pipeline_finecaption import AskedImage, AskedRegion, answer_all, requests_about
-from ..prompts_finecaption import find_question
+from ..prompts_finecaption import find_question, no_such
 from .attributes import Split
 from .language import ATTRIBUTE_NAMES, QUESTIONS, accepted, is_right
 from .rendering import Scene, render_scene
@@ -58,9 +58,10 @@ def score_scenes(
     """
     if n < 1:
         raise ValueError(f"n is {n}. Score at least one scene.")
-    unknown = [name for name in names if name not in QUESTIONS]
-    if unknown or not names:
-        raise ValueError(f"Unknown questions: {unknown}. Choose from: {', '.join(QUESTIONS)}.")
+    if not names:
+        raise ValueError(f"No question was given. Give at least one of {', '.join(QUESTIONS)}.")
+    if unknown := [name for name in names if name not in QUESTIONS]:
+        raise ValueError(no_such("question", unknown[0], QUESTIONS))
     right: dict[str, list[bool]] = {name: [] for name in names}
     pairs: dict[str, list[bool]] = {name: [] for name in names}
     differing: dict[str, list[bool]] = {name: [] for name in names}

@@ -50,6 +50,7 @@ def open_segmenter(
     name = os.fspath(name_or_folder)
     from transformers import AutoImageProcessor, AutoModelForMaskGeneration
 
+    from ..asking.loading import usable_device
     from .models import ModelSegmenter
 
     config = read_config(name)
@@ -58,8 +59,7 @@ def open_segmenter(
         raise SegmentationError(
             f"{name} holds a model of type {config.model_type!r}, which {reason}. Give one of: {', '.join(_FAMILIES)}."
         )
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable_device(device)
     model, loading = read(
         AutoModelForMaskGeneration,
         name,

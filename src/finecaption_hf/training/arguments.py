@@ -1,6 +1,5 @@
 """`transformers.TrainingArguments` from texts, recipes and stages."""
 
-import difflib
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..prompts_finecaption import nearest
 from .stages import Stage, StageError
 
 _OWN = {"output_dir": "--output", "resume_from_checkpoint": "--resume"}
@@ -37,8 +37,8 @@ def parse_options(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str,
     given, unknown = parser.parse_known_args(list(texts), Namespace(**dict.fromkeys(names, _NOT_GIVEN)))
     if unknown:
         known = [f"--{option}" for name in names for option in (name, name.replace("_", "-"))]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [*others, *known], n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        near = nearest(unknown[0].split("=")[0], [*others, *known])
+        hint = f" Did you mean {near}?" if near else ""
         raise StageError(
             f"There is no option {unknown[0]}.{hint} All options of transformers.TrainingArguments can be given."
         )
@@ -71,8 +71,8 @@ def build_arguments(
     values = {**stage.training_arguments(common), **given}
     unknown = sorted(values.keys() - known)
     if unknown:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        near = nearest(unknown[0], known)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise StageError(f"transformers.TrainingArguments has no {', '.join(unknown)}.{hint}")
     if values.get("remove_unused_columns"):
         raise StageError("Examples have no columns to remove: leave remove_unused_columns out.")

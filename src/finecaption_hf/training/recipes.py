@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..prompts_finecaption import no_such
 from .stages import Stage, StageError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -47,11 +48,8 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise StageError(f"Each stage of a recipe needs a name of its own; these are {', '.join(names)}.")
-        unknown = self.model_options.keys() - _MODEL_OPTIONS
-        if unknown:
-            raise StageError(
-                f"model_options has no {', '.join(sorted(unknown))}; there are {', '.join(sorted(_MODEL_OPTIONS))}."
-            )
+        if unknown := sorted(self.model_options.keys() - _MODEL_OPTIONS):
+            raise StageError(f"model_options: {no_such('option', unknown[0], sorted(_MODEL_OPTIONS))}")
 
 
 _MODEL_OPTIONS = {"dtype", "attn_implementation", "quantization_config"}
@@ -72,8 +70,8 @@ def read_recipe(source: str | Path) -> Recipe:
     packaged = RECIPES / f"{source}.yaml"
     if not path.is_file():
         if not packaged.is_file():
-            known = ", ".join(sorted(item.stem for item in RECIPES.glob("*.yaml")))
-            raise StageError(f"{source} is neither a file nor a recipe of the package; those are {known}.")
+            known = sorted(item.stem for item in RECIPES.glob("*.yaml"))
+            raise StageError(no_such("file or packaged recipe", str(source), known))
         path = packaged
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -81,10 +79,9 @@ def read_recipe(source: str | Path) -> Recipe:
         raise StageError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise StageError(f"{path} holds no mapping. Give at least stages: [...].")
-    known_fields = {item.name for item in fields(Recipe)}
-    unknown = sorted(values.keys() - known_fields)
-    if unknown:
-        raise StageError(f"{path} has no field {', '.join(unknown)}; there are {', '.join(sorted(known_fields))}.")
+    known_fields = sorted(item.name for item in fields(Recipe))
+    if unknown := [name for name in values if name not in known_fields]:
+        raise StageError(f"{path}: {no_such('field', unknown[0], known_fields)}")
     given = {name: value for name, value in values.items() if value is not None}
     stages = given.pop("stages", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):

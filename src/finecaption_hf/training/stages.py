@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from ..prompts_finecaption import FineCaptionError
+from ..prompts_finecaption import FineCaptionError, no_such
 
 LANGUAGE_MODEL_LINEAR = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 """Regular expression of the linear layers of a llama-like language model, for LoRA. A list of bare names such as
@@ -108,7 +108,7 @@ class Stage:
         unknown = sorted(given.keys() - known)
         if unknown:
             raise StageError(
-                f"A stage has no field {', '.join(unknown)}; there are {', '.join(sorted(known))}. Arguments of "
+                f"Stage: {no_such('field', unknown[0], sorted(known))} Arguments of "
                 "transformers.TrainingArguments go under training."
             )
         # A count belongs to the patterns that it was made for.
@@ -235,5 +235,5 @@ def find_stage(stage: int | str) -> Stage:
     for number, known in STAGES.items():
         if str(stage) in (str(number), known.name):
             return known
-    listed = ", ".join(f"{number} ({known.name})" for number, known in STAGES.items())
-    raise StageError(f"There is no stage {stage!r}; there are {listed}. Stages of your own go into a recipe.")
+    names = [text for number, known in STAGES.items() for text in (str(number), known.name)]
+    raise StageError(f"{no_such('stage', str(stage), names)} Stages of your own go into a recipe.")

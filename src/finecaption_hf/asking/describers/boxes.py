@@ -6,6 +6,7 @@ A box is box_xyxy: x and y of its left, top, right and bottom edges in pixels; t
 from dataclasses import dataclass
 from typing import Any
 
+from ...prompts_finecaption import no_such
 from ..errors import DescriberError
 
 Box = tuple[int, int, int, int]
@@ -101,7 +102,7 @@ def write_box(box: Box, size: tuple[int, int], box_format: str, seen: tuple[int,
         DescriberError: If there is no such format, or `seen` is missing.
     """
     if box_format not in BOX_FORMATS:
-        raise DescriberError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+        raise DescriberError(no_such("box format", box_format, BOX_FORMATS))
     chosen = BOX_FORMATS[box_format]
     height, width = size
     shares = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)

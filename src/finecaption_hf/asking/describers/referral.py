@@ -16,6 +16,7 @@ from ...drawing import COLORS as MARKS
 from ...drawing import grow
 from ...drawing.numbers import number_regions
 from ...masks_finecaption import RegionMask
+from ...prompts_finecaption import no_such
 from ..errors import DescriberError
 from .boxes import Box
 from .settings import check_options, options_of
@@ -103,9 +104,9 @@ class Referral:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise DescriberError(f"There is no referral {self.kind!r}. Give one of {', '.join(KINDS)}.")
+            raise DescriberError(no_such("referral", self.kind, KINDS))
         if self.color not in COLORS:
-            raise DescriberError(f"There is no color {self.color!r}. Give one of {', '.join(COLORS)}.")
+            raise DescriberError(no_such("color", self.color, COLORS))
         if not 0 < self.opacity <= 1:
             raise DescriberError(f"opacity is {self.opacity}. Give a number above 0 and up to 1.")
         if not (math.isfinite(self.margin) and self.margin >= 0):

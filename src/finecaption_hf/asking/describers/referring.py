@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ...masks_finecaption import RegionMask
-from ...prompts_finecaption import ATTRIBUTES, TASKS, BranchAnswer, BranchRequest, BranchUpdate, Question
+from ...prompts_finecaption import ATTRIBUTES, TASKS, BranchAnswer, BranchRequest, BranchUpdate, Question, no_such
 from ..errors import DescriberError
 from .boxes import BOX_FORMATS, write_box
 from .referral import WITH_MASK, Marked, Referral
@@ -79,7 +79,7 @@ class ReferringDescriber(ABC):
                 f"{' or '.join(map(repr, wanted))}."
             )
         if box_format not in BOX_FORMATS:
-            raise DescriberError(f"There is no box format {box_format!r}. Give one of {', '.join(BOX_FORMATS)}.")
+            raise DescriberError(no_such("box format", box_format, BOX_FORMATS))
         if BOX_FORMATS[box_format].units == "seen" and not self.tells_size:
             raise DescriberError(
                 f"The box format {box_format!r} cannot be used with {name}, which does not tell what it makes of a "

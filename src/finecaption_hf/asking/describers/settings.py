@@ -1,11 +1,11 @@
 """Options that stand in YAML, checked against the signatures of what takes them."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from ...prompts_finecaption import no_such
 from ..errors import DescriberError
 
 _WORDS: dict[Any, str] = {
@@ -43,9 +43,7 @@ def check_options(given: Mapping[Any, Any], known: Mapping[str, tuple[type, ...]
     """
     for name, value in given.items():
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
-            raise DescriberError(f"{owner} has no {name}.{meant} There are {', '.join(known)}.")
+            raise DescriberError(f"{owner}: {no_such('option', name, known)}")
         kinds = known[name]
         fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
         if kinds and (not fits or (isinstance(value, bool) and bool not in kinds)):

@@ -14,8 +14,9 @@ from transformers.utils import logging
 from ...branches_finecaption import Branch, ChooseInGenerate, StopInGenerate, choose_tokens
 from ...engine_finecaption import is_out_of_memory
 from ...masks_finecaption import RegionMask
-from ...prompts_finecaption import BranchAnswer, BranchUpdate
+from ...prompts_finecaption import BranchAnswer, BranchUpdate, nearest
 from ..errors import DescriberError
+from ..loading import usable_device
 from .boxes import BOX_FORMATS, CONVENTIONS, write_box
 from .referral import Color, Marked, Referral, pad_to_square
 from .referring import Job, ReferringDescriber, describe_error
@@ -155,8 +156,7 @@ class TransformersDescriber(ReferringDescriber):
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usable_device(device)
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         loaded = AutoModelForImageTextToText.from_pretrained(
@@ -433,9 +433,10 @@ def _generation_config(model: Any, processor: Any, options: Mapping[str, Any]) -
     for name in ("temperature", "top_p", "top_k", "typical_p", "min_p"):
         setattr(config, name, None)
     config.max_length = None
-    unknown = config.update(**options)
-    if unknown:
-        raise ValueError(f"generate has no option {', '.join(sorted(unknown))}. Take it out of the options.")
+    if unknown := sorted(config.update(**options)):
+        near = nearest(unknown[0], config.to_dict())
+        meant = f"Did you mean {near!r}?" if near else "Take it out of the options."
+        raise ValueError(f"generate has no option {unknown[0]!r}. {meant}")
     if config.pad_token_id is None:
         config.pad_token_id = processor.tokenizer.pad_token_id
     return config

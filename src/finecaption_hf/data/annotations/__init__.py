@@ -5,6 +5,7 @@ Each format is an `AnnotationFile` in a module of its own; this one tells which 
 
 from pathlib import Path
 
+from ...prompts_finecaption import no_such
 from ..errors import DataError
 from .ade20k import Ade20k
 from .base import AnnotationFile, ReadOptions, Seen, SizedRegion
@@ -98,7 +99,7 @@ def open_annotations(path: Path, options: ReadOptions) -> AnnotationFile:
     known = {each.format: each for each in ANNOTATION_FORMATS}
     if options.format is not None:
         if options.format not in known:
-            raise DataError(str(path), f"there is no format {options.format!r}. Known are: {', '.join(known)}.")
+            raise DataError(str(path), no_such("format", options.format, known))
         return known[options.format](path, options)
     found = recognise(path)
     if len(found) > 1:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...mask_codecs_finecaption import BoolArray, MaskError
+from ...prompts_finecaption import no_such
 from ..errors import DataError
 from ..folder import PICTURES, PictureShelf, forms_of, natural
 from ..images import MAX_PIXELS, open_images, open_picture
@@ -122,9 +123,7 @@ class LabelMaps(AnnotationFile):
     def __init__(self, path: Path, options: ReadOptions) -> None:
         super().__init__(path, options)
         if options.label_map is not None and options.label_map not in _RULES:
-            raise DataError(
-                "--label-map", f"there is no rule {options.label_map!r}. Known are: {', '.join(LABEL_MAPS)}."
-            )
+            raise DataError("--label-map", no_such("rule", options.label_map, LABEL_MAPS))
         self._folder = path if path.is_dir() else path.parent
         self._pairs = self._paired()
         self._notes_of_names = tuple(self.notes)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, get_args
 
+from ...prompts_finecaption import no_such
 from ..annotations import ANNOTATION_FORMATS, AnnotationFile, ReadOptions, is_pattern, open_annotations, recognise
 from ..columns import Columns, declared_formats, is_picture
 from ..examples import DataError, Example
@@ -321,9 +322,9 @@ def read_examples(
         DataError: If there is no such file, its format is unknown, or a setting does not fit the format.
     """
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is {on_error!r}. Give 'raise' or 'skip'.")
+        raise ValueError(no_such("on_error", on_error, ("raise", "skip")))
     if format is not None and format not in (*FORMATS, *_ANNOTATIONS):
-        raise ValueError(f"There is no format {format!r}. Known are: {', '.join((*FORMATS, *_ANNOTATIONS))}.")
+        raise ValueError(no_such("format", format, (*FORMATS, *_ANNOTATIONS)))
     options = ReadOptions(images=images, **reading)
     store: str | os.PathLike[str] | ImageStore | None
     if isinstance(path, (str, os.PathLike)):

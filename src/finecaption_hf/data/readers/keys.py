@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...prompts_finecaption import no_such
 from ..examples import DataError, as_reference, region_of
 
 Names = tuple[str, ...]
@@ -73,7 +74,7 @@ class Keys:
         result: dict[str, Any] = {}
         for name, value in changes.items():
             if name not in known:
-                raise DataError(where, f"there is no field {name!r}. Known are: {', '.join(sorted(known))}.")
+                raise DataError(where, no_such("field", name, sorted(known)))
             names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
             if not names or not all(isinstance(each, str) and each for each in names):
                 raise DataError(where, f"{name} needs a key, or a list of keys.")

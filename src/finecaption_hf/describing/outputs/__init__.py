@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...data import annotations
 from ...data.regions import RegionInputs
+from ...prompts_finecaption import no_such
 from .arrow import Parquet, SavedDataset
 from .back import Coco, SameKind
 from .base import Output, Record, Records
@@ -28,7 +29,7 @@ def name_output(output: Path, given: str | None) -> str:
     names = (JSONL, *(each.name for each in _OUTPUTS), SAME)
     if given is not None:
         if given not in {*names, *(each.format for each in annotations.ANNOTATION_FORMATS)}:
-            raise ValueError(f"There is no output format {given!r}. Known are: {', '.join(names)}.")
+            raise ValueError(no_such("output format", given, names))
         return given
     suffix = output.suffix.lower()
     if suffix in _JSONL_SUFFIXES:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ...prompts_finecaption import no_such
+
 
 @dataclass(frozen=True)
 class CitedRow:
@@ -53,6 +55,4 @@ def cited_row(model: str) -> CitedRow:
     for row in PAPER_TABLE_2:
         if row.model.casefold() == model.casefold():
             return row
-    raise ValueError(
-        f"No figures of {model!r} are cited; there are those of {', '.join(r.model for r in PAPER_TABLE_2)}."
-    )
+    raise ValueError(no_such("cited model", model, [row.model for row in PAPER_TABLE_2]))

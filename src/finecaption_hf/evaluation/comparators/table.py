@@ -24,6 +24,7 @@ from ...asking.describers.settings import check_options, options_of
 from ...asking.describers.templates import read_templates
 from ...asking.kinds import options_of_kind
 from ...data.examples import Example
+from ...prompts_finecaption import no_such
 from ...resuming import ResumeError, differences, read_manifest, write_json
 from ..errors import EvaluationError
 from ..predicting import describe_data, run_predictions
@@ -125,8 +126,8 @@ def read_table(source: str | os.PathLike[str]) -> list[Row]:
     path, packaged = Path(source), TABLES / f"{os.fspath(source)}.yaml"
     if not path.is_file():
         if not packaged.is_file():
-            known = ", ".join(sorted(item.stem for item in TABLES.glob("*.yaml")))
-            raise EvaluationError(f"{source} is neither a file nor a table of the package; those are {known}.")
+            known = sorted(item.stem for item in TABLES.glob("*.yaml"))
+            raise EvaluationError(no_such("file or packaged table", str(source), known))
         path = packaged
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -161,7 +162,7 @@ def _read_row(value: Any) -> Row:
     check_options(value, options_of(Row), "a row")
     kind, options = value.get("kind"), value["options"]
     if kind not in KINDS:
-        raise EvaluationError(f"kind is {kind!r}. Give one of {', '.join(KINDS)}.")
+        raise EvaluationError(no_such("kind", kind, KINDS))
     ours = kind == "finecaption"
     if kind == "describer" and (own := REGION_MODELS.get(str(options.get("describer")).partition("@")[0])):
         value = {"referral": own.family.referral, **value}
@@ -180,12 +181,11 @@ def _read_row(value: Any) -> Row:
         raise EvaluationError("the key is read from the environment variable that the option api_key_env names.")
     check_options(options, _options_of(kind), f"the kind {kind!r}")
     if options.get("box_format", "pixels") not in BOX_FORMATS:
-        raise EvaluationError(f"there is no box_format {options['box_format']!r}; there are {', '.join(BOX_FORMATS)}.")
+        raise EvaluationError(no_such("box_format", options["box_format"], BOX_FORMATS))
     known = "|".join(REGION_MODELS)
     if kind == "describer" and not re.fullmatch(rf"({known}|[\w.]+:\w+)(@.+)?", options.get("describer", "")):
         raise EvaluationError(
-            f"the option describer is {options.get('describer')!r}. Give {', '.join(REGION_MODELS)}, or "
-            "module:function of your own."
+            f"{no_such('describer', options.get('describer'), REGION_MODELS)} One of your own is module:function."
         )
     row = Row(**{**value, "referral": referral, "prompts": read_templates(value.get("prompts"))})
     if row.cites is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from ...asking import Describer, FineCaptionDescriber
 from ...asking.describers import AtOnceDescriber, PixelsDescriber
 from ...data.examples import Example
+from ...prompts_finecaption import no_such
 from ..errors import EvaluationError
 from .accuracy import attribute_accuracy
 from .consistency import attribute_consistency
@@ -77,9 +78,10 @@ def run_diagnostics(
     Raises:
         ValueError: If a name is unknown, or there is nothing to measure.
     """
-    unknown = [name for name in which if name not in DIAGNOSTICS]
-    if unknown or not which:
-        raise ValueError(f"Unknown diagnostics: {', '.join(unknown) or 'none given'}. Known: {', '.join(DIAGNOSTICS)}.")
+    if not which:
+        raise ValueError(f"No diagnostic was given. Give at least one of {', '.join(DIAGNOSTICS)}.")
+    if unknown := [name for name in which if name not in DIAGNOSTICS]:
+        raise ValueError(no_such("diagnostic", unknown[0], DIAGNOSTICS))
     check_diagnostics(which, describer)
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(which):

@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from ... import __version__
+from ...prompts_finecaption import no_such
 from . import ngrams
 from .bertscore import ROBERTA_LARGE, BertScorer, find_model
 from .errors import MetricError
@@ -97,7 +98,7 @@ class CaptionScorer:
     def __post_init__(self) -> None:
         self.metrics = _checked_metrics(self.metrics)
         if self.tokenizer not in TOKENIZERS:
-            raise MetricError(f"The tokenizer is {self.tokenizer!r}. Choose from: {', '.join(TOKENIZERS)}.")
+            raise MetricError(no_such("tokenizer", self.tokenizer, TOKENIZERS))
         words = set(self.metrics) - {"bertscore"}
         needs_java = "meteor" in words or (words and self.tokenizer == "ptb")
         self._java = find_java(self.java) if needs_java else None
@@ -223,11 +224,10 @@ def _line(text: object, place: str) -> str:
 
 def _checked_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    unknown = [name for name in names if name not in METRICS]
-    if unknown or not names:
-        raise MetricError(
-            f"Unknown metrics: {unknown}. Choose at least one of: {', '.join(METRICS)}; 'bleu' gives bleu_1 to bleu_4."
-        )
+    if not names:
+        raise MetricError(f"No metric was given. Give at least one of {', '.join(METRICS)}.")
+    if unknown := [name for name in names if name not in METRICS]:
+        raise MetricError(f"{no_such('metric', unknown[0], METRICS)} 'bleu' gives bleu_1 to bleu_4.")
     return tuple(name for name in METRICS if name in names)
 
 
