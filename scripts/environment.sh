@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # The lower end of the admitted transformers range; setup.cfg is the one place that states it.
 lowest_transformers=$(sed -n 's/^ *transformers>=\([0-9.]*\),.*/\1/p' "$root/setup.cfg")
 # The releases of vLLM that its plugin is for; setup.cfg states them.
-admitted_vllm=$(sed -n 's/^ *vllm\([^;]*\);.*/\1/p' "$root/setup.cfg")
+admitted_vllm=$(sed -n '/^ *vllm[^;]*;/{s/^ *vllm\([^;]*\);.*/\1/p;q;}' "$root/setup.cfg")
 # The releases under which everything was tested; empty where the newest are wanted.
 constraints=$root/constraints.txt
 # These have all the others in them. What cannot live beside the newest of the others stays away.
