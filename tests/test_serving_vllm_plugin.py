@@ -297,6 +297,15 @@ def test_checkpoints_that_others_quantised_are_refused_by_name(
 
 
 @in_vllm
+def test_a_misspelt_option_of_vllm_is_refused_with_the_nearest(settings: None) -> None:
+    """Before an engine is started."""
+    from finecaption_hf.serving.vllm_describer import VllmDescriber
+
+    with pytest.raises(ValueError, match=r"no engine option 'max_modellen'. Did you mean 'max_model_len'\?"):
+        VllmDescriber(EMBEDDED_CHECKPOINT, max_modellen=512)
+
+
+@in_vllm
 def test_one_engine_answers_like_the_own(embedded: Any, picture: Image.Image) -> None:
     regions = [BADGE, TOP, None]
     with engine(EMBEDDED_CHECKPOINT) as served:

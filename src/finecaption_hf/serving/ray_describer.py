@@ -14,7 +14,7 @@ from .. import install_hint
 from ..pipeline_finecaption import AskedImage, answer_all
 from ..prompts_finecaption import BranchAnswer
 from ..resuming import UnfinishedError
-from .vllm_describer import VllmDescriber
+from .vllm_describer import VllmDescriber, check_options
 
 _ASKED = "asked"  # the reason for which an answer in a row ended, until that of vLLM is there
 _TASKS = 1000  # at most so many, each of which reads many batches
@@ -32,7 +32,7 @@ class RayDescriber(VllmDescriber):
 
     Raises:
         ImportError: If Ray or vLLM is not installed, or vLLM is none of the tested releases.
-        ValueError: If vLLM cannot serve the checkpoint.
+        ValueError: If vLLM cannot serve the checkpoint, or neither vLLM nor Ray has such an option.
     """
 
     def _start(self, model: str, options: dict[str, Any]) -> Any:
@@ -51,7 +51,9 @@ class RayDescriber(VllmDescriber):
         }
         if current_platform.is_cpu():
             self._config["placement_group_config"] = {"bundle_per_worker": {"CPU": 1}}
-        for option in set(options) & (set(vLLMEngineProcessorConfig.model_fields) - {"engine_kwargs"}):
+        of_ray = set(vLLMEngineProcessorConfig.model_fields) - {"engine_kwargs"}
+        check_options(options, of_ray)
+        for option in set(options) & of_ray:
             self._config[option] = options.pop(option)
         self._config["model_source"] = os.path.abspath(model) if os.path.isdir(model) else model
         self._engine_options = options

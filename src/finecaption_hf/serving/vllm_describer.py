@@ -1,5 +1,6 @@
 """A FineCaption checkpoint in vLLM as a describer, for whole data sets."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -12,7 +13,15 @@ from transformers.utils import cached_file
 from .. import install_hint
 from ..asking.loading import load_processor, read_config
 from ..masks_finecaption import RegionMask
-from ..prompts_finecaption import BranchAnswer, BranchRequest, BranchUpdate, PromptEncoder, Question, find_question
+from ..prompts_finecaption import (
+    BranchAnswer,
+    BranchRequest,
+    BranchUpdate,
+    PromptEncoder,
+    Question,
+    find_question,
+    nearest,
+)
 from ..resuming import files_fingerprint
 from .vllm import check_version, register, vllm_version
 
@@ -35,7 +44,7 @@ class VllmDescriber:
 
     Raises:
         ImportError: If vLLM is not installed, or is none of the tested releases.
-        ValueError: If vLLM cannot serve the checkpoint.
+        ValueError: If vLLM cannot serve the checkpoint, or has no such option.
     """
 
     independent = False  # a batch changes how sums are rounded
@@ -88,6 +97,7 @@ class VllmDescriber:
         """Start what answers; gives vLLM's `ModelConfig`."""
         from vllm import LLM
 
+        check_options(options)
         self.llm = LLM(model, **options)
         return self.llm.model_config
 
@@ -158,6 +168,21 @@ class VllmDescriber:
         if isinstance(question, str):
             question = find_question(question, self.questions) or question
         return self._prompts.question_ids(question)
+
+
+def check_options(options: Iterable[str], others: Iterable[str] = ()) -> None:
+    """
+    Raises:
+        ValueError: If one of them is neither vLLM's nor one of `others`.
+    """
+    from vllm import EngineArgs
+
+    known = sorted({*(field.name for field in dataclasses.fields(EngineArgs)), *others})
+    for option in options:
+        if option not in known:
+            near = nearest(option, known)
+            meant = f" Did you mean {near!r}?" if near else ""
+            raise ValueError(f"There is no engine option {option!r}.{meant} They are those of vllm.LLM.")
 
 
 def _answer(output: Any) -> BranchAnswer:
