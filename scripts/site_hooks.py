@@ -13,6 +13,7 @@ from markdown import Extension, Markdown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 from finecaption_hf.cli import app
 
@@ -99,6 +100,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         parts[i] = re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, parts[i])
         parts[i] = re.sub(r'(?<=<img src=")[^"]+', lambda found: target(found[0]) or found[0], parts[i])
     return "".join(parts)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    return _own_worker(output, page.url)
+
+
+def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
+    return _own_worker(output, template_name)
+
+
+def _own_worker(output: str, url: str) -> str:
+    """The site's copy of what the search needs where there is no server, which the theme takes from another host."""
+    return output.replace("https://unpkg.com/iframe-worker/shim", get_relative_url("iframe-worker.js", url))
 
 
 # --- reference -------------------------------------------------------------------------------------------------------
