@@ -360,7 +360,7 @@ def test_conflicts_are_found_and_judged() -> None:
     dense = values["by_question"]["Color"]["dense"]
     assert (dense["judged_conflicts"], dense["separate_right"], dense["joint_right"]) == (1, 1, 0)
     assert values["examples"] == [
-        {"image": "r", "region": "0", "question": "Color", "alone": "It is red", "dense": "a blue star"}
+        {"image": "r", "region_index": 0, "question": "Color", "alone": "It is red", "dense": "a blue star"}
     ]
     assert values["left_out"] == {"the values of the attribute are not known": 1}
     rows = {row[0]: row for row in found["table"]["rows"]}

@@ -432,7 +432,7 @@ def build_demo(
             content = gr.Code(
                 language="json",
                 interactive=False,
-                label="Answers, regions, settings",
+                label="Answers, regions, settings; region_index counts from 0, numbers on the page from 1",
                 wrap_lines=True,
                 buttons=["copy"],
                 elem_id="fc-json",

@@ -41,7 +41,7 @@ class _Compared:
     """
 
     image: str
-    region: str
+    region_index: int
     label: str
     form: str
     separate: str
@@ -140,7 +140,7 @@ class _Plan:
     region: AskedRegion
     as_json: AskedRegion
     image: str
-    region_name: str
+    region_index: int
     labels: list[str]
     joint: dict[tuple[str, str], int]
     known: Mapping[str, Sequence[str]]
@@ -238,9 +238,8 @@ class _Asker:
         longest = {"max_new_tokens": self.max_new_tokens}
         requests = requests_about(((None, it) for it in questions), (), (), **longest)
         as_json = requests_about(labels.items(), (), (), **longest)
-        region_name = str(first.region_index + 1 if first.region_id is None else first.region_id)
         asked = AskedRegion(requests), AskedRegion(as_json)
-        return _Plan(*asked, first.image, region_name, names, joint, known)
+        return _Plan(*asked, first.image, first.region_index, names, joint, known)
 
     def _compare(self, plan: _Plan) -> Iterable[_Compared]:
         if plan.region.error is not None:
@@ -258,7 +257,7 @@ class _Asker:
                 if separate is None or joint is None:
                     self.left_out["a question was not answered"] += 1
                     continue
-                found = _Compared(plan.image, plan.region_name, label, form, separate, joint, "")
+                found = _Compared(plan.image, plan.region_index, label, form, separate, joint, "")
                 if self.values is None:
                     _by_words(found)
                 else:
@@ -306,7 +305,7 @@ def _result(compared: list[_Compared], asker: _Asker, by_values: bool, seed: int
     for label in [None, *labels]:
         of_label = [it for it in compared if label in (None, it.label)]
         found = {form: _of_form([it for it in of_label if it.form == form], by_values, seed) for form in forms}
-        row = [label or "all", str(len({(it.image, it.region) for it in of_label}))]
+        row = [label or "all", str(len({(it.image, it.region_index) for it in of_label}))]
         for form in forms:
             row += [cell(found[form].pop("_first")), cell(found[form].pop("_second"))]
         rows.append(row)
@@ -316,7 +315,13 @@ def _result(compared: list[_Compared], asker: _Asker, by_values: bool, seed: int
             values["by_question"][label] = found
     conflicts = [it for it in compared if it.status == "conflict"]
     values["examples"] = [
-        {"image": it.image, "region": it.region, "question": it.label, "alone": it.separate, it.form: it.joint}
+        {
+            "image": it.image,
+            "region_index": it.region_index,
+            "question": it.label,
+            "alone": it.separate,
+            it.form: it.joint,
+        }
         for it in conflicts[:_MAX_EXAMPLES]
     ]
     beside = "captions of the same region and beside the answer to a question for "
