@@ -968,6 +968,17 @@ def test_answer_of_a_changed_region_is_struck_out_and_comes_back_with_the_mask(p
     assert points.page.evaluate(line) == "none"
 
 
+def test_mask_that_one_flips_to_is_asked_about(points: Demo) -> None:
+    points.drag((214, 60))
+    points.answered()
+    before = points.run
+    points.page.locator(".fc-canvas").press(".")
+    assert points.rows()
+    points.answered(before)
+    said = "[...document.querySelectorAll('#fc-table td')].map(it => getComputedStyle(it).textDecorationLine)"
+    assert set(points.page.evaluate(said)) == {"none"}, "the answers are those about the mask before"
+
+
 def test_keyboard_alone_leads_from_the_file_to_the_answer(demo: Demo) -> None:
     page = demo.page
     page.on("filechooser", lambda _: None)  # from now on, so that the first one is not missed
@@ -1068,6 +1079,8 @@ def test_masks_are_pasted(demo: Demo) -> None:
     demo.page.once("dialog", lambda dialog: dialog.accept(encode_mask(mask)))
     demo.do("pasteMask")
     demo.wait_for_areas("found[0] > 0")
+    assert "press Describe, or Enter" in demo.status
+    demo.page.locator(".fc-at-once").check()
     paste = """text => {
         const data = new DataTransfer();
         data.setData('text', text);
@@ -1077,6 +1090,7 @@ def test_masks_are_pasted(demo: Demo) -> None:
     demo.page.evaluate(paste, json.dumps(encode_rle(mask)))
     demo.wait_for_areas("found.length === 2")
     assert demo.areas == [int(mask.sum())] * 2
+    assert [row[0] for row in demo.answered()] == ["1", "2"], "what was pasted is asked about, too"
     for text, message in (
         ('{"size": [9, 9], "counts": [0, 81]}', "9x9"),
         (json.dumps({"size": [256, 256], "counts": [65536]}), "empty"),

@@ -366,10 +366,16 @@ function finish() {
   redoStack = [];
   changed();
   if (!region.area) return say("The region is empty: mark what you want to know of");
-  const isAsked = find(".fc-at-once").checked, which = `Region ${numberOf(active)}`;
+  const isAsked = askSoon(), which = `Region ${numberOf(active)}`;
   say((isTiny(region) ? `${which} is tiny (${region.area} px): the model may see little of it. ` : "")
     + (isAsked ? `${which} is asked about; go on to change it, or press + Region for another thing` : `${which} is marked. Press Describe, or Enter, to ask about it`));
-  if (isAsked) asking = setTimeout(() => trigger("submit"), ASK_AFTER);
+}
+
+/** Ask in a moment, if nothing else changes until then and the user wants that; whether they do. */
+function askSoon() {
+  clearTimeout(asking);
+  if (find(".fc-at-once").checked) asking = setTimeout(() => trigger("submit"), ASK_AFTER);
+  return find(".fc-at-once").checked;
 }
 
 function cancelStroke() {
@@ -472,6 +478,7 @@ function flip(step) {
   const region = regions[active];
   if (!region || region.candidates.length < 2) return say("There is no other outline; set a point first", true);
   remember(); showCandidate(region, ((region.candidate ?? 0) + step + region.candidates.length) % region.candidates.length);
+  askSoon();  // not about those that one flips past
 }
 element.querySelectorAll("[data-flip]").forEach((button) => { button.onclick = () => flip(Number(button.dataset.flip)); });
 
@@ -670,8 +677,8 @@ async function importMask(source) {
     regions = kept.concat(masks.map((mask) => Object.assign(newRegion(), { mask })));
     active = regions.length - 1;
     regions.forEach((region, index) => { settle(region); refresh(index); });
-    say(`${masks.length} region${masks.length > 1 ? "s" : ""} imported`);
     changed();
+    say(`${masks.length} region${masks.length > 1 ? "s" : ""} imported, and ${askSoon() ? "asked about" : "to be asked about: press Describe, or Enter"}`);
   } catch (error) { say(`This mask cannot be used: ${error.message ?? error}`, true); }
 }
 
