@@ -705,6 +705,12 @@ def test_phone_shows_all_of_it_in_one_column_of_readable_words(chromium: Any, ad
         user.answered()
         stage, said = (page.locator(part).bounding_box() for part in (".fc-stage", ".fc-said"))
         assert stage["y"] > -1 and said["y"] < page.locator("#fc-asking").bounding_box()["y"]
+        top = "document.querySelector('.fc-stage').offsetTop"
+        before = page.evaluate(top)
+        user.tool("brush")
+        assert page.locator(".fc-radius").is_visible() and page.evaluate(top) == before
+        user.tool("box")
+        assert not page.locator(".fc-radius").is_visible()
         for name in ("What the model saw", "Copy as Python", "JSON", "About the model", "Settings"):
             page.get_by_role("button", name=re.compile(f"^{name}")).click()
         page.wait_for_timeout(1000)  # they open slowly
