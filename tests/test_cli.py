@@ -492,5 +492,5 @@ def test_a_home_that_cannot_be_written_to_is_named_with_its_remedy(
         with pytest.raises(typer.Exit), errors_in_one_line():
             raise PermissionError(13, "Permission denied", str(home / "hub"))
         errors.append(capsys.readouterr().err)
-    assert "Permission denied" in errors[0] and "Set HF_HOME to a folder that can" in errors[0]
+    assert "you may not read or write this" in errors[0] and "Set HF_HOME to a folder that can" in errors[0]
     assert "HF_HOME" not in errors[1]

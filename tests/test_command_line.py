@@ -45,7 +45,8 @@ def said(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code == 2 and "Traceback" not in result.output and not result.stdout, result.output
     line = result.stderr.splitlines()[-1]
-    assert line.startswith("Error: ") and "Value error" not in line, result.stderr
+    assert line.startswith("Error: ") and "Value error" not in line and "[Errno" not in line, result.stderr
+    assert line.endswith((".", "?")), line
     return line
 
 
@@ -127,24 +128,41 @@ def test_extras_are_advised_as_they_can_be_installed() -> None:
         (["caption", EXAMPLE_PICTURE, "--style", "outlin"], "'outlin' is not one of 'outline', 'spotlight', "
          "'fill'. Did you mean 'outline'?"),
         (["caption", EXAMPLE_PICTURE, "--max-new-tokens", 0], "'0' should be greater than or equal to 1."),
-        (["caption", EXAMPLE_PICTURE, "--atribute", "color"], "--attribute"),
+        (["caption", EXAMPLE_PICTURE, "--max-new-tokens", "few"], "'few' should be a whole number."),
+        (["caption", EXAMPLE_PICTURE, "--atribute", "color"], "no option --atribute. Did you mean --attribute?"),
+        (["caption", EXAMPLE_PICTURE, "other.png"], "other.png: nothing takes this argument."),
+        (["caption", __file__], "Give a picture such as PNG."),
+        (["caption", EXAMPLE_PICTURE, "--mask", EXAMPLE_PICTURE.parent], "this is a folder. Name a file"),
+        (["caption", EXAMPLE_PICTURE, "--model", EXAMPLE_PICTURE], "is a file. Give the folder of a checkpoint"),
+        (["caption", EXAMPLE_PICTURE, "--device", "gpu"], "There is no device 'gpu'. A GPU is cuda"),
+        (["caption", EXAMPLE_PICTURE, "--device", "cudaa"], "Did you mean 'cuda'?"),
         (["capton"], "Did you mean 'caption'?"),
+        (["info", ROOT], "has no config.json, so it is no checkpoint"),
         (["info", "nothing"], "nothing is no folder, is not on this machine"),
         (["info", "./nothing"], "./nothing is neither a folder, a file nor the id of a Hub repository"),
         (["export", "onnx", "--model", "./nothing", "--out", "nothing.onnx"], "./nothing is neither a folder"),
         (["data", "check", __file__, "--model", "nothing"], "nothing is no folder, is not on this machine"),
+        (["data", "check", __file__], "neither [ nor {. Give format=... (--format)."),
+        (["data", "check", __file__, "--on-error", "skp"], "Did you mean 'skip'?"),
+        (["evaluate", "--data", __file__, "--output", __file__, "--metrics", "rouge_l", "--tokenizer", "python"],
+         "this is there already. Give another name."),
         (["evaluate", "--data", "nothing.jsonl", "--output", "nothing"], "'nothing.jsonl' does not exist."),
         (["push", "nothing", "owner/name"], "'nothing' does not exist."),
         (["scenes", "score", "--name", "colr"], "Did you mean 'Color'? There are: region, dense"),
         (["train", "--stage", 1, "--outptu", "x"], "There is no option --outptu. Did you mean --output?"),
         (["train", "--stage", 1, "--output", "x", "--eval-dat", "x"], "--eval-dat. Did you mean --eval-data?"),
         (["train", "--stage", 1, "--output", "x", "--lerning-rate", 1], "Did you mean --learning-rate?"),
+        (["train", "--stage", 1, "--output", "x", "--max-steps", "x"], "--max-steps: 'x' arrived, a whole number is"),
     ],
 )  # fmt: skip
-def test_wrong_calls_end_in_one_line(arguments: list[object], message: str) -> None:
+def test_wrong_calls_end_in_one_line(arguments: list[object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if arguments[0] == "export":
         pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    assert message in said(*arguments)
+    lines = set()
+    for columns in ("60", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines.add(said(*arguments))
+    assert len(lines) == 1 and message in lines.pop(), lines  # whole at any width
 
 
 @pytest.mark.parametrize(("missing", "needed"), [("gradio", "[demo]"), ("mcp", "[demo,mcp]")])

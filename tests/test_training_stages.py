@@ -110,7 +110,7 @@ def test_options_are_those_of_training_arguments_as_far_as_given() -> None:
     [
         (["--learning-rat", "1"], "no option --learning-rat. Did you mean --learning-rate"),
         (["--nothing-like-it"], "no option --nothing-like-it"),
-        (["--max-steps", "many"], "max.steps.*invalid"),
+        (["--max-steps", "many"], "max.steps.*whole number"),
         (["--output_dir", "x"], "Give --output instead"),
     ],
 )
@@ -197,7 +197,7 @@ def test_paths_of_a_recipe_are_relative_to_it(tmp_path: Path) -> None:
         ("stages: []", "at least one stage"),
         ("stages: [{stage: 1}, {stage: 1}]", "a name of its own"),
         ("stages: [{stage: 1}]\nepochs: 3", "no field 'epochs'"),
-        ("stages: [{stage: 1}]\nmodel_options: {device: cuda}", "no device"),
+        ("stages: [{stage: 1}]\nmodel_options: {device: cuda}", "no option 'device'"),
         ("stages: 3", "a list of mappings"),
     ],
 )

@@ -296,11 +296,11 @@ def read_picture(image: Any) -> Image.Image:
             return upright_rgb(opened)
         return Image.fromarray(processor.process_image(opened).permute(1, 2, 0).cpu().numpy())
     except Exception as error:  # decoders of damaged files and clients of networks raise nearly anything
-        reason = str(error)[:500]
+        reason = str(error)[:500].rstrip(".")
         if name is not None and not name.startswith(("http:", "https:", "data:")) and not os.path.isfile(name):
             reason = "it is a folder, and no picture file" if os.path.isdir(name) else "there is no such file"
         shown = f"A {type(image).__name__}" if name is None else repr(name[:200])
-        raise ImageError(f"{shown} cannot be read as an image: {reason}") from error
+        raise ImageError(f"{shown} cannot be read as an image: {reason}. Give a picture such as PNG.") from error
 
 
 def read_item(

@@ -106,6 +106,10 @@ def usable_device(device: str | torch.device | None) -> str | torch.device:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         if "device string" in reason:
+            if str(device) == "gpu":
+                raise ValueError(
+                    "There is no device 'gpu'. A GPU is cuda (of NVIDIA or AMD), mps (of Apple) or xpu (of Intel)."
+                ) from error
             raise ValueError(no_such("device", str(device), _DEVICES)) from error
         raise ValueError(
             f"The device {str(device)!r} cannot be used ({reason}). Give another, such as 'cpu'."
@@ -138,11 +142,13 @@ def read_config(model: str | os.PathLike[str], revision: str | None = None) -> d
         return read_config(*base)
     config = PretrainedConfig.get_config_dict(name, **source)[0]
     if "model_type" not in config and "auto_map" not in config:
-        raise FileNotFoundError(f"{name} has no config.json that tells the type of its model.")
+        raise FileNotFoundError(f"{name} has no config.json that tells the type of its model. Give the folder of one.")
     return config
 
 
 def _check_name(name: str) -> None:
+    if os.path.isfile(name):
+        raise FileNotFoundError(f"{name} is a file. Give the folder of a checkpoint, or the id of a Hub repository.")
     if not os.path.isdir(name) and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise FileNotFoundError(f"{name} is neither a folder nor the id of a Hub repository (owner/name).")
 

@@ -137,6 +137,8 @@ def read_any_config(name: str) -> Any:
     is_folder = os.path.isdir(name)
     if not is_folder and (name.endswith(".json") or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)):
         raise FileNotFoundError(f"{name} is neither a folder, a file nor the id of a Hub repository (owner/name).")
+    if is_folder and not os.path.isfile(os.path.join(name, "config.json")):
+        raise FileNotFoundError(f"{name} has no config.json, so it is no checkpoint. Give the folder of one.")
     register()
     from transformers import AutoConfig
 

@@ -358,3 +358,5 @@ def _check_writable(out: Path | None, image: Path) -> None:
         raise ValueError(f"--out {out} is the picture itself, which is not written over. Give another name.")
     if not out.resolve().parent.is_dir():
         raise FileNotFoundError(f"--out {out}: the folder {out.parent} does not exist. Make it first.")
+    if not os.access(out if out.exists() else out.resolve().parent, os.W_OK):
+        raise PermissionError(f"--out {out}: you may not write there. Give another place, or change its permissions.")

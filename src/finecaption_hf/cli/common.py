@@ -1,5 +1,6 @@
 """What several commands share: options, loading, and how wrong input ends."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -236,10 +237,12 @@ class OrderedCommand(Command):
     """Notes in which order options stand on the command line; otherwise only the order within each option is known."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args:
-            _, _, parameters = self.make_parser(ctx).parse_args(args=list(args))
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        if given:
+            _, _, parameters = self.make_parser(ctx).parse_args(args=given)
             ctx.meta["order"] = [parameter.name for parameter in parameters]
-        return super().parse_args(ctx, args)
+        return rest
 
 
 def in_order(ctx: typer.Context, **options: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -272,8 +275,27 @@ def errors_in_one_line(*, at_work: bool = False) -> Iterator[None]:
         if at_work and not isinstance(error, FineCaptionError | ImportError | OSError):
             raise
         remedy = _where_to_write() if isinstance(error, OSError) else ""
-        typer.echo(f"Error: {' '.join(str(error).split())}{remedy}", err=True)
+        typer.echo(f"Error: {_in_sentences(error)}{remedy}", err=True)
         raise typer.Exit(2) from error
+
+
+_SYSTEM = {
+    errno.ENOENT: "there is no such file or folder. Check the name; a new file needs a folder that exists.",
+    errno.EEXIST: "this is there already. Give another name.",
+    errno.ENOTDIR: "a part of this path is a file where a folder is needed. Give another path.",
+    errno.EISDIR: "this is a folder where a file is needed. Name a file.",
+    errno.EACCES: "you may not read or write this. Give another place, or change its permissions.",
+    errno.EROFS: "nothing can be written there. Give another place.",
+    errno.ENOSPC: "the disk is full. Make room, or give another place.",
+}
+
+
+def _in_sentences(error: Exception) -> str:
+    """An error in one line; what the system says, by its number, as this package says it."""
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _SYSTEM:
+        return f"{error.filename}: {_SYSTEM[error.errno]}"
+    said = " ".join(str(error).split())
+    return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
 def _where_to_write() -> str:

@@ -119,6 +119,8 @@ def check(
                 )
                 report = check_dataset(reader, tokenizer=processor.tokenizer, questions=processor.questions, **how)
             except ValueError as error:
+                if mapping is not None:  # of the keys of descriptions
+                    raise
                 with may_be_regions(error):
                     report = check_regions(open_regions(path, images=images, format=format, **reading), **how)
     if as_json:

@@ -22,6 +22,10 @@ HANDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 Sections = dict[str, list[tuple[str, str]]]  # rows of name and text, by heading
 
 
+_UsageError: Any = typer.BadParameter.__base__  # no public name leads to it
+_NUMBERS = {"integer": "a whole number", "number": "a number"}
+
+
 class _Page:
     """What pages of commands and of groups have in common; examples are at their end."""
 
@@ -52,6 +56,9 @@ class Command(_Page, TyperCommand):
         except typer.BadParameter as error:
             error.message = self._reason(error) or self._misspelt(error, given)
             raise
+        except _UsageError as error:
+            self._reword(error, ctx)
+            raise
 
     def _reason(self, error: typer.BadParameter) -> str:
         """The library's reason with the value that arrived, and with the nearest choice."""
@@ -61,7 +68,18 @@ class Command(_Page, TyperCommand):
         choices = re.findall("'(.*?)'", reason.partition(" is not one of ")[2])
         near = nearest(str(wrong), choices) if choices else None
         reason = re.sub("^Input should", f"{wrong!r} should", reason)
+        reason = re.sub("a valid (integer|number), unable to.*", lambda kind: _NUMBERS[kind[1]], reason)
         return reason and reason.removesuffix(".") + "." + (f" Did you mean {near!r}?" if near else "")
+
+    def _reword(self, error: Any, ctx: Any) -> None:
+        """The library's words for an option that there is not, and for an argument too many, as whole sentences."""
+        name = getattr(error, "option_name", None)
+        if name is not None:
+            near = nearest(name, option_names(ctx))
+            error.message = f"There is no option {name}.{f' Did you mean {near}?' if near else ''}"
+            error.possibilities = None
+        elif extra := re.search(r"unexpected extra arguments?(?:\(s\))? \((.*)\)", error.message):
+            error.message = f"{extra[1]}: nothing takes this argument. What has spaces in it needs quotes."
 
     def _misspelt(self, error: typer.BadParameter, given: list[str]) -> str:
         """Where an option is missing and others are handed on, what looks like the missing one."""

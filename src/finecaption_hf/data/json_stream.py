@@ -139,7 +139,7 @@ def parse_line(line: bytes, where: str, first: bool) -> Any:
     except UnicodeDecodeError as error:
         return DataError(where, f"the line is no UTF-8 ({error.reason} at byte {error.start + 1}).")
     except ValueError as error:
-        return DataError(where, f"the line is no JSON ({error}).")
+        return DataError(where, f"the line is no JSON ({error}). One object in each line is needed.")
 
 
 class LinesByNumber:

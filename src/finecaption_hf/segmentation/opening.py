@@ -92,6 +92,8 @@ def read_config(name: str) -> Any:
         return read(AutoConfig, name)
     except OSError as error:
         raise OSError(f"{name} cannot be read: {error}") from error
+    except ValueError as error:  # of a configuration without a type, or of one that the library does not know
+        raise SegmentationError(f"{name} cannot be read: {error}") from error
 
 
 def read(kind: Any, name: str, **options: Any) -> Any:

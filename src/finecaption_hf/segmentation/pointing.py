@@ -186,6 +186,8 @@ def _references(kind: str, text: str, rules: MaskRules) -> list[Any]:
         value = _numbers(kind, text)
     elif kind == "mask" and text.startswith("H4sI"):  # how base64 of a gzip stream begins
         value = text
+    elif os.path.isdir(text):
+        raise ValueError(f"--{kind} {text}: this is a folder. Name a file; {text}/*.png, in quotes, are all in it.")
     else:
         shown = text if len(text) <= 60 else f"{text[:57]}..."
         meant = {"mask": "a mask blob (base64 of gzip, beginning with H4sI)", "rle": "JSON"}[kind]
@@ -209,7 +211,7 @@ def _masks_in(path: Path, rules: MaskRules) -> list[Any]:
         return [content.mask(str(path), part, rules) for part in content.parts]
     except DataError as error:
         raise ValueError(
-            f"{path} cannot be read as a mask ({error.reason}) Give a picture file such as PNG, .npy, .npz, .json with "
+            f"{path} cannot be read as a mask: {error.reason} Give a picture file such as PNG, .npy, .npz, .json with "
             "COCO RLE or GeoJSON, or .txt with a blob."
         ) from error
 

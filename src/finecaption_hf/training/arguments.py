@@ -1,6 +1,7 @@
 """`transformers.TrainingArguments` from texts, recipes and stages."""
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -18,7 +19,12 @@ _ALIASES = ("gradient_checkpointing", "activation_checkpointing")
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise StageError(message)
+        """As argparse calls it: `argument --a_b/--a-b: invalid int value: 'x'`, or what else it has to say."""
+        found = re.fullmatch(r"argument (?:\S*/)?(\S+): invalid (int|float) value: (.*)", message)
+        if found:
+            needed = {"int": "a whole number", "float": "a number"}[found[2]]
+            raise StageError(f"{found[1]}: {found[3]} arrived, {needed} is needed.")
+        raise StageError(f"{message.removeprefix('argument ').rstrip('.')}.")
 
 
 def parse_options(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str, Any]:

@@ -63,14 +63,14 @@ def detect_format(path: Path) -> Format:
         try:
             mark = stream.peek()
         except DataError as error:
-            raise DataError(str(path), f"this is no JSON ({error.reason})") from error
+            raise DataError(str(path), f"this is no JSON: {error.reason}") from error
         if mark == "[":
             first = next(iter(stream.elements()), None)
             if first is None:
                 raise DataError(str(path), f"the list is empty, so its format cannot be told. {_ASK}")
             return _of_element(first, path)
         if mark != "{":
-            raise DataError(str(path), "this is no JSON: it starts with neither [ nor {.")
+            raise DataError(str(path), f"this is no JSON: it starts with neither [ nor {{. {_ASK}")
         # An object may be the first line of JSONL, or the whole file.
         try:
             return _of_object(stream, path)
