@@ -111,8 +111,8 @@ def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> s
 
 
 def _own_worker(output: str, url: str) -> str:
-    """The site's copy of what the search needs where there is no server, which the theme takes from another host."""
-    return output.replace("https://unpkg.com/iframe-worker/shim", get_relative_url("iframe-worker.js", url))
+    """The site's own of what the search needs where there is no server, which the theme takes from another host."""
+    return output.replace("https://unpkg.com/iframe-worker/shim", get_relative_url("folder-worker.js", url))
 
 
 # --- reference -------------------------------------------------------------------------------------------------------
