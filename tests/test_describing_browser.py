@@ -69,6 +69,8 @@ def test_page_violates_no_rule_of_level_a_and_aa(browser: Any, shown: Path, widt
     opened.emulate_media(color_scheme=scheme)
     opened.goto(shown.as_uri())
     assert violations(opened) == []
+    badge = "(it => [it.textContent, getComputedStyle(it).color])(document.querySelector('h2 b[style]'))"
+    assert opened.evaluate(badge) == ["1", "rgb(0, 0, 0)"], "white has 4.2:1 on the first color"
     if width == 390:
         heights = opened.eval_on_selector_all(
             "input[type=search], select, button", "all => all.map(it => it.offsetHeight).filter(Boolean)"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from finecaption_hf.drawing import COLORS, MIN_SIDE, draw_regions, grow, numbers
+from finecaption_hf.drawing import COLORS, MIN_SIDE, draw_regions, grow, ink, numbers
 from finecaption_hf.drawing.captions import choose_font, drawable, wrap
 
 GREY = (120, 120, 120)
@@ -212,10 +212,10 @@ def test_questions_are_grey_before_their_answers() -> None:
     mask = box_mask(100, 100, 300, 300)
     drawn = draw_regions(picture(), [mask], [{"Color": "red", "Shape": "round"}])
     panel = np.asarray(drawn)[SIZE[1] :].astype(int)
-    ink = (panel.max(axis=2) < 60).any(axis=0)
+    dark_columns = (panel.max(axis=2) < 60).any(axis=0)
     assert drawn.height == draw_regions(picture(), [mask], ["Color: red\nShape: round"]).height
     text_left = round(round(SIZE[0] * 0.021) * 3.2)
-    assert not ink[: text_left + 30].any() and ink[text_left + 30 :].any()
+    assert not dark_columns[: text_left + 30].any() and dark_columns[text_left + 30 :].any()
     assert (panel.max(axis=2) < 140).any(axis=0)[text_left : text_left + 30].any()
 
 
@@ -264,6 +264,12 @@ def luminance(color: tuple[int, ...]) -> float:
 @pytest.mark.parametrize("color", COLORS)
 def test_white_digits_are_readable_on_every_color(color: tuple[int, int, int]) -> None:
     assert 1.05 / (luminance(color) + 0.05) >= 3  # what WCAG asks of large text and of graphics
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_numbers_of_pages_are_readable_on_every_color(color: tuple[int, int, int]) -> None:
+    light, dark = sorted([luminance(color), 1.0 if ink(color) == "white" else 0.0], reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 SATURATED = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255)]

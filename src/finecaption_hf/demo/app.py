@@ -25,7 +25,7 @@ from starlette.middleware import Middleware
 
 from ..asking import Describer, FineCaptionDescriber, card_address, card_of, note_of
 from ..data.encoding import encode_rle
-from ..drawing import COLORS
+from ..drawing import COLORS, ink
 from ..masks_finecaption import MaskError
 from ..prompts_finecaption import TASKS, BranchAnswer, normalise_name
 from ..scenes import render_scene
@@ -41,7 +41,7 @@ from .api_types import BoxMask, PolygonMask, RegionRecord, RleMask, UploadedFile
 from .encoded import EncodedPictures
 from .guard import Guard
 from .models import Models, Offered
-from .picker import PickedRegions, RegionPicker, ink, picked
+from .picker import PickedRegions, RegionPicker, picked
 from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, UploadError, read_mask, read_picture
 

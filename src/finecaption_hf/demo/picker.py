@@ -8,7 +8,7 @@ import gradio as gr
 from gradio import FileData
 from gradio.data_classes import GradioModel
 
-from ..drawing import COLORS
+from ..drawing import COLORS, ink
 from .segmenting import PointMasks
 from .uploads import MAX_FILE_BYTES, MAX_PICTURE_PIXELS, MAX_REGIONS
 
@@ -69,16 +69,6 @@ class RegionPicker(gr.HTML):
 
     def example_value(self) -> Any:
         return None
-
-
-def ink(color: tuple[int, int, int]) -> str:
-    """Black or white, whichever is read better on an RGB color: with a contrast of at least 4.5."""
-    red, green, blue = (
-        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
-        for value in (part / 255 for part in color)
-    )
-    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"  # WCAG 2.2, contrast ratio
 
 
 def _server_function(point_masks: PointMasks) -> Callable[[Any], dict[str, Any]]:

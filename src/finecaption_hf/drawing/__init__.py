@@ -4,6 +4,7 @@
 >>> draw_regions(image, masks, ["a red cup", "its shadow"]).save("outlined.png")
 """
 
+from .numbers import ink
 from .regions import COLORS, MIN_SIDE, STYLES, draw_regions, grow
 
-__all__ = ["COLORS", "MIN_SIDE", "STYLES", "draw_regions", "grow"]
+__all__ = ["COLORS", "MIN_SIDE", "STYLES", "draw_regions", "grow", "ink"]

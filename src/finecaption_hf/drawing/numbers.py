@@ -124,6 +124,16 @@ def _beside(
     return best
 
 
+def ink(color: Color) -> str:
+    """Black or white, whichever is read better on an RGB color: with a contrast of at least 4.5."""
+    red, green, blue = (
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (part / 255 for part in color)
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"  # WCAG 2.2, contrast ratio
+
+
 def badge(picture: Image.Image, center: tuple[int, int], number: int, color: Color, font_size: int) -> None:
     """A disc with a white rim and a number; drawn larger and scaled down, because PIL's own edges are jagged."""
     fine = 4

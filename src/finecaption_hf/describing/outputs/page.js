@@ -83,7 +83,7 @@ function card([picture, kept], text, question) {
     const section = make("section", undefined, list);
     const title = make("h2", undefined, section);
     const badge = make("b", region.number, title);
-    if (region.color) badge.style.backgroundColor = region.color;
+    if (region.color) Object.assign(badge.style, { backgroundColor: region.color, color: region.ink });
     if (region.label) make("span", region.label, title).dir = "auto";
     if (region.whole) make("small", "the whole picture", title);
     if (region.id !== undefined) make("small", `id ${region.id}`, title).dir = "auto";

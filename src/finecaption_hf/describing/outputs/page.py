@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.errors import DataError
-from ...drawing import COLORS, draw_regions
+from ...drawing import COLORS, draw_regions, ink
 from ...masks_finecaption import MaskError, as_mask
 from .base import Output, Record, Records, well_formed
 
@@ -90,7 +90,7 @@ class Html(Output):
             return {**card, "missing": str(error)}
         for region, color in zip(regions, colors):
             if color is not None:
-                region["color"] = "#{:02x}{:02x}{:02x}".format(*color)
+                region |= {"color": "#{:02x}{:02x}{:02x}".format(*color), "ink": ink(color)}
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=_QUALITY)
         if folder is None:
