@@ -423,10 +423,18 @@ def test_touch_paints_and_two_fingers_zoom(demo: Demo) -> None:
 
 
 def test_example_comes_with_regions_and_reload_starts_anew(demo: Demo) -> None:
+    demo.page.evaluate("""() => {
+        window.said = new Set();
+        const status = document.querySelector('#fc-progress');
+        new MutationObserver(() => said.add(status.innerText.trim())).observe(
+            document.body, {childList: true, subtree: true, characterData: true});
+    }""")
     demo.page.locator("#fc-examples .thumbnail-lg, #fc-examples button.thumbnail-item").first.click()
     demo.page.wait_for_function("document.querySelector('.fc-canvas').dataset.size === '512x512'")
     assert len(demo.areas) >= 2 and all(demo.areas)
     assert len(demo.answered()) == len(demo.areas), "an example is asked about at once"
+    words = {"", "Looking at the picture …", "Answering …", "Done. See the answers"}
+    assert set(demo.page.evaluate("[...said]")) <= words, "queues and seconds are no words for people"
     rows = demo.ask("Color")
     assert len(rows) == 2 * len(demo.areas)
     demo.page.evaluate("document.querySelector('.fc-picker details').open = false")

@@ -90,6 +90,7 @@ _CSS = """
 #fc-title p { display: inline; margin-left: 12px; }
 .fc-who { margin: 0; overflow-wrap: anywhere; }
 .fc-who + .fc-who { margin-top: 4px; }
+[data-testid="status-tracker"] { display: none !important; } /* queues and seconds: the status line has words */
 #fc-model input, #fc-beside input { text-overflow: ellipsis; margin-right: 1.5em; }
 .fc-limits { padding: 8px 12px; border-left: 4px solid #b45309; border-radius: 4px;
   background: #fef3c7; color: #451a03; }
@@ -139,7 +140,7 @@ footer .divider:last-child { display: none; }
 .dark .fc-bad { color: #f87171 !important; }
 @media (max-width: 640px) {
   .fc-answers th, .fc-answers td { padding: 6px 5px; }
-  .fc-several .fc-answers td:nth-child(2), .fc-several .fc-answers th:nth-child(2) { width: 80px; }
+  .fc-several .fc-answers td:nth-child(2), .fc-several .fc-answers th:nth-child(2) { width: 88px; }
   #fc-about th, #fc-about td { padding: 2px 3px; font-size: 12px; }
   #fc-title p { display: block; margin: 0; }
   #fc-asking { flex-wrap: wrap; }
