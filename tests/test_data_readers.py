@@ -486,7 +486,7 @@ def test_wrong_settings_are_told(tmp_path: Path) -> None:
         ValueError, match=r"no format 'cocoa'\. Did you mean 'coco'\? There are: compositioncap.*geojson"
     ):
         read_examples(path, "cocoa")
-    with pytest.raises(ValueError, match="on_error is 'ignore'"):
+    with pytest.raises(ValueError, match="no on_error 'ignore'"):
         read_examples(path, on_error="ignore")
     with pytest.warns(UserWarning, match="keep_entity_references has no effect"):
         read_examples(path, keep_entity_references=True)

@@ -214,7 +214,7 @@ def test_referral_prompts_and_what_was_sent_are_options(folder: Path, tmp_path: 
         (("--referral", "crop"), "FineCaption is referred to by 'mask' or 'filled_box', not by 'crop'"),
         (("--referral", "{kind"), "--referral {kind: this is no YAML"),
         (("--prompts", "nowhere.yaml"), "prompts: no effect with the embedded checkpoint"),
-        ((*ECHO, "--prompts", "nowhere.yaml"), "No such file or directory: 'nowhere.yaml'"),
+        ((*ECHO, "--prompts", "nowhere.yaml"), "nowhere.yaml: there is no such file or folder."),
         (("--keep-sent",), "--keep-sent goes with --json"),
         (("--model", "nobody/nothing"), "nobody/nothing is no folder, is not on this machine, and the Hub"),
         (("--base-url", "http://127.0.0.1:9/v1"), "There is no model. Give the name that it has at the endpoint"),

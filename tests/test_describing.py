@@ -657,8 +657,8 @@ def test_caption_with_an_input_is_the_same_command_and_says_so(tmp_path: Path) -
         (["caption"], "Missing argument 'image'"),
         (["describe"], "Missing argument 'FILE|DIR|ID'"),
         (["describe", "rows.jsonl"], "Missing option '--output'"),
-        (["describe", "rows.jsonl", "--output", "out.jsonl", "--box", "0,0,1,1"], "No such option: --box"),
-        (["caption", "a.png", "--batch-size", "1"], "No such option: --batch-size"),
+        (["describe", "rows.jsonl", "--output", "out.jsonl", "--box", "0,0,1,1"], "There is no option --box."),
+        (["caption", "a.png", "--batch-size", "1"], "There is no option --batch-size."),
         (["caption", __file__, "--top-p", "2"], "top_p is 2"),
     ],
 )

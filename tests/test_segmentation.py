@@ -922,7 +922,7 @@ def test_points_without_opencv_say_what_to_install(monkeypatch: pytest.MonkeyPat
         (["--box", "1,2,3,4", "--point", "256,3"], "region 2 (--point): The point (256, 3) lies outside"),
         (["--point", "-4,3"], "region 1 (--point): The point (-4, 3) lies outside"),
         (["--point", "5,5", "--not-point", "5,nan"], "region 1 (--point): points hold a number that is not finite"),
-        (["--input", "a.jsonl", "--output", "b.jsonl", "--point", "1,2"], "No such option: --point"),
+        (["--input", "a.jsonl", "--output", "b.jsonl", "--point", "1,2"], "There is no option --point."),
     ],
 )
 def test_wrong_use_of_regions_ends_in_one_error(arguments: list[str], message: str) -> None:

@@ -61,8 +61,8 @@ def test_stage_without_a_recipe_takes_its_data_by_name_or_all_that_is_given() ->
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"stage": 4}, "no stage 4; there are 1 .adapter., 2"),
-        ({"stage": 1, "lr": 1}, "no field lr"),
+        ({"stage": 4}, "no stage .4.. There are: 1, adapter, 2"),
+        ({"stage": 1, "lr": 1}, "no field .lr."),
         ({"name": "a"}, "lacks trains, learning_rate"),
         ({"stage": 1, "trains": []}, "nothing would train"),
         ({"stage": 1, "trains": "model.adapter.*"}, "Give a list"),

@@ -75,8 +75,8 @@ class Command(_Page, TyperCommand):
         """The library's words for an option that there is not, and for an argument too many, as whole sentences."""
         name = getattr(error, "option_name", None)
         if name is not None:
-            near = nearest(name, option_names(ctx))
-            error.message = f"There is no option {name}.{f' Did you mean {near}?' if near else ''}"
+            near = nearest(name.lstrip("-"), [option.lstrip("-") for option in option_names(ctx)])
+            error.message = f"There is no option {name}.{f' Did you mean --{near}?' if near else ''}"
             error.possibilities = None
         elif extra := re.search(r"unexpected extra arguments?(?:\(s\))? \((.*)\)", error.message):
             error.message = f"{extra[1]}: nothing takes this argument. What has spaces in it needs quotes."
