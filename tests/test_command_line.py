@@ -1,5 +1,6 @@
 """What the command line says: its help at any width, its examples, and its errors as a newcomer meets them."""
 
+import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 import typer
 from conftest import EXAMPLE_PICTURE, ROOT
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from finecaption_hf.cli import app
 from finecaption_hf.cli.examples import EXAMPLES
+from finecaption_hf.cli.tables import print_whole
 
 ROOT_COMMAND: Any = typer.main.get_command(app)
 
@@ -188,3 +192,23 @@ def test_words_are_completed() -> None:
     assert completed("finecaption caption photo.jpg --attr", 3) == ["--attribute"]
     assert completed("finecaption caption photo.jpg --style sp", 4) == ["spotlight"]
     assert completed("finecaption caption photo.jpg --attribute ca", 4) == ["category_name", "camera_viewpoint"]
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 400])
+def test_tables_lose_no_word_at_any_width(width: int) -> None:
+    table = Table("question", *(f"column{number}" for number in range(9)), title="A title", title_justify="left")
+    rows = [[f"{row}.{number:03d} to 1" for number in range(9)] for row in range(3)]
+    for number, row in enumerate(rows):
+        table.add_row(f"Question{number}", *row)
+    console = Console(width=width, file=io.StringIO())
+    print_whole(console, table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    words = set(re.split(r"[\s│┃]+", text))
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert {f"{row}.{number:03d}" for row in range(3) for number in range(9)} <= words
+    assert text.count("A title") == 1 and text.count("column4") == 1
+    assert text.count("Question0") == text.count("question")  # once in each part
+    assert (text.count("question") == 1) == (width == 400)

@@ -46,6 +46,7 @@ from .common import (
     load_describer,
 )
 from .reading import Alpha, ResizeMasks, StoredOrientation, Threshold
+from .tables import print_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -323,7 +324,7 @@ def _print_answers(records: list[dict[str, Any]]) -> None:
             table.add_row(*cells, Text(name), Text(text))
             cells = ["", ""]
         table.add_section()
-    Console().print(table)
+    print_whole(Console(), table)
 
 
 def _write_picture(

@@ -26,6 +26,7 @@ from .reading import (
     Threshold,
     reading_options,
 )
+from .tables import print_whole
 from .train import OnError
 
 if TYPE_CHECKING:
@@ -176,6 +177,6 @@ def _print_report(report: "DatasetReport") -> None:
         for column in table.columns[1:]:
             if column.header in ("branches", "regions", "number"):
                 column.justify = "right"
-        console.print(table)
+        print_whole(console, table)
     if not report.complete:
         console.print("Not all of the dataset was read.")

@@ -42,6 +42,7 @@ from .reading import (
     Threshold,
     reading_options,
 )
+from .tables import print_whole
 
 if TYPE_CHECKING:
     from ..data.dataset import ExampleDataset
@@ -459,7 +460,7 @@ def _print_report(report: dict[str, Any]) -> None:
         table.add_row(
             row["label"], f"{row['value']:.2f}", "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
         )
-    console.print(table)
+    print_whole(console, table)
     for title, what in (("by_attribute", "question"), ("by_size", "size of a region")):
         if groups := report[title]:
             _print_groups(console, what, groups)
@@ -469,13 +470,13 @@ def _print_report(report: dict[str, Any]) -> None:
             bounds = row["interval_95"]
             shown = "" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
             table.add_row(row["label"], f"{row['difference']:+.2f}", shown)
-        console.print(table)
+        print_whole(console, table)
     for diagnostic in report["diagnostics"]:
         columns, rows = diagnostic["table"]["columns"], diagnostic["table"]["rows"]
         table = Table(*map(escape, columns), title=escape(diagnostic["title"]), title_justify="left")
         for row in rows:
             table.add_row(*map(Text, row))
-        console.print(table)
+        print_whole(console, table)
         for note in diagnostic.get("notes", ()):
             console.print(Text(note))
 
@@ -490,4 +491,4 @@ def _print_groups(console: Console, what: str, groups: list[dict[str, Any]]) -> 
         values = [group["metrics"].get(name) for name in names]
         figures = ("" if row is None else f"{row['value']:.2f}" for row in values)
         table.add_row(Text(str(group["name"])), f"{group['captions']:,}", *figures)
-    console.print(table)
+    print_whole(console, table)

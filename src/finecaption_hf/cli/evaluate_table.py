@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import errors_in_one_line
+from .tables import print_whole
 
 if TYPE_CHECKING:
     from ..data.dataset import ExampleDataset
@@ -78,7 +79,7 @@ def _print(content: dict[str, Any]) -> None:
     for entry in content["measured"]:
         metrics = entry.get("metrics", {})
         table.add_row(entry["name"], *(f"{metrics[name]['value']:.2f}" if name in metrics else "-" for name in names))
-    console.print(table)
+    print_whole(console, table)
     if content["cited"]:
         names = list(dict.fromkeys(name for row in content["cited"] for name in row["metrics"]))
         table = Table("cited, not measured", *names, "source")
@@ -86,4 +87,4 @@ def _print(content: dict[str, Any]) -> None:
             table.add_row(
                 row["model"], *(f"{row['metrics'].get(name, float('nan')):.2f}" for name in names), row["source"]
             )
-        console.print(table)
+        print_whole(console, table)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .common import Json, errors_in_one_line
+from .tables import print_whole
 
 if TYPE_CHECKING:
     from ..assembly.cost import ModelInfo, WeightsInfo
@@ -106,7 +107,7 @@ def _print_info(found: "ModelInfo | WeightsInfo") -> None:
     for table in (parts, memory, stages):
         for column in table.columns[1:3]:
             column.justify = "right"
-        console.print(table)
+        print_whole(console, table)
     console.print("int8, int4: linear layers inside the language model; all else bfloat16. Activations come on top.")
 
 

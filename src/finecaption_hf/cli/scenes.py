@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .common import Device, DtypeOption, Json, Model, errors_in_one_line, load_describer
 from .layout import Command, Group
+from .tables import print_whole
 
 app = typer.Typer(
     help="Rendered scenes, whose right answers are known.", no_args_is_help=True, cls=Group, rich_markup_mode=None
@@ -127,7 +128,7 @@ def score(
         pair = result["both_of_a_pair"].get(name)
         shares = (f"{share:.1%}", f"{low:.1%} to {high:.1%}", "" if pair is None else f"{pair:.1%}")
         table.add_row(name, str(result["counts"][name]), *shares)
-    Console().print(table)
+    print_whole(Console(), table)
     typer.echo(f"{result['regions']} regions of {result['scenes']} scenes, first scene {result['seed']}")
 
 

@@ -248,7 +248,7 @@ class _Counting:
         except DataError as error:
             self.problem(error.where, error.reason)
         for region in item.regions:
-            where = f"{item.name}: regions[{region.region_index}]"
+            where = f"{item.name}: region {region.region_index + 1}"
             if region.error is not None:
                 self.problem(region.error.where, region.error.reason)
             elif region.reference is None:
