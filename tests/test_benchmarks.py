@@ -161,3 +161,21 @@ def test_describers_benchmark_compares_the_same_tokens_and_reports_its_shares(tm
     figures = json.loads(result.read_text())
     assert (figures["questions"], figures["image_tokens"]) == (18, 4)
     assert all(figures[f"{name}_share"] > 0 for name in ("batched", "shared", "first"))
+
+
+def test_segmentation_benchmark_compares_both_rules_at_the_same_clicks(tmp_path: Path) -> None:
+    """Three clicks are no measurement; what is chosen by the rule on specks is none where anything larger fits."""
+    pytest.importorskip("cv2", reason="OpenCV (the extra segmentation) is not installed")
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "segmentation.py"), "--json", str(result), "--scenes", "1"]
+    command += ["--photographs", f"ours={ROOT / 'examples'}", "--clicks", "3", "--seeds", "0"]
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    figures = json.loads(result.read_text())
+    rules = figures["clicks"]["ours"]["seeds"]["0"]
+    assert rules.keys() == {"without", "with"} and rules["with"]["missed"] == 0
+    assert all(0 < row["least"] <= row["median"] <= 1 for row in rules.values())
+    assert figures["regions"]["scenes"]["box, best of 3"] >= figures["regions"]["scenes"]["box, first"] > 0
+    shown = subprocess.run(
+        [*command[:2], "--show", str(result)], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert shown.stdout == done.stdout
