@@ -138,6 +138,8 @@ def test_extras_are_advised_as_they_can_be_installed() -> None:
         (["caption", __file__], "Give a picture such as PNG."),
         (["caption", EXAMPLE_PICTURE, "--mask", EXAMPLE_PICTURE.parent], "this is a folder. Name a file"),
         (["caption", EXAMPLE_PICTURE, "--model", EXAMPLE_PICTURE], "is a file. Give the folder of a checkpoint"),
+        (["caption", EXAMPLE_PICTURE, "--everything", "--segmenter", ROOT], "has no config.json, so it holds no model"),
+        (["caption", EXAMPLE_PICTURE, "--everything", "--segmenter", "sam"], "sam is no folder, is not on"),
         (["caption", EXAMPLE_PICTURE, "--device", "gpu"], "There is no device 'gpu'. A GPU is cuda"),
         (["caption", EXAMPLE_PICTURE, "--device", "cudaa"], "Did you mean 'cuda'?"),
         (["capton"], "Did you mean 'caption'?"),

@@ -88,12 +88,17 @@ def read_config(name: str) -> Any:
 
     if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise SegmentationError(f"{name!r} is neither a folder nor the id of a Hub repository (owner/name).")
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise SegmentationError(f"{name} has no config.json, so it holds no model. Give the folder of one.")
     try:
         return read(AutoConfig, name)
     except OSError as error:
-        raise OSError(f"{name} cannot be read: {error}") from error
-    except ValueError as error:  # of a configuration without a type, or of one that the library does not know
-        raise SegmentationError(f"{name} cannot be read: {error}") from error
+        if os.path.isdir(name):
+            raise OSError(f"{name} cannot be read: {error}") from error
+        raise OSError(
+            f"{name} is no folder, is not on this machine, and the Hub has no such repository for you or cannot be "
+            "reached. Check the name and the network, or give a folder."
+        ) from error
 
 
 def read(kind: Any, name: str, **options: Any) -> Any:
