@@ -356,7 +356,7 @@ def test_a_dataset_gives_its_pictures_and_masks(tmp_path: Path) -> None:
     one = open_regions(tmp_path / "saved", split="test")
     assert one.num_regions == 1
     assert one.fingerprint != open_regions(tmp_path / "saved", split="train").fingerprint
-    with pytest.raises(DataError, match="no split 'dev', only train, test"):
+    with pytest.raises(DataError, match=r"no split 'dev'\. There are: train, test"):
         open_regions(tmp_path / "saved", split="dev")
     with pytest.raises(DataError, match="splits train, test"):
         open_regions(tmp_path / "saved")

@@ -428,7 +428,7 @@ def test_diagnostics_are_shown_and_kept(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "report.html").read_text()
     assert ">Is the mask used?</h2>" in text and "the &lt;complement&gt;" in text and "per answer" in text
     assert json.loads((tmp_path / "out" / "report.json").read_text())["diagnostics"] == [part]
-    with pytest.raises(ValueError, match=r"no values of 'cider' to choose examples by, only rouge_l"):
+    with pytest.raises(ValueError, match=r"no metric of captions 'cider'\. There are: rouge_l"):
         build_report(header, judged, examples_by="cider")
 
 

@@ -16,7 +16,7 @@ from ..asking import Describer, note_of
 from ..data.examples import DataError, Example
 from ..data.images import MaskFile
 from ..pipeline_finecaption import AskedImage, AskedRegion, answers, requests_about
-from ..prompts_finecaption import BranchAnswer, BranchRequest, find_question, normalise_name
+from ..prompts_finecaption import BranchAnswer, BranchRequest, find_question, no_such, normalise_name
 from .errors import EvaluationError
 from .predictions import Header, Prediction, PredictionWriter
 
@@ -140,7 +140,7 @@ def run_predictions(
         DataError: If the dataset is empty, or cannot be read.
     """
     if on_error not in ("record", "raise"):
-        raise ValueError(f"on_error is {on_error!r}. Give 'record' or 'raise'.")
+        raise ValueError(no_such("on_error", on_error, ("record", "raise")))
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}. Give at least 1.")
     data = describe_data(dataset, data_name, limit)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...mask_codecs_finecaption import BoolArray
 from ...polygons_finecaption import polygon_mask
+from ...prompts_finecaption import no_such
 from ..boxes import ShareBox
 from ..errors import DataError
 from ..folder import PICTURES, PictureShelf, natural
@@ -231,9 +232,7 @@ class Yolo(AnnotationFile):
         entries = [given] if isinstance(given, str) else given
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             known = [name for name in _SPLITS if self._settings.get(name)]
-            raise DataError(
-                str(self.path), f"there is no part {split!r} in it, only {', '.join(known) or 'all of it'}."
-            )
+            raise DataError(str(self.path), no_such("part", split, known or ["all of it, without --split"]))
         stems: set[str] = set()
         prefixes: list[str] = []
         for entry in entries:

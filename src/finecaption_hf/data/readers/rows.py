@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...prompts_finecaption import no_such
 from ..columns import STAND_IN, Columns, declared_formats, is_picture, picture_columns, without_none_below
 from ..examples import Branch, DataError, Example, Region, as_id, as_object, as_text
 from . import described
@@ -78,7 +79,7 @@ def open_split(source: Any, split: str | None) -> tuple[Any, str]:
             raise DataError(str(source), f"the dataset cannot be loaded ({error}).") from error
     if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)) and split is not None:
         if split not in source:
-            raise DataError(name, f"there is no split {split!r}, only {', '.join(source)}.")
+            raise DataError(name, no_such("split", split, source))
         source, name = source[split], f"{name}/{split}"
     return load(source), name
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
+from ...prompts_finecaption import no_such
 from ..intervals import RESAMPLES
 from ..judging import Judged, by_attribute, by_size, compare, examples, group_table, metric_table
 from ..predictions import Header, Prediction
@@ -121,7 +122,9 @@ def _examples(judged: Judged, metric: str | None, count: int) -> dict[str, Any]:
     if metric is None:
         return {"metric": None, "best": [], "worst": []}
     if metric not in judged.segments:
-        raise ValueError(f"There are no values of {metric!r} to choose examples by, only {', '.join(judged.segments)}.")
+        raise ValueError(
+            f"{no_such('metric of captions', metric, judged.segments)} Examples are chosen by one of them."
+        )
     best, worst = examples(judged, metric, count)
     values = judged.segments[metric]
     return {
