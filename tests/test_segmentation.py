@@ -867,7 +867,7 @@ def test_sam_that_cannot_be_loaded_is_told_and_the_classical_one_used(
     assert "Warning: someone/not-here, to which the checkpoint's SAM tower belongs, cannot be used" in result.stderr
     assert f"1 region found by: {classical.name}" in result.stderr
     result = run(*command, "--model", tmp_path / "checkpoint", "--segmenter", "someone/not-here")
-    assert result.exit_code == 2 and "couldn't find them in the cached files" in result.stderr
+    assert result.exit_code == 2 and "not-here is no folder, is not on this machine" in result.stderr
 
 
 def test_points_and_boxes_become_regions_in_the_order_of_the_command_line(classical: Any, tmp_path: Path) -> None:
