@@ -50,6 +50,14 @@ def write_shards(folder: Path, samples: list[tuple[str, bytes, dict[str, Any]]],
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def soon() -> Iterator[None]:
+    """What datasets sleeps at the end of each pass over parquet files, for a fault of pyarrow's threads: 5 seconds."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
+        yield
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same rows as shards of WebDataset, as parquet files and as a `datasets.IterableDataset`."""
