@@ -208,12 +208,13 @@ def main() -> None:
             for name, pictures in sets.items()
             if model is None
         }
+    # The pool has ended, so that all results are there.
     figures: dict[str, Any] = {
         "segmenter": open_segmenter(model).name,
         "photographs": {name: [it[0] for it in pictures] for name, pictures in sets.items()},
-        "regions": {name: job.result() for name, job in measured.items()},
+        "regions": {name: job.result(0) for name, job in measured.items()},
         "clicks": {
-            name: {"clicks": arguments.clicks, "seeds": {seed: job.result() for seed, job in jobs.items()}}
+            name: {"clicks": arguments.clicks, "seeds": {seed: job.result(0) for seed, job in jobs.items()}}
             for name, jobs in clicked.items()
         },
     }

@@ -212,7 +212,7 @@ def test_check_looks_at_regions_where_there_are_no_texts(tmp_path: Path) -> None
     )
     code, report = check(path)
     assert code == 1 and (report["format"], report["num_regions"], report["num_branches"]) == ("geojson", 3, 0)
-    assert [problem[0] for problem in report["problems"]] == ["a.png: regions[1]", "image 'missing.png'"]
+    assert [problem[0] for problem in report["problems"]] == ["a.png: region 2", "image 'missing.png'"]
     assert sum(report["areas"].values()) == 1 and report["image_sizes"] == {f"{WIDTH} x {HEIGHT}": 1}
     assert report["notes"] == {"regions without a text: finecaption describe makes them": 3}
 

@@ -242,7 +242,7 @@ def test_sampling_of_a_checkpoint_is_switched_off_and_asked_for_by_name(models: 
         assert (found.do_sample, found.temperature, found.top_k) == (True, 0.5, None)
         assert drawn.settings["decoding"]["temperature"] == 0.5
         assert model.generation_config.temperature == 0.7
-        with pytest.raises(ValueError, match="no option beams"):
+        with pytest.raises(ValueError, match="no option 'beams'"):
             TransformersDescriber(*parts, name="it", generation={"beams": 2})
     finally:
         model.generation_config.update(do_sample=False, temperature=None, top_k=None)
