@@ -281,7 +281,7 @@ def test_command_works_without_opencv_and_says_what_is_missing(monkeypatch: pyte
 
     built: list[Any] = []
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setattr(app, "build_demo", lambda *parts, segmenter, title: built.append(segmenter))
+    monkeypatch.setattr(app, "build_demo", lambda *parts, segmenter, **_: built.append(segmenter))
     monkeypatch.setattr(app, "launch_demo", lambda demo, **options: options["on_start"]("http://here/"))
     result = CliRunner().invoke(cli, ["demo", "--device", "cpu"])
     assert result.exit_code == 0, result.output
