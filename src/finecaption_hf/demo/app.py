@@ -84,79 +84,6 @@ _THEME = gr.themes.Default(
     link_text_color_dark="*primary_300",
 )
 _ANNOUNCE = 'element.setAttribute("role", "status");'
-_CSS = """
-:focus-visible { outline: 2px solid #1e78e6 !important; outline-offset: 2px; }
-#fc-title h1 { margin: 0; font-size: 1.5rem; display: inline; }
-#fc-title p { display: inline; margin-left: 12px; }
-.fc-who { margin: 0; overflow-wrap: anywhere; }
-.fc-who + .fc-who { margin-top: 4px; }
-[data-testid="status-tracker"] { display: none !important; } /* queues and seconds: the status line has words */
-#fc-model input, #fc-beside input { text-overflow: ellipsis; margin-right: 1.5em; }
-.fc-limits { padding: 8px 12px; border-left: 4px solid #b45309; border-radius: 4px;
-  background: #fef3c7; color: #451a03; }
-.fc-limits b, .fc-limits a { color: #451a03 !important; }
-.fc-limits a { text-decoration: underline; }
-/* In sight at every size and number of regions. */
-#fc-asking { position: fixed; left: 0; right: 0; bottom: 0; z-index: 100; flex-wrap: nowrap; align-items: center;
-  gap: 8px; padding: 6px clamp(16px, 2.5vw, 32px); background: var(--body-background-fill);
-  border-top: 1px solid var(--border-color-primary); }
-#fc-asking button { min-height: 44px; }
-footer { margin-bottom: 64px; }
-.icon-button { min-width: 24px; min-height: 24px; }
-#fc-title > *, #fc-banner > *, #fc-picker > *, #fc-progress > *, #fc-table > * { padding: 0 !important; }
-.fc-tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 370px), 1fr)); gap: 12px 24px; }
-.fc-several .fc-answers { table-layout: fixed; }
-.fc-several .fc-answers td:nth-child(2), .fc-several .fc-answers th:nth-child(2) { width: 24%; min-width: 0; }
-.fc-tables.fc-several { grid-template-columns: repeat(auto-fit, minmax(min(100%, 580px), 1fr)); }
-.fc-answers { border-collapse: collapse; border: 0 !important; width: 100%; margin: 0 !important; align-self: start; }
-.fc-answers tr { border: 0 !important; }
-.fc-answers th, .fc-answers td { border: 0 !important; text-align: left; vertical-align: top; padding: 6px 8px;
-  box-shadow: inset 0 -1px var(--border-color-primary); color: var(--body-text-color); }
-.fc-answers td:first-child, .fc-answers th:first-child { width: 38px; }
-.fc-answers td:nth-child(2) { width: 36%; min-width: 90px; }
-.fc-answers td:nth-child(n+2), .fc-answers th { overflow-wrap: anywhere; }
-.fc-answers tr:hover, .fc-answers tr:focus, .fc-answers tr.fc-lit { background: var(--background-fill-secondary); }
-.fc-answers .fc-number { display: inline-flex; min-width: 22px; height: 22px; border-radius: 11px; padding: 0 3px;
-  font-weight: 700; font-size: 13px; align-items: center; justify-content: center; }
-.fc-answers .fc-open::after { content: "▍"; opacity: .5; }
-.fc-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-/* Galleries: no words on the pictures, and all of them in sight. */
-#fc-examples > label, #fc-seen > label { position: static; border: 0; background: none; box-shadow: none; }
-#fc-examples .grid-wrap, #fc-seen .grid-wrap { min-height: 0; max-height: none; overflow: visible; padding-top: 0; }
-#fc-examples .grid-container, #fc-seen .grid-container { padding-top: 0; grid-auto-rows: auto; }
-#fc-examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
-#fc-examples .caption-label { display: none; }
-#fc-seen .grid-container { grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); }
-#fc-seen .thumbnail-item { aspect-ratio: auto; height: auto; }
-#fc-seen .thumbnail-item > img { height: auto; }
-#fc-seen .caption-label { position: static; max-width: none; border: 0; white-space: normal; }
-#fc-python .cm-content *, #fc-json .cm-content *, #fc-about .token { color: var(--body-text-color) !important; }
-#fc-about pre { overflow: visible; }
-#fc-about pre code { white-space: pre-wrap; overflow-wrap: anywhere; }
-#fc-about th, #fc-about td { padding: 4px 6px; overflow-wrap: normal; word-break: normal; }
-footer, footer * { color: var(--body-text-color) !important; }
-footer .divider:last-child { display: none; }
-.dark .fc-warn { color: #fbbf24 !important; }
-.dark .fc-bad { color: #f87171 !important; }
-@media (max-width: 640px) {
-  .fc-answers th, .fc-answers td { padding: 6px 5px; }
-  .fc-several .fc-answers td:nth-child(2), .fc-several .fc-answers th:nth-child(2) { width: 88px; }
-  #fc-about th, #fc-about td { padding: 2px 3px; font-size: 12px; }
-  #fc-title p { display: block; margin: 0; }
-  #fc-asking { flex-wrap: wrap; }
-  #fc-progress { order: -1; flex-basis: 100%; }
-  footer { margin-bottom: 100px; }
-}
-@media (pointer: coarse), (max-width: 640px) {
-  button, #fc-attributes label, #fc-captions label { min-height: 44px !important;
-    min-width: 44px !important; }
-  .label-wrap { display: flex; align-items: center; }
-  textarea, input[type=number], input[type=range] { min-height: 44px !important; }
-  .tab-like-container { height: auto !important; }
-  .fc-who a, .fc-more { position: relative; }
-  .fc-who a::after, .fc-more::after { content: ""; position: absolute; inset: -13px 0; }
-}
-"""
 
 
 def build_demo(
@@ -517,7 +444,7 @@ def launch_demo(
             mcp_server=False,  # not by a variable of the environment either: see .tools
             footer_links=["api"],
             theme=_THEME,
-            css=_CSS,
+            css=(Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
             app_kwargs={"middleware": [Middleware(Guard)], **added},
         )
     except OSError as error:
