@@ -119,6 +119,7 @@ def ablate(
 
 def _data(texts: list[str], images: list[str] | None) -> dict[str, Any]:
     from ..training.recipes import named_paths
-    from .train import OnError, with_options
+    from .reading import OnError
+    from .train import with_options
 
     return with_options(named_paths(texts, "--data"), images, OnError.stop)

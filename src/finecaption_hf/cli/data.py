@@ -21,13 +21,13 @@ from .reading import (
     Ignore,
     ImageList,
     LabelMap,
+    OnError,
     ResizeMasks,
     StoredOrientation,
     Threshold,
     reading_options,
 )
 from .tables import print_whole
-from .train import OnError
 
 if TYPE_CHECKING:
     from ..data.check import DatasetReport

@@ -1,12 +1,19 @@
 """The options of all commands that read regions: how annotations are read where their files do not say it."""
 
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 _READING = "Reading (where the file does not say it)"
+
+
+class OnError(str, Enum):
+    stop = "raise"
+    skip = "skip"
+
 
 Format = Annotated[
     str | None,

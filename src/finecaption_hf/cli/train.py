@@ -1,7 +1,6 @@
 """`finecaption train`: the stages of training."""
 
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,16 +13,12 @@ from .reading import (
     BoxFormat,
     Ignore,
     LabelMap,
+    OnError,
     ResizeMasks,
     StoredOrientation,
     Threshold,
     reading_options,
 )
-
-
-class OnError(str, Enum):
-    stop = "raise"
-    skip = "skip"
 
 
 def train(
