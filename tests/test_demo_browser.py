@@ -6,7 +6,6 @@ Screenshots go to the folder that FINECAPTION_SCREENSHOTS names; those in docs/ 
 import json
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from axe import violations
+from chromium import CHROMIUM, MARKS, playwright
 from conftest import EXAMPLE_MASK, EXAMPLE_PICTURE
 from demo_server import running_demo
 from PIL import Image
@@ -26,12 +26,7 @@ from finecaption_hf.masks_finecaption import RegionMask, as_mask, decode_mask
 from finecaption_hf.segmentation import read_regions
 
 pytest.importorskip("gradio", reason="gradio (the extra browser) is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install it, or name it in CHROMIUM"),
-]
+pytestmark = MARKS
 # No sandbox: containers lack what it needs. The rest keeps the browser itself from calling home.
 _ARGUMENTS = [
     "--headless",

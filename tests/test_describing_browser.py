@@ -1,14 +1,13 @@
 """The page of `describe` in a real browser. `scripts/test --browser` runs these; they need Chromium and the extra."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe import violations
+from chromium import CHROMIUM, MARKS, playwright
 from describers import StubDescriber
 from PIL import Image
 
@@ -16,12 +15,7 @@ from finecaption_hf.data import open_regions
 from finecaption_hf.describing import DescribeOptions, describe_dataset
 from finecaption_hf.describing.outputs import page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install it, or name it in CHROMIUM"),
-]
+pytestmark = MARKS
 
 LONG_WORD = "x" * 300
 EVIL = "</script><img src=x onerror=document.title='run'><script>document.title='run'</script>"

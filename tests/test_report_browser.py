@@ -1,7 +1,5 @@
 """Reports in a real browser. `scripts/test --browser` runs these; they need Chromium and the extra `browser`."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 import pytest
 from axe import violations
+from chromium import CHROMIUM, MARKS, playwright
 from describers import StubDescriber
 from evaluation_data import box, record, region, score, write_data
 
@@ -16,12 +15,7 @@ from finecaption_hf.data import open_dataset
 from finecaption_hf.evaluation.evaluating import report_on
 from finecaption_hf.evaluation.predicting import run_predictions
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install it, or name it in CHROMIUM"),
-]
+pytestmark = MARKS
 
 LONG_WORD = "x" * 300
 ATTRIBUTES = ("Relative Location with Other Objects", "Clothing, Shoes and Accessories", LONG_WORD[:90])

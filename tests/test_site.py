@@ -1,7 +1,6 @@
 """The documentation site from its folder, in a real browser. `scripts/test --browser` runs these."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,15 +9,11 @@ from typing import Any
 
 import pytest
 from axe import violations
+from chromium import CHROMIUM, MARKS, playwright
 from conftest import ROOT
 
 pytest.importorskip("mkdocs", reason="mkdocs-material (the extra docs) is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the extra browser) is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install it, or name it in CHROMIUM"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
